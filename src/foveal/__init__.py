@@ -1,0 +1,1 @@
+"""foveal: from unlabelled images to a frozen vision backbone that works."""

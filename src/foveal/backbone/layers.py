@@ -1,0 +1,156 @@
+"""The parts of a Vision Transformer block, over packed tokens.
+
+Packed tokens: the tokens of several batches of different sizes as one matrix (T, D). Group g holds B_g images of N_g
+tokens, image after image; groups follow each other. Linear layers and norms run once over all rows; attention runs once
+a group. Source of the block: arXiv 2304.07193, section 4 and appendix; LayerScale: arXiv 2103.17239.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Group(NamedTuple):
+    """One batch inside packed tokens: `num_images` images of `num_tokens` tokens each."""
+
+    num_images: int
+    num_tokens: int
+
+    @property
+    def rows(self) -> int:
+        """Rows this group takes in the packed matrix."""
+        return self.num_images * self.num_tokens
+
+
+def image_of_row(groups: Sequence[Group], device: torch.device) -> Tensor:
+    """Return (T,) int64: the number of the image, counted over all groups, that each packed row belongs to."""
+    num_tokens = torch.tensor([g.num_tokens for g in groups for _ in range(g.num_images)], device=device)
+    return torch.repeat_interleave(torch.arange(len(num_tokens), device=device), num_tokens)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention inside each image; q, k and v are the three row blocks of `qkv`."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, groups: Sequence[Group]) -> Tensor:
+        """Map packed tokens (T, D) to (T, D)."""
+        qkv = self.qkv(x)
+        mixed = [
+            self._mix(part, group)
+            for part, group in zip(qkv.split([g.rows for g in groups]), groups, strict=True)
+        ]
+        return self.proj(mixed[0] if len(mixed) == 1 else torch.cat(mixed))
+
+    def _mix(self, qkv: Tensor, group: Group) -> Tensor:
+        q, k, v = qkv.view(*group, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(group.rows, -1)
+
+
+class MLP(nn.Module):
+    """Linear, GELU (erf), Linear."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (T, D) to (T, D)."""
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class SwiGLU(nn.Module):
+    """w3(silu(gate) * value), where the two halves of w12's output are gate and value (arXiv 2002.05202)."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.w12 = nn.Linear(width, 2 * hidden)
+        self.w3 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (T, D) to (T, D)."""
+        gate, value = self.w12(x).chunk(2, dim=-1)
+        return self.w3(F.silu(gate) * value)
+
+
+class LayerScale(nn.Module):
+    """A learned factor per channel in front of a residual branch."""
+
+    def __init__(self, width: int, init: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((width,), init))
+
+
+class StochasticDepth:
+    """Draws, per residual branch and group, which images keep the branch (arXiv 1603.09382, the efficient form).
+
+    Exactly max(int(B (1 - rate)), 1) of B images keep it, only they are computed, and their branch counts B / kept, so
+    that its expectation is unchanged. Every draw comes from `generator`, so a step's draws are a function of its seed.
+    """
+
+    def __init__(self, rate: float, generator: torch.Generator) -> None:
+        self.rate = rate
+        self.generator = generator
+
+    def draw(self, groups: Sequence[Group], device: torch.device) -> tuple[Tensor, list[Group]]:
+        """Return (factor, kept groups); factor is (images of all groups,): 0 where dropped, else B / kept."""
+        factors, kept_groups = [], []
+        for group in groups:
+            kept = max(int(group.num_images * (1 - self.rate)), 1)
+            factor = torch.zeros(group.num_images)
+            chosen = torch.randperm(group.num_images, generator=self.generator)[:kept]
+            factor[chosen] = group.num_images / kept
+            factors.append(factor)
+            kept_groups.append(Group(kept, group.num_tokens))
+        return torch.cat(factors).to(device), kept_groups
+
+
+class Block(nn.Module):
+    """A pre-norm block: x + gamma1 * attention(norm1(x)), then x + gamma2 * ffn(norm2(x))."""
+
+    def __init__(self, width: int, num_heads: int, *, ffn: str, ffn_hidden: int, layerscale_init: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = Attention(width, num_heads)
+        self.ls1 = LayerScale(width, layerscale_init)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = SwiGLU(width, ffn_hidden) if ffn == "swiglu" else MLP(width, ffn_hidden)
+        self.ls2 = LayerScale(width, layerscale_init)
+
+    def forward(
+        self, x: Tensor, groups: Sequence[Group], *, depth: StochasticDepth | None = None, rows: Tensor | None = None
+    ) -> Tensor:
+        """Map packed tokens (T, D) to (T, D).
+
+        Args:
+            x: (T, D) packed tokens.
+            groups: their shapes.
+            depth: stochastic depth; None runs both branches on every image.
+            rows: (R,) int64, for the last block: return these rows only, and run the feed-forward on nothing else.
+        """
+        images = image_of_row(groups, x.device) if depth else None
+        if depth is None or images is None:
+            x = torch.addcmul(x, self.ls1.gamma, self.attn(self.norm1(x), groups))
+            x = x if rows is None else x.index_select(0, rows)
+            return torch.addcmul(x, self.ls2.gamma, self.mlp(self.norm2(x)))
+        factor, kept_groups = depth.draw(groups, x.device)
+        x = _residual_on(x, factor[images], self.ls1.gamma, lambda kept: self.attn(self.norm1(kept), kept_groups))
+        if rows is not None:
+            x, images = x.index_select(0, rows), images.index_select(0, rows)
+        factor, _ = depth.draw(groups, x.device)
+        return _residual_on(x, factor[images], self.ls2.gamma, lambda kept: self.mlp(self.norm2(kept)))
+
+
+def _residual_on(x: Tensor, factor: Tensor, gamma: Tensor, branch) -> Tensor:  # noqa: ANN001
+    """Add factor * gamma * branch(x) to the rows of x whose factor is not 0; the branch sees only those rows."""
+    kept = factor.nonzero().squeeze(1)
+    out = branch(x.index_select(0, kept)) * gamma * factor[kept, None]
+    return x.index_add(0, kept, out.to(x.dtype))

@@ -1,0 +1,1 @@
+"""One call, `encode(batch)`, over the ways of running a backbone."""

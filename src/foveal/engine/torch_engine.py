@@ -1,0 +1,52 @@
+"""The engine that runs a backbone with PyTorch as it is."""
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from foveal.backbone.vit import Tokens, VisionTransformer
+from foveal.errors import FovealError
+
+Precision = Literal["fp32", "bf16"]
+
+
+class TorchEngine:
+    """Runs a backbone without gradients: normalised images in, float32 tokens out.
+
+    Args:
+        backbone: moved to `device` and set to evaluation mode; not copied.
+        precision: "fp32", or "bf16" for autocast (weights stay float32).
+        device: a torch device.
+
+    Example:
+        >>> from foveal.backbone.variants import backbone_config
+        >>> engine = TorchEngine(VisionTransformer(backbone_config("vit_nano")).init_weights(torch.Generator()))
+        >>> engine.encode(torch.zeros(2, 3, 28, 42)).patches.shape
+        torch.Size([2, 6, 48])
+    """
+
+    def __init__(
+        self, backbone: VisionTransformer, *, precision: Precision = "fp32", device: str | torch.device = "cpu"
+    ) -> None:
+        if precision not in get_args(Precision):
+            raise FovealError(f"precision='{precision}' is not known; choose {' or '.join(get_args(Precision))}")
+        self.device = torch.device(device)
+        self.precision = precision
+        self.backbone = backbone.to(self.device).eval()
+
+    def encode(self, batch: Tensor) -> Tokens:
+        """Return the tokens of the last block after the final norm.
+
+        Args:
+            batch: (B, C, H, W) float32, normalised; H and W multiples of the patch size.
+        """
+        return self.intermediate(batch, 1)[0]
+
+    @torch.inference_mode()
+    def intermediate(self, batch: Tensor, layers: int | Sequence[int], *, norm: bool = True) -> list[Tokens]:
+        """Return the tokens after chosen blocks (the last n, or a list of numbers from 0), in ascending order."""
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+            found = self.backbone.intermediate(batch.to(self.device), layers, norm=norm)
+        return [Tokens(*(part.float() for part in tokens)) for tokens in found]

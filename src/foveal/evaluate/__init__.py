@@ -1,0 +1,1 @@
+"""Frozen evaluation: one file a protocol."""

@@ -1,0 +1,208 @@
+"""Exact nearest neighbours by cosine, in blocks, and the weighted vote of the published kNN protocol.
+
+Shapes: Q queries, N database rows, D width, k neighbours, C classes.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from foveal.errors import FovealError
+
+logger = logging.getLogger(__name__)
+
+
+class Accuracy(NamedTuple):
+    """Shares of test images in 0..1: right at the first class, and among the first five (None below 5 classes)."""
+
+    top1: float
+    top5: float | None
+
+
+def top_k(
+    queries: Tensor, database: Tensor, *, k: int, block_queries: int = 1024, block_database: int = 8192
+) -> tuple[Tensor, Tensor]:
+    """Find the k database rows most similar to each query by cosine, exactly.
+
+    Rows are L2-normalised and multiplied in float64, then rounded to float32: equal rows get equal similarities
+    wherever they stand, so that the answer does not depend on the block sizes. Equal similarities are ordered by the
+    lower index. Memory beyond inputs and outputs is a few times block_queries * block_database numbers.
+
+    Args:
+        queries: (Q, D) float, of any length; a row of zeros has similarity 0 to everything.
+        database: (N, D) float.
+        k: neighbours, 1 to N.
+        block_queries: queries at a time.
+        block_database: database rows at a time.
+
+    Returns:
+        Similarities (Q, k) float32 in falling order, and indices (Q, k) int64 into the database.
+
+    Raises:
+        FovealError: k outside 1..N, widths that differ, or features that are not finite.
+
+    Example:
+        >>> top_k(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0], [3.0, 0.0], [1.0, 1.0]]), k=2)[1]
+        tensor([[1, 2]])
+    """
+    _check_pair(queries, database)
+    if not 1 <= k <= len(database):
+        raise FovealError(f"k={k} neighbours of a database of {len(database)} rows; choose k from 1 to {len(database)}")
+    found = [_top_k_of_block(block, database, k, block_database) for block in queries.split(block_queries)]
+    keys = torch.cat(found)
+    return _similarity_of(keys), _index_of(keys)
+
+
+def knn_vote(
+    similarities: Tensor, neighbour_labels: Tensor, *, num_classes: int, ks: Sequence[int], temperature: float = 0.07
+) -> dict[int, Tensor]:
+    """Score classes by the weighted vote of the nearest neighbours.
+
+    Weights are softmax(similarity / temperature) over the max(ks) nearest; the score of a class for k is the sum of the
+    weights of those of the first k neighbours that carry it. Source: arXiv 2104.14294, appendix F, as evaluated by
+    DINOv2 (one softmax over the largest k, shared by the smaller ones).
+
+    Args:
+        similarities: (Q, K) float in falling order, K >= max(ks).
+        neighbour_labels: (Q, K) int64 in 0..num_classes - 1.
+        num_classes: C.
+        ks: numbers of neighbours that vote.
+        temperature: of the softmax, > 0.
+
+    Returns:
+        For each k the scores (Q, C), float32.
+    """
+    largest = max(ks)
+    if min(ks) < 1 or largest > similarities.shape[1]:
+        raise FovealError(f"ks={tuple(ks)} with {similarities.shape[1]} neighbours given; choose from 1 to that number")
+    if temperature <= 0:
+        raise FovealError(f"temperature={temperature}; it must be above 0 (the published protocol uses 0.07)")
+    weights = (similarities[:, :largest] / temperature).softmax(dim=1)
+    empty = weights.new_zeros(len(weights), num_classes)
+    return {k: empty.scatter_add(1, neighbour_labels[:, :k], weights[:, :k]) for k in ks}
+
+
+def knn_accuracy(
+    train_features: Tensor,
+    train_labels: Tensor,
+    test_features: Tensor,
+    test_labels: Tensor,
+    *,
+    ks: Sequence[int] = (10, 20, 100, 200),
+    temperature: float = 0.07,
+    block_queries: int = 1024,
+) -> dict[int, Accuracy]:
+    """Classify test features by their nearest train features and return the accuracy for each k.
+
+    Classes with equal scores are ordered by the lower number. A k above the number of train features is left out with a
+    warning; the result may therefore be empty.
+
+    Args:
+        train_features: (N, D) float.
+        train_labels: (N,) int64, from 0.
+        test_features: (Q, D) float.
+        test_labels: (Q,) int64.
+        ks: numbers of neighbours.
+        temperature: see `knn_vote`.
+        block_queries: test features at a time.
+    """
+    _check_labelled("train", train_features, train_labels)
+    _check_labelled("test", test_features, test_labels)
+    usable = sorted({k for k in ks if k <= len(train_features)})
+    if left_out := sorted(set(ks) - set(usable)):
+        logger.warning(
+            "kNN: %d values of k left out %s: only %d train images", len(left_out), left_out, len(train_features)
+        )
+    if not usable:
+        return {}
+    num_classes = 1 + int(max(train_labels.max(), test_labels.max()))
+    ranks: dict[int, list[Tensor]] = {k: [] for k in usable}
+    for start in range(0, len(test_features), block_queries):
+        block = slice(start, start + block_queries)
+        similarities, indices = top_k(test_features[block], train_features, k=usable[-1], block_queries=block_queries)
+        scores = knn_vote(
+            similarities, train_labels[indices], num_classes=num_classes, ks=usable, temperature=temperature
+        )
+        for k in usable:
+            ranks[k].append(_rank_of(scores[k], test_labels[block]))
+    return {k: _accuracy(torch.cat(ranks[k]), num_classes) for k in usable}
+
+
+def _top_k_of_block(queries: Tensor, database: Tensor, k: int, block_database: int) -> Tensor:
+    """Return (q, k) keys in falling order, merging the database block by block."""
+    queries = _unit_rows(queries)
+    best = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
+    for first, block in _blocks(database, block_database):
+        keys = _keys((queries @ _unit_rows(block).T).float(), first)
+        candidates = torch.cat([best, keys], dim=1)
+        best = candidates.topk(min(k, candidates.shape[1]), dim=1).values
+    return best
+
+
+def _blocks(database: Tensor, size: int) -> Iterator[tuple[int, Tensor]]:
+    for first in range(0, len(database), size):
+        yield first, database[first : first + size]
+
+
+def _unit_rows(x: Tensor) -> Tensor:
+    if not x.isfinite().all():
+        raise FovealError(
+            "features hold NaN or infinity; the model that made them has diverged, use an earlier checkpoint"
+        )
+    return F.normalize(x.double(), dim=1)
+
+
+# A key is one int64 that sorts by similarity, then by lower index: the bits of the float32 similarity, made monotonic,
+# above the inverted index. Keys are unique, so topk has no ties to break.
+_LOW = 2**32 - 1
+
+
+def _keys(similarities: Tensor, first_index: int) -> Tensor:
+    bits = (similarities + 0.0).view(torch.int32)  # + 0.0 makes one zero of two
+    monotonic = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()
+    index = torch.arange(first_index, first_index + similarities.shape[1], device=bits.device)
+    return monotonic << 32 | _LOW - index
+
+
+def _similarity_of(keys: Tensor) -> Tensor:
+    monotonic = (keys >> 32).int()
+    return torch.where(monotonic < 0, monotonic ^ 0x7FFFFFFF, monotonic).view(torch.float32)
+
+
+def _index_of(keys: Tensor) -> Tensor:
+    return _LOW - (keys & _LOW)
+
+
+def _rank_of(scores: Tensor, labels: Tensor) -> Tensor:
+    """Return (Q,) how many classes stand before the true one; equal scores stand by the lower class."""
+    true = scores.gather(1, labels[:, None])
+    lower = torch.arange(scores.shape[1], device=scores.device) < labels[:, None]
+    return ((scores > true) | ((scores == true) & lower)).sum(dim=1)
+
+
+def _accuracy(ranks: Tensor, num_classes: int) -> Accuracy:
+    def share(limit: int) -> float:
+        return float((ranks < limit).double().mean())
+
+    return Accuracy(share(1), share(5) if num_classes >= 5 else None)
+
+
+def _check_pair(queries: Tensor, database: Tensor) -> None:
+    if queries.ndim != 2 or database.ndim != 2 or queries.shape[1] != database.shape[1]:
+        raise FovealError(
+            f"queries {tuple(queries.shape)} and database {tuple(database.shape)} do not fit; "
+            "both must be (rows, width) with the same width"
+        )
+
+
+def _check_labelled(name: str, features: Tensor, labels: Tensor) -> None:
+    if len(features) != len(labels) or len(labels) == 0:
+        raise FovealError(
+            f"{len(features)} {name} features with {len(labels)} labels; give one label for each, at least one"
+        )
+    if int(labels.min()) < 0:
+        raise FovealError(f"{name} labels hold {int(labels.min())}; number the classes from 0")

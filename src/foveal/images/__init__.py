@@ -1,0 +1,1 @@
+"""Bytes to arrays: image sets, safe decoding and evaluation transforms."""

@@ -1,0 +1,263 @@
+"""The only door through which image bytes enter: limits first, then pixels, upright RGB uint8."""
+
+import io
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    JpegImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+from foveal.errors import BadImageError
+from foveal.images import jpeg
+from foveal.images.colour import orientation_of, pillow_to_rgb, swaps_sides, upright
+
+# The plugin classes are called directly: Image.open would try other formats too and hide why a file was refused.
+_PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
+    "JPEG": JpegImagePlugin.JpegImageFile,
+    "PNG": PngImagePlugin.PngImageFile,
+    "WEBP": WebPImagePlugin.WebPImageFile,
+    "BMP": BmpImagePlugin.BmpImageFile,
+    "TIFF": TiffImagePlugin.TiffImageFile,
+    "GIF": GifImagePlugin.GifImageFile,
+    "PPM": PpmImagePlugin.PpmImageFile,
+}
+ALLOWED_FORMATS = tuple(_PLUGINS)
+
+_MAGIC = {
+    b"\xff\xd8\xff": "JPEG",
+    b"\x89PNG\r\n\x1a\n": "PNG",
+    b"BM": "BMP",
+    b"II*\x00": "TIFF",
+    b"MM\x00*": "TIFF",
+    b"II+\x00": "TIFF",
+    b"MM\x00+": "TIFF",
+    b"GIF87a": "GIF",
+    b"GIF89a": "GIF",
+    b"8BPS": "Photoshop",
+    b"%PDF": "PDF",
+    b"\x00\x00\x01\x00": "ICO",
+    b"\x00\x00\x00\x0cjP  ": "JPEG 2000",
+    b"\xff\x4f\xff\x51": "JPEG 2000",
+    b"\xff\x0a": "JPEG XL",
+    b"\x00\x00\x00\x0cJXL ": "JPEG XL",
+}
+
+
+@dataclass(frozen=True)
+class DecodeLimits:
+    """What one image may cost. Checked from the header, before any pixel is decoded.
+
+    Attributes:
+        max_bytes: size of the file, bytes.
+        max_pixels: width times height as the header claims them; guards against decompression bombs.
+        max_scans: scans of a JPEG; encoders write 1 (baseline) to about 12 (progressive), and each costs a pass.
+    """
+
+    max_bytes: int = 256 * 1024 * 1024
+    max_pixels: int = 100_000_000
+    max_scans: int = 50
+
+
+DEFAULT_LIMITS = DecodeLimits()
+
+
+def decode(data: bytes, *, limits: DecodeLimits = DEFAULT_LIMITS, min_short_side: int | None = None) -> np.ndarray:
+    """Decode one image to upright RGB.
+
+    The first frame of an animation and the first page of a TIFF are taken. What becomes of grey, 16-bit, palette,
+    transparent and CMYK images is listed at `foveal.images.colour.pillow_to_rgb`; EXIF orientation is applied.
+    Common JPEGs are decoded by simplejpeg where it is installed, everything else by Pillow.
+
+    Args:
+        data: the bytes of one file, in one of `ALLOWED_FORMATS`.
+        limits: what the image may cost.
+        min_short_side: where given, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size (a multiple faster for large
+            photographs) as long as its short side stays at least this many pixels. Other formats come in full size.
+
+    Returns:
+        (H, W, 3) uint8, C-contiguous, owned by the caller.
+
+    Raises:
+        BadImageError: with a stable reason: "empty", "too_many_bytes", "unknown_format", "format_not_allowed",
+            "too_many_pixels", "too_many_scans", "unsupported_pixels", "truncated", "corrupt".
+
+    Example:
+        >>> decode(b"P6 2 1 255 \\xff\\x00\\x00\\x00\\x00\\xff").tolist()
+        [[[255, 0, 0], [0, 0, 255]]]
+    """
+    format_name = _check_format(data, limits)
+    with _border(format_name, limits):
+        if format_name == "JPEG":
+            return _decode_jpeg(data, limits, min_short_side)
+        with _open(data, format_name) as image:
+            return _upright_rgb(image, limits)
+
+
+def from_pillow(image: Image.Image, *, limits: DecodeLimits = DEFAULT_LIMITS) -> np.ndarray:
+    """Return a Pillow image that the caller opened or made as (H, W, 3) uint8 upright RGB, by the rules of `decode`.
+
+    Raises:
+        BadImageError: "too_many_pixels", "unsupported_pixels", "truncated" or "corrupt" (Pillow decodes at first use).
+    """
+    with _border("Pillow image", limits):
+        return _upright_rgb(image, limits)
+
+
+def _upright_rgb(image: Image.Image, limits: DecodeLimits) -> np.ndarray:
+    _check_pixels(*image.size, limits)
+    image.load()
+    orientation = orientation_of(image.getexif())  # after load(): the TIFF plugin turns the pixels there itself
+    return upright(pillow_to_rgb(image), orientation=orientation)
+
+
+def read_size(data: bytes, *, limits: DecodeLimits = DEFAULT_LIMITS) -> tuple[int, int]:
+    """Return (width, height) in pixels as `decode` would give them (upright), from the header alone.
+
+    Raises:
+        BadImageError: as `decode`; damage beyond the header is not seen here.
+    """
+    format_name = _check_format(data, limits)
+    with _border(format_name, limits):
+        if format_name == "JPEG":
+            header = jpeg.read_header(data)
+            width, height, orientation = header.width, header.height, header.orientation
+        else:
+            with _open(data, format_name) as image:
+                width, height = image.size
+                # The TIFF plugin reports the upright size already.
+                orientation = 1 if format_name == "TIFF" else orientation_of(image.getexif())
+        _check_pixels(width, height, limits)
+        return (height, width) if swaps_sides(orientation) else (width, height)
+
+
+def _decode_jpeg(data: bytes, limits: DecodeLimits, min_short_side: int | None) -> np.ndarray:
+    header = jpeg.read_header(data)
+    _check_pixels(header.width, header.height, limits)
+    if jpeg.exceeds_scans(data, header=header, max_scans=limits.max_scans):
+        raise BadImageError(
+            "too_many_scans",
+            f"this JPEG has more than {limits.max_scans} scans; save it again, or raise DecodeLimits.max_scans",
+        )
+    shrink = jpeg.reduction(header.width, header.height, min_short_side=min_short_side)
+    pixels = jpeg.decode_fast(data, header=header, shrink=shrink)
+    if pixels is None:
+        with _open(data, "JPEG") as image:
+            _check_pixels(*image.size, limits)
+            if shrink > 1:
+                image.draft(image.mode, (image.width // shrink, image.height // shrink))
+            pixels = pillow_to_rgb(image)
+    return upright(pixels, orientation=header.orientation)
+
+
+def _open(data: bytes, format_name: str) -> ImageFile.ImageFile:
+    return _PLUGINS[format_name](io.BytesIO(data))
+
+
+def _check_format(data: bytes, limits: DecodeLimits) -> str:
+    if not data:
+        raise BadImageError("empty", "the image has 0 bytes; copy or download it again")
+    if len(data) > limits.max_bytes:
+        raise BadImageError(
+            "too_many_bytes",
+            f"the image has {len(data)} bytes, allowed are {limits.max_bytes}; "
+            "shrink it, or raise DecodeLimits.max_bytes",
+        )
+    format_name = _sniff(data)
+    allowed = ", ".join(ALLOWED_FORMATS)
+    if format_name is None:
+        raise BadImageError("unknown_format", f"the bytes start with {data[:8]!r}, which is none of {allowed}")
+    if format_name not in _PLUGINS:
+        raise BadImageError("format_not_allowed", f"{format_name} is not read; convert the image to one of {allowed}")
+    return format_name
+
+
+def _sniff(data: bytes) -> str | None:
+    """Name the format from its first bytes; the file's name is never asked."""
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WEBP"
+    if data[:1] == b"P" and data[1:2] in b"123456" and data[2:3].isspace():
+        return "PPM"
+    if data[4:8] == b"ftyp":
+        return "AVIF, HEIC or video"
+    return next((name for magic, name in _MAGIC.items() if data.startswith(magic)), None)
+
+
+def _check_pixels(width: int, height: int, limits: DecodeLimits) -> None:
+    if width * height > limits.max_pixels:
+        raise BadImageError(
+            "too_many_pixels",
+            f"the header says {width} x {height} pixels, allowed are {limits.max_pixels} in all; "
+            "shrink the image, or raise DecodeLimits.max_pixels",
+        )
+
+
+@contextmanager
+def _border(format_name: str, limits: DecodeLimits) -> Iterator[None]:
+    """Let nothing but BadImageError out of the decoding of one image, whatever Pillow throws at damaged bytes."""
+    try:
+        with _strict_pillow(max_pixels=limits.max_pixels):
+            yield
+    except BadImageError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise BadImageError(
+            "too_many_pixels", f"{error}; shrink the image, or raise DecodeLimits.max_pixels"
+        ) from error
+    except Exception as error:  # the border "decoding one sample"; the caller counts by reason
+        cut = isinstance(error, EOFError) or "truncated" in str(error).lower()
+        reason = "truncated" if cut else "corrupt"
+        detail = f"{type(error).__name__}: {error}"
+        raise BadImageError(reason, f"this {format_name} is {reason} ({detail}); copy or download it again") from error
+
+
+class _StrictPillow:
+    """Shield decoding from Pillow's process-wide switches and from its warnings, and put all back afterwards.
+
+    ImageFile.LOAD_TRUNCATED_IMAGES, where somebody set it, would pass off half an image as a whole one, and
+    Image.MAX_IMAGE_PIXELS would refuse or warn by another limit than ours. These and the warning filters are
+    process-wide, so threads that decode at the same time share one saved copy: the first one in saves, the last
+    one out restores.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._num_users = 0
+        self._restore = ExitStack()
+
+    @contextmanager
+    def __call__(self, *, max_pixels: int) -> Iterator[None]:
+        with self._lock:
+            if self._num_users == 0:
+                self._save()
+            self._num_users += 1
+            Image.MAX_IMAGE_PIXELS = max_pixels
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._num_users -= 1
+                if self._num_users == 0:
+                    self._restore.close()
+
+    def _save(self) -> None:
+        self._restore.callback(setattr, ImageFile, "LOAD_TRUNCATED_IMAGES", ImageFile.LOAD_TRUNCATED_IMAGES)
+        self._restore.callback(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+        self._restore.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        ImageFile.LOAD_TRUNCATED_IMAGES = False
+
+
+_strict_pillow = _StrictPillow()

@@ -1,0 +1,1 @@
+"""The terms of the DINOv2 objective, as functions of tensors."""

@@ -1,0 +1,1 @@
+"""Self-supervised pretraining: views, masks, the step and the loop around it."""

@@ -1,0 +1,146 @@
+"""From image numbers to micro-batches of views: the same bytes whatever the number of workers."""
+
+import os
+import signal
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from foveal.errors import BadImageError, ImageSetError
+from foveal.images.imageset import ImageSet
+from foveal.pretrain.masks import make_masks
+from foveal.pretrain.recipe import Recipe
+from foveal.pretrain.sampler import batch_indices, replacement
+from foveal.pretrain.step import Batch
+from foveal.pretrain.views import Views, make_views
+
+_MAX_ATTEMPTS = 100
+
+
+class BadImage(NamedTuple):
+    """An image that was skipped: its number in the set, and why."""
+
+    index: int
+    reason: str
+    message: str
+
+
+class RawBatch(NamedTuple):
+    """A micro-batch of B images as the workers make it.
+
+    global_crops: (2 B, S, S, 3) uint8, first crops of all images, then second; local_crops: (V B, s, s, 3), crop after
+    crop; masks: (2 B, P) bool; bad: the images that were replaced.
+    """
+
+    global_crops: Tensor
+    local_crops: Tensor
+    masks: Tensor
+    bad: list[BadImage]
+
+
+class MicroBatches(Dataset[RawBatch]):
+    """Micro-batch number n of a run, as a pure function of the recipe, the image set and n.
+
+    A step holds batch_size / micro_batch_size of them, so n counts on through the steps.
+    """
+
+    def __init__(self, images: ImageSet, recipe: Recipe) -> None:
+        self.images = images
+        self.recipe = recipe
+        self._threads: ThreadPoolExecutor | None = None
+
+    def __getitem__(self, number: int) -> RawBatch:
+        """Return micro-batch `number`, counted from the start of the run."""
+        recipe = self.recipe
+        epochs, indices = batch_indices(
+            number, batch_size=recipe.micro_batch, num_images=len(self.images), seed=recipe.seed
+        )
+        made = list(self._map(zip(epochs.tolist(), indices.tolist(), strict=True)))
+        views = [item[0] for item in made]
+        step, group = divmod(number, recipe.batch_size // recipe.micro_batch)
+        grid = recipe.views.global_size // recipe.backbone.patch_size
+        masks = make_masks(
+            num_images=2 * len(views),
+            grid_h=grid,
+            grid_w=grid,
+            seed=recipe.seed,
+            step=step,
+            group=group,
+            mask_probability=recipe.masks.probability,
+            ratio_min=recipe.masks.ratio_min,
+            ratio_max=recipe.masks.ratio_max,
+        )
+        return RawBatch(
+            _crop_major([view.global_crops for view in views]),
+            _crop_major([view.local_crops for view in views]),
+            torch.from_numpy(masks),
+            [bad for item in made for bad in item[1]],
+        )
+
+    def _map(self, samples: Iterable[tuple[int, int]]) -> Iterable[tuple[Views, list[BadImage]]]:
+        """Make the samples' views: in this worker's one thread, or on every core when there are no workers."""
+        if torch.utils.data.get_worker_info() is not None or os.cpu_count() == 1:
+            return map(self._sample, samples)
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="views")
+        return self._threads.map(self._sample, samples)
+
+    def _sample(self, sample: tuple[int, int]) -> tuple[Views, list[BadImage]]:
+        """Return the views of one slot; an unreadable image is replaced by a function of (seed, epoch, index, attempt)."""
+        epoch, index = sample
+        seed, bad = self.recipe.seed, []
+        chosen = index
+        for attempt in range(_MAX_ATTEMPTS):
+            try:
+                image = self.images.decode(chosen)
+                return make_views(image, settings=self.recipe.views, seed=seed, epoch=epoch, index=chosen), bad
+            except BadImageError as error:
+                bad.append(BadImage(chosen, error.reason, str(error)))
+            chosen = replacement(index, attempt, num_images=len(self.images), seed=seed, epoch=epoch)
+        raise ImageSetError(
+            f"{_MAX_ATTEMPTS} images in a row cannot be used, the last one because: {bad[-1].message}; check the image set"
+        )
+
+
+def micro_batches(images: ImageSet, recipe: Recipe, *, start: int, end: int) -> DataLoader[RawBatch]:
+    """Return an iterable over micro-batches start .. end - 1, made by `recipe.num_workers` processes (0: this one)."""
+    return DataLoader(
+        MicroBatches(images, recipe),
+        batch_size=None,
+        sampler=range(start, end),
+        num_workers=recipe.num_workers,
+        prefetch_factor=4 if recipe.num_workers else None,
+        worker_init_fn=_quiet_worker,
+        generator=torch.Generator().manual_seed(0),  # else the loader would draw from the global one
+    )
+
+
+def to_batch(raw: RawBatch, *, mean: list[float], std: list[float], device: torch.device) -> Batch:
+    """Move a micro-batch to the device and normalise its crops to float32 (B, C, H, W)."""
+    return Batch(
+        _normalise(raw.global_crops.to(device, non_blocking=True), mean, std),
+        _normalise(raw.local_crops.to(device, non_blocking=True), mean, std),
+        raw.masks.to(device),
+    )
+
+
+def _normalise(crops: Tensor, mean: list[float], std: list[float]) -> Tensor:
+    factor = torch.tensor([1 / (255 * s) for s in std], device=crops.device).view(1, -1, 1, 1)
+    offset = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=crops.device).view(1, -1, 1, 1)
+    channels_first = crops.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+    return channels_first.mul_(factor).add_(offset)
+
+
+def _crop_major(crops: list[np.ndarray]) -> Tensor:
+    """(V, S, S, 3) of each image -> (V B, S, S, 3), crop after crop."""
+    stacked = np.stack(crops, axis=1)
+    return torch.from_numpy(stacked.reshape(-1, *stacked.shape[2:]))
+
+
+def _quiet_worker(_worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process decides what Ctrl-C means

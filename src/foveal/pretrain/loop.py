@@ -1,0 +1,361 @@
+"""The pretraining loop: from a recipe to a run folder with a model in it."""
+
+import ctypes
+import logging
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from foveal import __version__
+from foveal.backbone.weights import Card, check_tensors, save_model
+from foveal.errors import DivergedError, RecipeError, RunError, WeightsError
+from foveal.images.imageset import ImageSet
+from foveal.images.ledger import BadImageLedger
+from foveal.images.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from foveal.pretrain.checkpoint import load_newest, save_checkpoint
+from foveal.pretrain.loader import RawBatch, micro_batches, to_batch
+from foveal.pretrain.optimizer import adamw, clip_each, parameter_groups, set_rates
+from foveal.pretrain.probe import KNNProbe
+from foveal.pretrain.recipe import Recipe
+from foveal.pretrain.run import CHECKPOINTS, LEDGER, MODEL, RunFolder
+from foveal.pretrain.schedules import linear_then_constant, warmup_cosine
+from foveal.pretrain.step import EMA, Centers, Network, accumulate_gradients, is_finite
+
+_MAX_SKIPPED_IN_A_ROW = 10
+_DEPTH_STREAM = 3  # keeps the draws of stochastic depth apart from those of views and masks
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a listener hears after each step."""
+
+    step: int
+    total_steps: int
+    images_per_s: float
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a call of `pretrain` ended: the run folder, finished steps, and the signal that stopped it, if one did."""
+
+    run: Path
+    step: int
+    stopped_by: int | None
+
+
+def pretrain(
+    recipe: Recipe, *, stop_after: int | None = None, listener: Callable[[Progress], None] | None = None
+) -> Outcome:
+    """Pretrain a backbone, or continue a run that was interrupted.
+
+    The next step after an interruption is computed from the newest intact checkpoint; data order, crops, masks and
+    stochastic depth are functions of (seed, step), so on one CPU thread the continued run equals the uninterrupted one
+    to the last bit. SIGINT and SIGTERM finish the step, save and return; a second signal stops at once.
+
+    Args:
+        recipe: what to do; `recipe.out` is the run folder.
+        stop_after: save and return after so many steps of this call; the schedules do not change.
+        listener: called after each step.
+
+    Raises:
+        RunError: the run folder is another run's, or in use.
+        ImageSetError: no images, or more unusable ones than `max_bad_share`.
+        CheckpointError: a checkpoint cannot be written (earlier ones stay) or none is intact.
+        DivergedError: too many steps in a row were not finite.
+    """
+    images = ImageSet.open(recipe.images)
+    folder = RunFolder(recipe, images_hash=images.hash)
+    try:
+        trainer = Trainer(recipe, folder=folder, images=images)
+        trainer.resume()
+        with _caught_signals() as caught, _freed_memory_kept():
+            return trainer.run(stop_after=stop_after, listener=listener, caught=caught)
+    finally:
+        folder.close()
+
+
+def build_networks(recipe: Recipe, device: torch.device | str = "cpu") -> tuple[Network, Network]:
+    """Return the untrained student and teacher of a recipe: equal weights drawn from its seed, the teacher frozen."""
+    ibot = recipe.heads.ibot.size() if recipe.heads.ibot else None
+    student, teacher = (Network(recipe.backbone, dino=recipe.heads.dino.size(), ibot=ibot) for _ in range(2))
+    student.init_weights(torch.Generator().manual_seed(recipe.seed))
+    teacher.load_state_dict(student.state_dict())
+    return student.to(device), teacher.to(device).requires_grad_(False).eval()
+
+
+def model_card(recipe: Recipe, *, step: int, images_hash: str) -> Card:
+    """Return the card of the model that a recipe makes after `step` steps."""
+    crop = recipe.features.crop_size or recipe.views.global_size
+    return Card(
+        name=f"{recipe.backbone.variant}/{recipe.backbone.patch_size}",
+        backbone=recipe.backbone,
+        mean=list(IMAGENET_MEAN),
+        std=list(IMAGENET_STD),
+        crop_size=crop,
+        resize_size=recipe.features.resize_size or round(crop * 256 / 224),
+        licence="your own: trained from scratch by foveal on the images named in lineage",
+        lineage={
+            "made_by": f"foveal {__version__} pretrain",
+            "images": images_hash,
+            "steps": step,
+            "recipe": recipe.model_dump(mode="json", exclude={"out", "images"}),
+        },
+    )
+
+
+class Trainer:
+    """The state of one run: networks, optimizer, centres, step."""
+
+    def __init__(self, recipe: Recipe, *, folder: RunFolder, images: ImageSet) -> None:
+        self.recipe, self.folder, self.images = recipe, folder, images
+        self.device = _device(recipe.device)
+        self.student, self.teacher = build_networks(recipe, self.device)
+        self.optimizer = adamw(
+            parameter_groups(
+                self.student,
+                depth=recipe.backbone.depth,
+                layer_decay=recipe.optimizer.layer_decay,
+                patch_embed_lr_multiplier=recipe.optimizer.patch_embed_lr_multiplier,
+            ),
+            betas=(recipe.optimizer.beta1, recipe.optimizer.beta2),
+        )
+        self.ema = EMA(self.teacher, self.student)
+        ibot = recipe.heads.ibot or recipe.heads.dino
+        self.centers = Centers(
+            torch.zeros(recipe.heads.dino.num_prototypes, device=self.device),
+            torch.zeros(ibot.num_prototypes, device=self.device),
+        )
+        self.ledger = BadImageLedger(
+            folder.path / LEDGER, num_images=len(images), max_share=recipe.max_bad_share
+        )
+        self.probe = KNNProbe(recipe.knn, device=self.device) if recipe.knn else None
+        self.step = 0
+        self.skipped: list[int] = []
+
+    def resume(self) -> None:
+        """Continue from the newest intact checkpoint, if there is one."""
+        found = load_newest(self.folder.path / CHECKPOINTS)
+        if found is not None:
+            tensors, state = found
+            self._restore(tensors)
+            self.step, self.skipped = state["step"], state["skipped"]
+            logger.info("continuing %s at step %d", self.folder.path, self.step)
+        self.folder.keep_metrics_before(self.step)
+
+    def run(
+        self, *, stop_after: int | None, listener: Callable[[Progress], None] | None, caught: list[int]
+    ) -> Outcome:
+        """Train until the last step, `stop_after` steps, or a signal; save; return how it ended."""
+        recipe = self.recipe
+        last = min(recipe.total_steps, self.step + stop_after) if stop_after else recipe.total_steps
+        per_step = recipe.batch_size // recipe.micro_batch
+        raw = iter(micro_batches(self.images, recipe, start=self.step * per_step, end=last * per_step))
+        if self.step == 0 and self.probe:
+            self.folder.log({"step": -1, **self.probe(self.teacher.backbone, self.card())})
+        saved = -1
+        while self.step < last and not caught:
+            started = time.perf_counter()
+            metrics = self.train_step(list(islice(raw, per_step)))
+            metrics["images_per_s"] = recipe.batch_size / (time.perf_counter() - started)
+            self.step += 1
+            if self.probe and (self.step % self.probe.every_steps == 0 or self.step == recipe.total_steps):
+                metrics |= self.probe(self.teacher.backbone, self.card())
+            if self.step % recipe.log_every_steps == 0 or self.step == last or "knn" in metrics:
+                self.folder.log({"step": self.step - 1, **metrics})
+            if listener:
+                listener(Progress(self.step, recipe.total_steps, metrics["images_per_s"], metrics))
+            if self.step % recipe.checkpoints.every_steps == 0:
+                saved = self.save()
+        if saved != self.step:
+            self.save()
+        return Outcome(self.folder.path, self.step, caught[0] if caught else None)
+
+    def train_step(self, raw: list[RawBatch]) -> dict[str, float]:
+        """Run one optimizer update on the micro-batches of a step; nothing changes when it is not finite."""
+        rates = self.rates(self.step)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = self._accumulate(raw, rates["teacher_temperature"])
+        norms = clip_each(self.student, self.recipe.optimizer.clip)
+        metrics = {name: value.item() for name, value in losses.items()}
+        metrics |= {f"grad_norm_{name}": value.item() for name, value in norms.items()} | rates
+        if not is_finite(losses, norms):
+            self._skip()
+            return metrics | {"skipped": 1.0}
+        set_rates(
+            self.optimizer,
+            lr=rates["lr"],
+            weight_decay=rates["weight_decay"],
+            last_layer_lr=rates["last_layer_lr"],
+        )
+        self.optimizer.step()
+        self.centers.commit()
+        self.ema.update(rates["teacher_momentum"])
+        return metrics
+
+    def _accumulate(self, raw: list[RawBatch], temperature: float) -> dict[str, Tensor]:
+        """Add the gradients of every micro-batch; return the mean losses."""
+        recipe, total = self.recipe, dict[str, Tensor]()
+        for number, micro in enumerate(raw):
+            for bad in micro.bad:
+                self.ledger.record(self.images.uri(bad.index), bad.reason, bad.message)
+            batch = to_batch(micro, mean=list(IMAGENET_MEAN), std=list(IMAGENET_STD), device=self.device)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+                losses = accumulate_gradients(
+                    self.student,
+                    self.teacher,
+                    batch,
+                    settings=recipe.objective.settings(),
+                    centers=self.centers,
+                    teacher_temperature=temperature,
+                    generator=_generator(recipe.seed, _DEPTH_STREAM, self.step, number),
+                    share=1 / len(raw),
+                )
+            total = {name: total.get(name, 0) + value / len(raw) for name, value in losses.items()}
+        return total
+
+    def _skip(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        self.centers.discard()
+        self.skipped.append(self.step)
+        logger.warning("step %d is not finite and was skipped (%d so far)", self.step, len(self.skipped))
+        if self.skipped[-_MAX_SKIPPED_IN_A_ROW:] == list(range(self.step - _MAX_SKIPPED_IN_A_ROW + 1, self.step + 1)):
+            raise DivergedError(
+                f"{_MAX_SKIPPED_IN_A_ROW} steps in a row were not finite, the last one {self.step}; the newest checkpoint "
+                "is from before. Start again with a lower optimizer.base_lr, or precision=fp32"
+            )
+
+    def rates(self, step: int) -> dict[str, float]:
+        """Return every scheduled value of a step."""
+        recipe, optimizer, teacher = self.recipe, self.recipe.optimizer, self.recipe.teacher
+        total = recipe.total_steps
+        lr = warmup_cosine(
+            step, base=recipe.lr, final=optimizer.min_lr, total_steps=total, warmup_steps=optimizer.warmup_steps
+        )
+        return {
+            "lr": lr,
+            "last_layer_lr": 0.0 if step < optimizer.freeze_last_layer_steps else lr,
+            "weight_decay": warmup_cosine(
+                step, base=optimizer.weight_decay_start, final=optimizer.weight_decay_end, total_steps=total
+            ),
+            "teacher_momentum": warmup_cosine(
+                step, base=teacher.momentum_start, final=teacher.momentum_end, total_steps=total
+            ),
+            "teacher_temperature": linear_then_constant(
+                step,
+                start=teacher.temperature_start,
+                end=teacher.temperature_end,
+                warmup_steps=teacher.temperature_warmup_steps,
+            ),
+        }
+
+    def card(self) -> Card:
+        """Return the card of the model as it is now."""
+        return model_card(self.recipe, step=self.step, images_hash=self.images.hash)
+
+    def save(self) -> int:
+        """Write a checkpoint and, from it, the model folder; return the step."""
+        save_checkpoint(
+            self.folder.path / CHECKPOINTS,
+            step=self.step,
+            tensors=self._tensors(),
+            state={"skipped": self.skipped},
+            keep=self.recipe.checkpoints.keep,
+        )
+        heads = {k: v for k, v in self.teacher.state_dict().items() if not k.startswith("backbone.")}
+        try:
+            save_model(self.folder.path / MODEL, self.teacher.backbone, self.card(), heads=heads)
+        except WeightsError as error:
+            raise RunError(f"{error}. The checkpoint of step {self.step} is safe: run the same command again") from error
+        return self.step
+
+    def _tensors(self) -> dict[str, dict[str, Tensor]]:
+        return {
+            "student": dict(self.student.state_dict()),
+            "teacher": dict(self.teacher.state_dict())
+            | {"centers.dino": self.centers.dino, "centers.ibot": self.centers.ibot},
+            "optimizer": {
+                f"{name}.{key}": value
+                for name, parameter in self.student.named_parameters()
+                for key, value in self.optimizer.state[parameter].items()
+            },
+        }
+
+    def _restore(self, tensors: dict[str, dict[str, Tensor]]) -> None:
+        where = str(self.folder.path / CHECKPOINTS)
+        teacher = tensors["teacher"]
+        self.centers = Centers(*(teacher.pop(f"centers.{name}").to(self.device) for name in ("dino", "ibot")))
+        self.student.load_state_dict(check_tensors(tensors["student"], self.student.state_dict(), where=where))
+        self.teacher.load_state_dict(check_tensors(teacher, self.teacher.state_dict(), where=where))
+        parameters = dict(self.student.named_parameters())
+        for full_name, value in tensors["optimizer"].items():
+            name, _, key = full_name.rpartition(".")
+            self.optimizer.state[parameters[name]][key] = value.to(self.device)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise RecipeError(f"device={name} cannot be used: {str(error).splitlines()[0]}; use auto, cpu or cuda") from error
+
+
+def _generator(*key: int) -> torch.Generator:
+    seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    return torch.Generator().manual_seed(seed)
+
+
+@contextmanager
+def _caught_signals() -> Iterator[list[int]]:
+    """Collect the first SIGINT or SIGTERM in a list; let a second one act as usual."""
+    caught: list[int] = []
+    before: dict[int, Any] = {}
+
+    def remember(number: int, _frame: object) -> None:
+        caught.append(number)
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, remember)
+    except ValueError:  # not the main thread: whoever runs us there handles signals
+        before.clear()
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _freed_memory_kept() -> Iterator[None]:
+    """Let glibc keep freed memory instead of returning it after every large tensor: 10 to 18 % of a step on a CPU."""
+    if sys.platform != "linux":
+        yield
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # absent from other C libraries
+    m_trim_threshold, m_mmap_max = -1, -4
+    if mallopt:
+        mallopt(m_mmap_max, 0)
+        mallopt(m_trim_threshold, 2**31 - 1)
+    try:
+        yield
+    finally:
+        if mallopt:
+            mallopt(m_mmap_max, 65536)
+            mallopt(m_trim_threshold, 128 * 1024)

@@ -1,0 +1,285 @@
+"""Recipes: typed settings, read from YAML, changed by `key=value`, stored resolved with the run."""
+
+import math
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from foveal.backbone.variants import BackboneConfig, multiple_of_patch
+from foveal.errors import RecipeError, nearest
+from foveal.pretrain.step import HeadSize, ObjectiveSettings
+from foveal.pretrain.views import ViewSettings
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Head(_Settings):
+    """A projection head: Linear, GELU, Linear, GELU, Linear to the bottleneck, then the prototypes."""
+
+    num_prototypes: int = Field(default=65536, gt=1)
+    bottleneck: int = Field(default=256, gt=0)
+    hidden: int = Field(default=2048, gt=0)
+
+    def size(self) -> HeadSize:
+        """Return the sizes as the training step takes them."""
+        return HeadSize(**self.model_dump())
+
+
+class Heads(_Settings):
+    """The DINO head, and the iBOT head; null ties the two."""
+
+    dino: Head = Head()
+    ibot: Head | None = None
+
+
+class Objective(_Settings):
+    """Weights and temperatures of the terms; see `foveal.objectives`."""
+
+    dino_weight: float = Field(default=1.0, ge=0)
+    ibot_weight: float = Field(default=1.0, ge=0)
+    koleo_weight: float = Field(default=0.1, ge=0)
+    centering: Literal["sinkhorn_knopp", "centering"] = "sinkhorn_knopp"
+    student_temperature: float = Field(default=0.1, gt=0)
+    center_momentum: float = Field(default=0.9, ge=0, lt=1)
+
+    def settings(self) -> ObjectiveSettings:
+        """Return the values as the training step takes them."""
+        return ObjectiveSettings(**self.model_dump())
+
+
+class Masks(_Settings):
+    """Block masking: the share of crops with a mask, and the range of their stratified ratios."""
+
+    probability: float = Field(default=0.5, ge=0, le=1)
+    ratio_min: float = Field(default=0.1, ge=0, le=1)
+    ratio_max: float = Field(default=0.5, ge=0, le=1)
+
+
+class Teacher(_Settings):
+    """EMA momentum (cosine over the run) and temperature (linear, then constant)."""
+
+    momentum_start: float = Field(default=0.992, ge=0, le=1)
+    momentum_end: float = Field(default=1.0, ge=0, le=1)
+    temperature_start: float = Field(default=0.04, gt=0)
+    temperature_end: float = Field(default=0.07, gt=0)
+    temperature_warmup_steps: int = Field(default=37_500, ge=0)
+
+
+class Optimizer(_Settings):
+    """AdamW. `base_lr` is for 1,024 images a step: the rate is base_lr * sqrt(batch_size / 1024)."""
+
+    base_lr: float = Field(default=4e-3, gt=0)
+    min_lr: float = Field(default=1e-6, ge=0)
+    warmup_steps: int = Field(default=12_500, ge=0)
+    freeze_last_layer_steps: int = Field(default=1250, ge=0)
+    weight_decay_start: float = Field(default=0.04, ge=0)
+    weight_decay_end: float = Field(default=0.4, ge=0)
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.999, ge=0, lt=1)
+    clip: float = Field(default=3.0, gt=0)
+    layer_decay: float = Field(default=0.9, gt=0, le=1)
+    patch_embed_lr_multiplier: float = Field(default=0.2, gt=0)
+
+
+class Checkpoints(_Settings):
+    """A checkpoint every `every_steps` steps and at the end; the newest `keep` stay."""
+
+    every_steps: int = Field(default=1250, gt=0)
+    keep: int = Field(default=3, gt=0)
+
+
+class KNN(_Settings):
+    """kNN on a labelled set during training; null switches it off."""
+
+    train: str
+    test: str
+    every_steps: int = Field(gt=0)
+    k: int = Field(default=20, gt=0)
+    limit: int | None = Field(default=None, gt=0, description="use the first images of each set only")
+
+
+class Features(_Settings):
+    """Preprocessing that the finished model's card asks for; null follows views.global_size (resize 256/224 of it)."""
+
+    crop_size: int | None = Field(default=None, gt=0)
+    resize_size: int | None = Field(default=None, gt=0)
+
+
+class Recipe(_Settings):
+    """One pretraining run, whole. The order here is the order in the YAML files."""
+
+    images: str
+    out: str
+    seed: int = Field(default=0, ge=0)
+    device: str = "auto"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    total_steps: int = Field(gt=0)
+    batch_size: int = Field(gt=0)
+    # Images of one forward pass; the rest of the batch is accumulated. null: the whole batch at once.
+    micro_batch_size: int | None = Field(default=None, gt=0)
+    num_workers: int = Field(default=0, ge=0)
+    max_bad_share: float = Field(default=0.01, ge=0, le=1)
+    log_every_steps: int = Field(default=1, gt=0)
+    backbone: BackboneConfig
+    heads: Heads = Heads()
+    objective: Objective = Objective()
+    views: ViewSettings = ViewSettings()
+    masks: Masks = Masks()
+    teacher: Teacher = Teacher()
+    optimizer: Optimizer = Optimizer()
+    checkpoints: Checkpoints = Checkpoints()
+    features: Features = Features()
+    knn: KNN | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> "Recipe":
+        patch = self.backbone.patch_size
+        for name in ("global_size", "local_size"):
+            size = getattr(self.views, name)
+            if size % patch and (name == "global_size" or self.views.num_local):
+                raise ValueError(multiple_of_patch(f"views.{name}", size, patch))
+        if self.batch_size % self.micro_batch:
+            raise ValueError(
+                f"batch_size={self.batch_size} is not a multiple of micro_batch_size={self.micro_batch_size}; "
+                "the micro-batches of a step must be equal"
+            )
+        if self.masks.ratio_min > self.masks.ratio_max:
+            raise ValueError(f"masks.ratio_min={self.masks.ratio_min} is above masks.ratio_max={self.masks.ratio_max}")
+        for name, steps in (
+            ("optimizer.warmup_steps", self.optimizer.warmup_steps),
+            ("teacher.temperature_warmup_steps", self.teacher.temperature_warmup_steps),
+        ):
+            if steps > self.total_steps:
+                raise ValueError(f"{name}={steps} is above total_steps={self.total_steps}; shorten it with the run")
+        if self.objective.koleo_weight and self.micro_batch == 1:
+            raise ValueError(
+                "objective.koleo_weight has no effect with one image a micro-batch (it needs a neighbour); "
+                "set objective.koleo_weight=0 or a larger batch"
+            )
+        return self
+
+    @property
+    def micro_batch(self) -> int:
+        """Images of one forward pass."""
+        return self.micro_batch_size or self.batch_size
+
+    @property
+    def lr(self) -> float:
+        """Peak learning rate: base_lr sqrt(batch_size / 1024)."""
+        return self.optimizer.base_lr * math.sqrt(self.batch_size / 1024)
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the recipes that come with the package."""
+    folder = resources.files("foveal") / "recipes"
+    return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
+
+
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe by name or from a YAML file and apply `key=value` overrides.
+
+    Args:
+        name: one of `recipe_names()`, or the path of a YAML file.
+        overrides: like "optimizer.base_lr=1e-3"; values are YAML.
+
+    Raises:
+        RecipeError: unknown recipe or key (the nearest is named), a wrong value, or settings that do not fit together.
+
+    Example:
+        >>> load_recipe("demo", ["images=photos", "out=run", "batch_size=32"]).batch_size
+        32
+    """
+    values = _read_yaml(name)
+    known = _keys(Recipe)
+    for override in overrides:
+        key, found, text = override.partition("=")
+        if not found:
+            raise RecipeError(f"'{override}' is not an override; write key=value, such as batch_size=64")
+        if key not in known:
+            raise RecipeError(f"unknown recipe key '{key}'{nearest(key, known)}")
+        try:
+            _set(values, key.split("."), _number(yaml.safe_load(text)) if text else "")
+        except yaml.YAMLError as error:
+            raise RecipeError(f"{key}={text} cannot be read as a value: {error}") from error
+    return build_recipe(values, where=f"recipe '{name}'")
+
+
+def build_recipe(values: dict[str, Any], *, where: str) -> Recipe:
+    """Check plain values and return the recipe; RecipeError names every problem."""
+    missing = [key for key in ("images", "out") if not values.get(key)]
+    if missing:
+        raise RecipeError(f"{where} needs {' and '.join(missing)}; add {' '.join(f'{m}=...' for m in missing)}")
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError(f"{where}: " + "; ".join(_problem(detail) for detail in error.errors())) from error
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """Return the resolved recipe as YAML, every default written out."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+
+
+def _read_yaml(name: str) -> dict[str, Any]:
+    if name.endswith((".yaml", ".yml")) or "/" in name:
+        path = Path(name)
+        if not path.is_file():
+            raise RecipeError(f"recipe file {path} does not exist; built-in recipes: {', '.join(recipe_names())}")
+        text = path.read_text()
+    elif name in recipe_names():
+        text = (resources.files("foveal") / "recipes" / f"{name}.yaml").read_text()
+    else:
+        names = recipe_names()
+        raise RecipeError(f"unknown recipe '{name}'{nearest(name, names)}; built in: {', '.join(names)}")
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"recipe '{name}' is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise RecipeError(f"recipe '{name}' holds {type(values).__name__}, expected keys and values")
+    return _number(values)
+
+
+def _number(value: Any) -> Any:
+    """Read 1e-3 as a number: YAML 1.1 wants a point and a sign, people leave them out."""
+    if isinstance(value, dict):
+        return {key: _number(item) for key, item in value.items()}
+    if isinstance(value, str):
+        try:
+            return float(value) if "e" in value.lower() else value
+        except ValueError:
+            return value
+    return value
+
+
+def _keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """Return every dotted key of a settings class."""
+    keys = []
+    for name, field in model.model_fields.items():
+        keys.append(prefix + name)
+        for part in (field.annotation, *getattr(field.annotation, "__args__", ())):
+            if isinstance(part, type) and issubclass(part, BaseModel):
+                keys += _keys(part, f"{prefix}{name}.")
+    return keys
+
+
+def _set(values: dict[str, Any], path: list[str], value: Any) -> None:
+    for part in path[:-1]:
+        if not isinstance(values.get(part), dict):
+            values[part] = {}
+        values = values[part]
+    values[path[-1]] = value
+
+
+def _problem(detail: Any) -> str:
+    key = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        return f"unknown recipe key '{key}'{nearest(key, _keys(Recipe))}"
+    message = str(detail["msg"]).removeprefix("Value error, ")
+    return f"{key}: {message} (got {detail['input']!r})" if key and detail["type"] != "value_error" else message

@@ -1,0 +1,111 @@
+"""The run folder: recipe, metrics, ledger, checkpoints, model; and who may write in it."""
+
+import fcntl
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+from foveal.errors import RunError
+from foveal.pretrain.recipe import Recipe, dump_recipe
+
+RECIPE, METRICS, LEDGER, CHECKPOINTS, MODEL = "recipe.yaml", "metrics.jsonl", "bad_images.jsonl", "checkpoints", "model"
+# What may change when a run is continued: nothing that the numbers depend on.
+FREE_KEYS = {"out", "device", "num_workers", "max_bad_share", "log_every_steps", "checkpoints", "knn"}
+
+
+class RunFolder:
+    """A run folder opened for writing by this process alone.
+
+    Raises:
+        RunError: the folder holds something else, another run (the differing settings are named), or is in use.
+    """
+
+    def __init__(self, recipe: Recipe, *, images_hash: str) -> None:
+        self.path = Path(recipe.out)
+        self._claim(recipe, images_hash)
+        self._metrics: IO[str] | None = None
+
+    def _claim(self, recipe: Recipe, images_hash: str) -> None:
+        stored = self.path / RECIPE
+        try:
+            if self.path.exists() and not stored.is_file() and any(self.path.iterdir()):
+                raise RunError(f"{self.path} is not empty and not a run; choose another out=")
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 (held as long as the run)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if stored.is_file():
+                _check_same(stored, recipe, images_hash)
+            write_atomically(stored, f"# images: {images_hash}\n{dump_recipe(recipe)}")
+        except BlockingIOError as error:
+            raise RunError(f"{self.path} is being written by another process; wait for it or choose another out=") from error
+        except OSError as error:
+            raise RunError(f"cannot write in {self.path}: {error}; choose another out=") from error
+
+    def keep_metrics_before(self, step: int) -> None:
+        """Drop metrics of steps that will be run again, and open the file for appending."""
+        path = self.path / METRICS
+        kept = [line for line in read_metrics(self.path) if line["step"] < step]
+        write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._metrics = open(path, "a")  # noqa: SIM115 (closed with the run)
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        """Append one line of metrics."""
+        if self._metrics is not None:
+            self._metrics.write(json.dumps(line) + "\n")
+            self._metrics.flush()
+
+    def close(self) -> None:
+        """Close the files and let another process write."""
+        if self._metrics is not None:
+            self._metrics.close()
+        self._lock.close()
+
+
+def read_metrics(run: str | Path) -> list[dict[str, Any]]:
+    """Return the metrics of a run, one dictionary a line; a last line cut off by a crash is left out."""
+    path = Path(run) / METRICS
+    lines = []
+    for text in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a small file through a temporary name, so that a reader sees the old text or the new."""
+    staging = path.with_name(f".{path.name}.tmp")
+    with open(staging, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    staging.replace(path)
+
+
+def _check_same(stored: Path, recipe: Recipe, images_hash: str) -> None:
+    text = stored.read_text()
+    before, now = _flat(yaml.safe_load(text)), _flat(recipe.model_dump(mode="json"))
+    changed = [
+        f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and key.split(".")[0] not in FREE_KEYS and key != "images"
+    ]
+    first = text.partition("\n")[0].removeprefix("# images: ")
+    if first != images_hash:
+        changed.append(f"the images are not the same (set {first[:12]}, now {images_hash[:12]})")
+    if changed:
+        raise RunError(
+            f"{stored.parent} holds another run: {'; '.join(changed)}. Continue it with its own settings or choose another out="
+        )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat

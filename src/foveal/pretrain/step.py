@@ -1,0 +1,243 @@
+"""One training step: teacher targets, student losses, gradients. No data, no files, no schedule."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from foveal.backbone.variants import BackboneConfig
+from foveal.backbone.vit import VisionTransformer
+from foveal.objectives.dino import dino_loss
+from foveal.objectives.heads import DINOHead
+from foveal.objectives.ibot import ibot_loss
+from foveal.objectives.koleo import koleo_loss
+from foveal.objectives.sinkhorn import sinkhorn_knopp, softmax_center, updated_center
+
+
+@dataclass(frozen=True)
+class HeadSize:
+    """Sizes of a projection head."""
+
+    num_prototypes: int
+    bottleneck: int
+    hidden: int
+
+
+@dataclass(frozen=True)
+class ObjectiveSettings:
+    """Weights and temperatures of the objective; the defaults are the published ones."""
+
+    dino_weight: float = 1.0
+    ibot_weight: float = 1.0
+    koleo_weight: float = 0.1
+    centering: Literal["sinkhorn_knopp", "centering"] = "sinkhorn_knopp"
+    student_temperature: float = 0.1
+    center_momentum: float = 0.9
+
+
+class Batch(NamedTuple):
+    """A micro-batch of B images.
+
+    global_crops: (2 B, C, S, S) float, normalised, first crops of all images, then second crops.
+    local_crops: (V B, C, s, s), crop after crop.
+    masks: (2 B, P) bool.
+    """
+
+    global_crops: Tensor
+    local_crops: Tensor
+    masks: Tensor
+
+
+class Network(nn.Module):
+    """A backbone with its heads; `ibot_head` is absent when both terms share the DINO head."""
+
+    def __init__(self, backbone: BackboneConfig, *, dino: HeadSize, ibot: HeadSize | None) -> None:
+        super().__init__()
+        self.backbone = VisionTransformer(backbone)
+        self.dino_head = _head(backbone.width, dino)
+        if ibot is not None:
+            self.ibot_head = _head(backbone.width, ibot)
+
+    def init_weights(self, generator: torch.Generator) -> "Network":
+        """Draw initial weights of all parts in a fixed order and return self."""
+        for child in self.children():
+            child.init_weights(generator)  # type: ignore[operator]
+        return self
+
+    @property
+    def patch_head(self) -> DINOHead:
+        """The head of masked patches: its own, or the DINO head."""
+        head: DINOHead = getattr(self, "ibot_head", self.dino_head)
+        return head
+
+
+def _head(width: int, size: HeadSize) -> DINOHead:
+    return DINOHead(width, hidden=size.hidden, bottleneck=size.bottleneck, num_prototypes=size.num_prototypes)
+
+
+@dataclass
+class Centers:
+    """EMA centres of the teacher's logits, used by softmax centring: (K,) each, zero at the start."""
+
+    dino: Tensor
+    ibot: Tensor
+    pending: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+    def commit(self) -> None:
+        """Take over the centres that the step's micro-batches led to."""
+        if self.pending:
+            self.dino, self.ibot = self.pending[-1]
+        self.discard()
+
+    def discard(self) -> None:
+        """Forget the centres of a step that did not count."""
+        self.pending = []
+
+    def newest(self) -> tuple[Tensor, Tensor]:
+        """Return the centres after the micro-batches seen so far."""
+        return self.pending[-1] if self.pending else (self.dino, self.ibot)
+
+
+def accumulate_gradients(
+    student: Network,
+    teacher: Network,
+    batch: Batch,
+    *,
+    settings: ObjectiveSettings,
+    centers: Centers,
+    teacher_temperature: float,
+    generator: torch.Generator | None = None,
+    share: float = 1.0,
+) -> dict[str, Tensor]:
+    """Run the objective on one micro-batch and add `share` times its gradient to the student's.
+
+    The group of Sinkhorn-Knopp, of the centre's mean and of KoLeo's neighbours is this micro-batch; KoLeo's is one view
+    of it. Every other term is a mean over images, so with share = 1 / (number of micro-batches) it equals the large
+    batch's up to rounding.
+
+    Args:
+        student: trained; its class tokens come from the masked forward, as upstream.
+        teacher: sees unmasked global crops, without gradient.
+        batch: see `Batch`.
+        settings: see `ObjectiveSettings`.
+        centers: read, and the new ones left pending until the step is known to be good.
+        teacher_temperature: of this step.
+        generator: source of the student's stochastic-depth draws; None switches it off.
+        share: factor on the loss.
+
+    Returns:
+        Detached scalars: loss and its parts dino_local, dino_global, ibot, koleo (each before its weight).
+    """
+    num_crops = len(batch.global_crops)
+    masked = batch.masks.flatten().nonzero().squeeze(1)
+    rows = _rows_read(student.backbone, batch, masked)
+    num_global_rows = num_crops + len(masked)
+    dino_targets, ibot_targets = _teacher_targets(
+        teacher, batch, rows[:num_global_rows], settings=settings, centers=centers, temperature=teacher_temperature
+    )
+    tokens = student.backbone.forward_rows(
+        [batch.global_crops, batch.local_crops] if len(batch.local_crops) else [batch.global_crops],
+        [batch.masks, None] if len(batch.local_crops) else [batch.masks],
+        rows,
+        generator=generator,
+    )
+    global_cls, patches, local_cls = tokens.split([num_crops, len(masked), len(rows) - num_global_rows])
+    tau = settings.student_temperature
+    features = student.dino_head(torch.cat([global_cls, local_cls]))
+    prototypes = student.dino_head.prototypes()
+    local_term, global_term = dino_loss(
+        features[:num_crops],
+        features[num_crops:],
+        prototypes,
+        targets=dino_targets,
+        num_locals=2 * len(local_cls) // num_crops,
+        student_temperature=tau,
+    )
+    head = student.patch_head
+    ibot_term = ibot_loss(
+        head(patches),
+        prototypes if head is student.dino_head else head.prototypes(),
+        targets=ibot_targets,
+        masks=batch.masks,
+        student_temperature=tau,
+    )
+    koleo_term = koleo_loss(global_cls[: num_crops // 2]) + koleo_loss(global_cls[num_crops // 2 :])
+    loss = (
+        settings.dino_weight * (local_term + global_term)
+        + settings.ibot_weight * ibot_term
+        + settings.koleo_weight * koleo_term
+    )
+    (loss * share).backward()
+    parts = {"loss": loss, "dino_local": local_term, "dino_global": global_term, "ibot": ibot_term, "koleo": koleo_term}
+    return {name: value.detach() for name, value in parts.items()}
+
+
+def _rows_read(backbone: VisionTransformer, batch: Batch, masked: Tensor) -> Tensor:
+    """Packed rows that the losses read: global class tokens, masked patches, local class tokens."""
+    prefix, num_patches = backbone.num_prefix_tokens, batch.masks.shape[1]
+    num_crops, device = len(batch.global_crops), masked.device
+    length = prefix + num_patches
+    global_cls = torch.arange(num_crops, device=device) * length
+    patches = masked // num_patches * length + prefix + masked % num_patches
+    parts = [global_cls, patches]
+    if len(batch.local_crops):
+        grid_h, grid_w = backbone.grid_of(batch.local_crops)
+        parts.append(num_crops * length + torch.arange(len(batch.local_crops), device=device) * (prefix + grid_h * grid_w))
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def _teacher_targets(
+    teacher: Network, batch: Batch, rows: Tensor, *, settings: ObjectiveSettings, centers: Centers, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Return the teacher's targets: (2 B, K) for the global crops and (M, K) for the masked patches."""
+    tokens = teacher.backbone.forward_rows([batch.global_crops], [None], rows)
+    num_crops = len(batch.global_crops)
+    head = teacher.patch_head
+    prototypes = teacher.dino_head.prototypes()
+    dino_logits = _logits(teacher.dino_head(tokens[:num_crops]), prototypes)
+    ibot_logits = _logits(
+        head(tokens[num_crops:]), prototypes if head is teacher.dino_head else head.prototypes()
+    )
+    if settings.centering == "sinkhorn_knopp":
+        return (
+            sinkhorn_knopp(dino_logits, temperature=temperature),
+            sinkhorn_knopp(ibot_logits, temperature=temperature),
+        )
+    dino_center, ibot_center = centers.newest()
+    momentum = settings.center_momentum
+    centers.pending.append(
+        (
+            updated_center(dino_center, dino_logits, momentum=momentum),
+            updated_center(ibot_center, ibot_logits, momentum=momentum),
+        )
+    )
+    return (
+        softmax_center(dino_logits, center=centers.dino, temperature=temperature),
+        softmax_center(ibot_logits, center=centers.ibot, temperature=temperature),
+    )
+
+
+def _logits(features: Tensor, prototypes: Tensor) -> Tensor:
+    return (features @ prototypes.T).float()
+
+
+class EMA:
+    """teacher <- m teacher + (1 - m) student, over all parameters at once."""
+
+    def __init__(self, teacher: nn.Module, student: nn.Module) -> None:
+        self.teacher = list(teacher.parameters())
+        self.student = list(student.parameters())
+
+    @torch.no_grad()
+    def update(self, momentum: float) -> None:
+        """Move the teacher towards the student with the step's momentum."""
+        get_ema_multi_avg_fn(momentum)(self.teacher, self.student, None)
+
+
+def is_finite(losses: Mapping[str, Tensor], norms: Mapping[str, Tensor]) -> bool:
+    """Tell whether the loss and every gradient norm are finite: the guard before an update."""
+    return bool(torch.isfinite(torch.stack([losses["loss"], *norms.values()])).all())

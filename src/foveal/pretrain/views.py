@@ -1,0 +1,216 @@
+"""DINOv2 multi-crop: two global and several local views of one image, as a pure function of (seed, epoch, index).
+
+Chance and pixels are kept apart. `plan_views` turns random numbers into plans (which box, flipped or not, which
+factors) without looking at a pixel; `make_views` carries the plans out. All uniforms of a view are drawn up front at
+fixed places, so that switching one operation off, or asking for more local views, changes no other choice.
+
+Legend: H W pixels, L local views, S and s size of a global and a local crop.
+"""
+
+import itertools
+import math
+from typing import Annotated, Literal, NamedTuple, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from foveal.errors import BadImageError
+from foveal.pretrain import augment
+from foveal.pretrain.augment import Image
+
+_NUM_GLOBAL = 2
+_CROP_TRIES = 10
+_VIEW_STREAM = 1  # keeps these draws apart from those of masks.py
+_NUM_DRAWS = 2 * _CROP_TRIES + 13
+_JITTER_ORDERS = tuple(itertools.permutations(range(4)))
+_JITTER = (augment.adjust_brightness, augment.adjust_contrast, augment.adjust_saturation, augment.adjust_hue)
+_BLUR_PROBABILITIES = {"as_trained": (0.0, 0.9, 0.5), "as_intended": (1.0, 0.1, 0.5)}
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+Range = tuple[float, float]
+
+
+class ViewSettings(BaseModel):
+    """What the views look like; the defaults are those of DINOv2.
+
+    `blur` names the probability of a Gaussian blur on (global view 1, global view 2, local views). The published
+    DINOv2 and DINOv3 weights were trained "as_trained", (0, 0.9, 0.5): the official code passes p to a function
+    that applies with 1 - p. The papers describe "as_intended", (1, 0.1, 0.5). Small crops want a smaller kernel.
+
+    Source: DINOv2, appendix B; the inversion is facebookresearch/dinov2 pull request 411.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    global_size: int = Field(224, ge=1)
+    local_size: int = Field(98, ge=1)
+    num_local: int = Field(8, ge=0)
+    global_scale: Range = (0.32, 1.0)
+    local_scale: Range = (0.05, 0.32)
+    ratio: Range = (3 / 4, 4 / 3)
+    hflip_probability: Probability = 0.5
+    jitter_probability: Probability = 0.8
+    brightness: Probability = 0.4
+    contrast: Probability = 0.4
+    saturation: Probability = 0.2
+    hue: float = Field(0.1, ge=0, le=0.5)
+    grayscale_probability: Probability = 0.2
+    blur: Literal["as_trained", "as_intended"] = "as_trained"
+    blur_kernel_size: int = Field(9, ge=1)
+    blur_sigma: Range = (0.1, 2.0)
+    solarize_probability: Probability = 0.2
+    solarize_threshold: int = Field(128, ge=0, le=256)
+
+    @model_validator(mode="after")
+    def _check_ranges(self) -> Self:
+        for name in ("global_scale", "local_scale", "ratio", "blur_sigma"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ValueError(f"{name}=({low}, {high}) is not a range; use 0 < low <= high.")
+        for name in ("global_scale", "local_scale"):
+            if getattr(self, name)[1] > 1:
+                raise ValueError(f"{name}={getattr(self, name)} is a share of the image's area; use at most 1.")
+        if self.blur_kernel_size % 2 == 0:
+            size = self.blur_kernel_size
+            raise ValueError(f"blur_kernel_size={size} has no centre; use {size - 1} or {size + 1}.")
+        return self
+
+
+class ViewPlan(NamedTuple):
+    """Everything that chance decides about one view."""
+
+    box: tuple[int, int, int, int]  # top, left, height, width in pixels of the image
+    hflip: bool
+    jitter: tuple[tuple[int, float], ...]  # (operation, factor) in order; operation indexes brightness .. hue
+    grayscale: bool
+    blur_sigma: float | None
+    solarize: bool
+
+
+class Views(NamedTuple):
+    """The crops of one image, RGB uint8, not normalised."""
+
+    global_crops: Image  # (2, S, S, 3)
+    local_crops: Image  # (L, s, s, 3)
+
+
+def make_views(image: Image, *, settings: ViewSettings, seed: int, epoch: int, index: int) -> Views:
+    """Return the global and local crops of one image.
+
+    Each view: random resized crop, horizontal flip, colour jitter, grayscale, blur, and on global view 2 solarize.
+    The box is cut out and resized in one antialiased bicubic pass over the full-size image, within 1 grey level of
+    Pillow's `crop(box).resize(size, BICUBIC)`.
+
+    Args:
+        image: (H, W, 3) RGB uint8, of any size.
+        settings: What the views look like.
+        seed: Seed of the run, in [0, 2**64).
+        epoch: Epoch of the sample, from 0.
+        index: Number of the image in its set, from 0.
+
+    Raises:
+        BadImageError: The array is not (H, W, 3) uint8 with at least one pixel.
+
+    Example:
+        >>> image = np.zeros((30, 40, 3), dtype=np.uint8)
+        >>> make_views(image, settings=ViewSettings(), seed=0, epoch=0, index=7).local_crops.shape
+        (8, 98, 98, 3)
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+        raise BadImageError(
+            "not_rgb8", f"image is {image.dtype} of shape {image.shape}; views need uint8 (H, W, 3): decode it as RGB."
+        )
+    height, width, _ = image.shape
+    plans = plan_views(height, width, settings=settings, seed=seed, epoch=epoch, index=index)
+    global_crops = np.empty((_NUM_GLOBAL, settings.global_size, settings.global_size, 3), dtype=np.uint8)
+    local_crops = np.empty((settings.num_local, settings.local_size, settings.local_size, 3), dtype=np.uint8)
+    for plan, crop in zip(plans, itertools.chain(global_crops, local_crops), strict=True):
+        crop[...] = _render(image, plan, size=crop.shape[0], settings=settings)
+    return Views(global_crops, local_crops)
+
+
+def plan_views(height: int, width: int, *, settings: ViewSettings, seed: int, epoch: int, index: int) -> list[ViewPlan]:
+    """Return the plans of the two global views and then of the local views, for an image of height x width pixels.
+
+    View v reads the v-th block of one Philox stream keyed by (seed, epoch, index), and nothing else.
+    """
+    num_views = _NUM_GLOBAL + settings.num_local
+    stream = np.random.Philox(key=[seed, epoch], counter=[0, 0, _VIEW_STREAM, index])
+    draws = np.random.Generator(stream).random((num_views, _NUM_DRAWS)).tolist()
+    return [_plan(draws[view], height, width, view=view, settings=settings) for view in range(num_views)]
+
+
+def _plan(draws: list[float], height: int, width: int, *, view: int, settings: ViewSettings) -> ViewPlan:
+    """Return the plan of one view from its uniforms in [0, 1), whose places are fixed."""
+    scale = settings.global_scale if view < _NUM_GLOBAL else settings.local_scale
+    blur_probability = _BLUR_PROBABILITIES[settings.blur][min(view, _NUM_GLOBAL)]
+    flip, jitter, order, *factors, grey, blur, sigma, solarize = draws[2 * _CROP_TRIES + 2 :]
+    sigma_low, sigma_high = settings.blur_sigma
+    return ViewPlan(
+        box=_crop_box(draws, height, width, scale=scale, ratio=settings.ratio),
+        hflip=flip < settings.hflip_probability,
+        jitter=_jitter(order, factors, settings) if jitter < settings.jitter_probability else (),
+        grayscale=grey < settings.grayscale_probability,
+        blur_sigma=sigma_low + (sigma_high - sigma_low) * sigma if blur < blur_probability else None,
+        solarize=view == 1 and solarize < settings.solarize_probability,
+    )
+
+
+def _crop_box(draws: list[float], height: int, width: int, *, scale: Range, ratio: Range) -> tuple[int, int, int, int]:
+    """Return (top, left, height, width) of a random box: its share of the area in `scale`, width/height in `ratio`.
+
+    Ten tries of (uniform area, log-uniform ratio); an image too narrow for all of them gives its centre at the
+    nearest allowed ratio. This is torchvision's RandomResizedCrop.
+    """
+    log_low, log_high = math.log(ratio[0]), math.log(ratio[1])
+    for area_draw, ratio_draw in zip(draws[0 : 2 * _CROP_TRIES : 2], draws[1 : 2 * _CROP_TRIES : 2], strict=True):
+        area = height * width * (scale[0] + (scale[1] - scale[0]) * area_draw)
+        aspect = math.exp(log_low + (log_high - log_low) * ratio_draw)
+        box_w, box_h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < box_w <= width and 0 < box_h <= height:
+            top_draw, left_draw = draws[2 * _CROP_TRIES : 2 * _CROP_TRIES + 2]
+            return int(top_draw * (height - box_h + 1)), int(left_draw * (width - box_w + 1)), box_h, box_w
+    box_w = min(width, max(1, round(height * ratio[1])))
+    box_h = min(height, max(1, round(width / ratio[0])))
+    return (height - box_h) // 2, (width - box_w) // 2, box_h, box_w
+
+
+def _jitter(order: float, factors: list[float], settings: ViewSettings) -> tuple[tuple[int, float], ...]:
+    """Return the four colour operations in random order, each with its factor; those of strength 0 are left out."""
+    strengths = (settings.brightness, settings.contrast, settings.saturation, settings.hue)
+    centres = (1.0, 1.0, 1.0, 0.0)
+    return tuple(
+        (k, centres[k] + strengths[k] * (2 * factors[k] - 1))
+        for k in _JITTER_ORDERS[int(order * len(_JITTER_ORDERS))]
+        if strengths[k] > 0
+    )
+
+
+def _render(image: Image, plan: ViewPlan, *, size: int, settings: ViewSettings) -> Image:
+    """Return the (size, size, 3) crop that the plan describes."""
+    crop = _resized_crop(image, plan.box, size=size)
+    if plan.hflip:
+        crop = augment.hflip(crop)
+    for operation, factor in plan.jitter:
+        crop = _JITTER[operation](crop, factor)
+    if plan.grayscale:
+        crop = augment.to_grayscale(crop)
+    if plan.blur_sigma is not None:
+        crop = augment.gaussian_blur(crop, sigma=plan.blur_sigma, kernel_size=settings.blur_kernel_size)
+    if plan.solarize:
+        crop = augment.solarize(crop, settings.solarize_threshold)
+    return crop
+
+
+def _resized_crop(image: Image, box: tuple[int, int, int, int], *, size: int) -> Image:
+    """Return the box (top, left, height, width) of the image at (size, size, 3), antialiased bicubic.
+
+    PyTorch's 8-bit kernel works on interleaved pixels when the strides say "channels last", and is several times
+    faster than Pillow's with the same weights. The box is copied first: torch refuses read-only or mirrored memory.
+    """
+    top, left, height, width = box
+    pixels = torch.from_numpy(image[top : top + height, left : left + width].copy())
+    resized = F.interpolate(pixels[None].permute(0, 3, 1, 2), size=(size, size), mode="bicubic", antialias=True)
+    return resized[0].permute(1, 2, 0).numpy()

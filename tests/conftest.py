@@ -1,0 +1,27 @@
+"""Shared settings of the suite: one thread, so that equal means equal to the bit."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    folder = SHARED / "golden"
+    if not folder.is_dir():
+        pytest.skip(f"reference numbers are not on this machine ({folder})")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def real_images() -> Path:
+    folder = Path(os.environ.get("FOVEAL_DATA", SHARED / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"real test images are not on this machine ({folder}; set FOVEAL_DATA)")
+    return folder
