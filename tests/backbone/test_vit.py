@@ -201,9 +201,7 @@ def test_rows_with_stochastic_depth_equal_the_full_path(random_network: Network)
     network = random_network(image_size=70, drop_path_rate=0.4)
     images, masks = _views()
     num_rows = 3 * 7 + 5 * 3
-    everything = network.forward_rows(
-        images, masks, torch.arange(num_rows), generator=torch.Generator().manual_seed(9)
-    )
+    everything = network.forward_rows(images, masks, torch.arange(num_rows), generator=torch.Generator().manual_seed(9))
     rows = torch.tensor([0, 1, 7, 9, 14, 21, 22, 24, 35])
     chosen = network.forward_rows(images, masks, rows, generator=torch.Generator().manual_seed(9))
     torch.testing.assert_close(chosen, everything[rows], atol=1e-5, rtol=0)

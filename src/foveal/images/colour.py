@@ -1,5 +1,7 @@
 """Turn whatever Pillow decoded into (H, W, 3) uint8 RGB, upright. Each conversion is a decision, written down."""
 
+from collections.abc import Callable
+
 import numpy as np
 from PIL import Image
 
@@ -39,7 +41,7 @@ def pillow_to_rgb(image: Image.Image) -> np.ndarray:
         )
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         image = _on_white(image)
-    return np.ascontiguousarray(np.asarray(image.convert("RGB")))
+    return np.array(image.convert("RGB"))  # a copy: Pillow's own view is read-only
 
 
 def _wide_grey_to_uint8(values: np.ndarray) -> np.ndarray:
@@ -63,9 +65,15 @@ def _on_white(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", rgba.size, (255, 255, 255, 255)), rgba)
 
 
-def orientation_of(exif: Image.Exif) -> int:
-    """Return the EXIF orientation, 1 to 8; anything missing or out of range is 1 (upright)."""
-    value = exif.get(ORIENTATION_TAG, 1)
+def exif_orientation(load: Callable[[], Image.Exif]) -> int:
+    """Return the EXIF orientation, 1 to 8, out of what `load` returns.
+
+    Anything missing, out of range or damaged is 1: the picture as stored is better than no picture.
+    """
+    try:
+        value = load().get(ORIENTATION_TAG, 1)
+    except Exception:  # the border "decoding one sample"
+        return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 

@@ -22,7 +22,7 @@ from PIL import (
 
 from foveal.errors import BadImageError
 from foveal.images import jpeg
-from foveal.images.colour import orientation_of, pillow_to_rgb, swaps_sides, upright
+from foveal.images.colour import exif_orientation, pillow_to_rgb, swaps_sides, upright
 
 # The plugin classes are called directly: Image.open would try other formats too and hide why a file was refused.
 _PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
@@ -116,13 +116,6 @@ def from_pillow(image: Image.Image, *, limits: DecodeLimits = DEFAULT_LIMITS) ->
         return _upright_rgb(image, limits)
 
 
-def _upright_rgb(image: Image.Image, limits: DecodeLimits) -> np.ndarray:
-    _check_pixels(*image.size, limits)
-    image.load()
-    orientation = orientation_of(image.getexif())  # after load(): the TIFF plugin turns the pixels there itself
-    return upright(pillow_to_rgb(image), orientation=orientation)
-
-
 def read_size(data: bytes, *, limits: DecodeLimits = DEFAULT_LIMITS) -> tuple[int, int]:
     """Return (width, height) in pixels as `decode` would give them (upright), from the header alone.
 
@@ -138,9 +131,16 @@ def read_size(data: bytes, *, limits: DecodeLimits = DEFAULT_LIMITS) -> tuple[in
             with _open(data, format_name) as image:
                 width, height = image.size
                 # The TIFF plugin reports the upright size already.
-                orientation = 1 if format_name == "TIFF" else orientation_of(image.getexif())
+                orientation = 1 if format_name == "TIFF" else exif_orientation(image.getexif)
         _check_pixels(width, height, limits)
         return (height, width) if swaps_sides(orientation) else (width, height)
+
+
+def _upright_rgb(image: Image.Image, limits: DecodeLimits) -> np.ndarray:
+    _check_pixels(*image.size, limits)
+    image.load()
+    orientation = exif_orientation(image.getexif)  # after load(): the TIFF plugin turns the pixels there itself
+    return upright(pillow_to_rgb(image), orientation=orientation)
 
 
 def _decode_jpeg(data: bytes, limits: DecodeLimits, min_short_side: int | None) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Read a JPEG's header without decoding it; decode the common kinds faster where simplejpeg is installed."""
 
 import functools
-import importlib.util
+import importlib
 import logging
 from dataclasses import dataclass
 from types import ModuleType
@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from foveal.errors import BadImageError
-from foveal.images.colour import orientation_of
+from foveal.images.colour import exif_orientation
 
 _log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def read_header(data: bytes) -> JpegHeader:
         elif marker == _APP14 and payload[:5] == b"Adobe" and len(payload) >= 12:
             adobe_transform = payload[11]
         elif marker == _APP1 and payload[:6] == b"Exif\x00\x00" and orientation is None:
-            orientation = _exif_orientation(payload)
+            orientation = exif_orientation(functools.partial(_parse_exif, payload))
         position += 2 + (2 + len(payload) if marker not in _NO_PAYLOAD else 0)
     if frame is None or frame[0] == 0 or frame[1] == 0:
         raise BadImageError("corrupt", "this JPEG names no image size before its first scan")
@@ -83,13 +83,10 @@ def _next_segment(data: bytes, position: int) -> tuple[int, int, bytes]:
     return position, marker, data[position + 4 : position + 2 + length]
 
 
-def _exif_orientation(payload: bytes) -> int:
+def _parse_exif(payload: bytes) -> Image.Exif:
     exif = Image.Exif()
-    try:
-        exif.load(payload)
-        return orientation_of(exif)
-    except Exception:  # the border "decoding one sample": a damaged EXIF block leaves the picture as stored
-        return 1
+    exif.load(payload)
+    return exif
 
 
 def exceeds_scans(data: bytes, *, header: JpegHeader, max_scans: int) -> bool:
@@ -150,4 +147,7 @@ def decode_fast(data: bytes, *, header: JpegHeader, shrink: int) -> np.ndarray |
 
 @functools.cache
 def _simplejpeg() -> ModuleType | None:
-    return importlib.import_module("simplejpeg") if importlib.util.find_spec("simplejpeg") else None
+    try:
+        return importlib.import_module("simplejpeg")
+    except ImportError:
+        return None

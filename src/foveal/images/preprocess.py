@@ -175,7 +175,7 @@ def center_crop(pixels: np.ndarray, *, size: int) -> np.ndarray:
 
 def normalise(pixels: np.ndarray, *, mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
     """Turn (H, W, 3) uint8 into (3, H, W) float32: (x / 255 - mean) / std, channel by channel."""
-    scaled = pixels.transpose(2, 0, 1).astype(np.float32) / np.float32(255)
+    scaled = pixels.transpose(2, 0, 1).astype(np.float32, order="C") / np.float32(255)
     shape = (-1, 1, 1)
     return (scaled - np.asarray(mean, np.float32).reshape(shape)) / np.asarray(std, np.float32).reshape(shape)
 

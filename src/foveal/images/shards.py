@@ -148,7 +148,7 @@ class Reader:
     def _forget(self) -> None:
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        self._tars: OrderedDict[Path, Any] = OrderedDict()
+        self._tars: OrderedDict[Path, _OpenFile] = OrderedDict()
         self._tables: OrderedDict[Path, _ParquetTable] = OrderedDict()
         self._groups: OrderedDict[tuple[Path, int], pa.ChunkedArray] = OrderedDict()
 
@@ -172,11 +172,12 @@ class Reader:
     def _read_tar(self, path: Path, *, offset: int, length: int) -> bytes:
         with self._lock:
             if path not in self._tars:
-                self._tars[path] = path.open("rb", buffering=0)
+                self._tars[path] = _OpenFile(path)
             self._tars.move_to_end(path)
             while len(self._tars) > self._max_files:
-                self._tars.popitem(last=False)[1].close()
-            data = os.pread(self._tars[path].fileno(), length, offset)
+                self._tars.popitem(last=False)
+            file = self._tars[path]
+        data = os.pread(file.descriptor, length, offset)  # outside the lock: threads read side by side
         if len(data) != length:
             raise OSError(f"{len(data)} of {length} bytes left at offset {offset}")
         return data
@@ -187,7 +188,7 @@ class Reader:
                 self._tables[path] = _ParquetTable(path)
             self._tables.move_to_end(path)
             while len(self._tables) > self._max_files:
-                self._tables.popitem(last=False)[1].close()
+                self._tables.popitem(last=False)
             table = self._tables[path]
             group, row_in_group = table.locate(row)
             if (path, group) not in self._groups:
@@ -200,6 +201,17 @@ class Reader:
         if data is None:
             raise OSError("the row holds no image bytes")
         return data
+
+
+class _OpenFile:
+    """A descriptor for pread, closed once nobody holds it, so that eviction cannot cut off a reading thread."""
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
 
 
 class _ParquetTable:
@@ -221,6 +233,3 @@ class _ParquetTable:
 
     def read_group(self, group: int) -> pa.ChunkedArray:
         return self._file.read_row_group(group, columns=[self._column], use_threads=False).column(0)
-
-    def close(self) -> None:
-        self._file.close()

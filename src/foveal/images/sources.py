@@ -101,11 +101,12 @@ def _walk(folder: Path | str, seen: set[tuple[int, int]]) -> Iterator[os.DirEntr
             return
         seen.add((status.st_dev, status.st_ino))
         with os.scandir(folder) as found:
-            entries = sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda e: e.name)
+            visible = sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda e: e.name)
+        entries = [(entry, entry.is_dir()) for entry in visible]
     except OSError as error:
         raise ImageSetError(f"{folder} cannot be listed ({error.strerror}); check its permissions") from error
-    for entry in entries:
-        if entry.is_dir():
+    for entry, is_folder in entries:
+        if is_folder:
             yield from _walk(entry.path, seen)
         else:
             yield entry
@@ -113,9 +114,10 @@ def _walk(folder: Path | str, seen: set[tuple[int, int]]) -> Iterator[os.DirEntr
 
 def _folder_rows(folder: Path, images: list[os.DirEntry[str]]) -> pa.Table:
     """Make rows of image files; an image lying at CLASS/name, exactly one folder deep, is labelled CLASS."""
+    prefix = len(os.path.join(folder, ""))
     rows = []
     for entry in images:
-        uri = Path(entry.path).relative_to(folder).as_posix()
+        uri = entry.path[prefix:]
         status = _stat(entry.path)
         parts = uri.split("/")
         rows.append((uri, status.st_size, status.st_mtime, parts[0] if len(parts) == 2 else None))
@@ -214,10 +216,14 @@ def _expand_braces(pattern: str) -> list[str]:
 
 def _table(rows: Sequence[Row]) -> pa.Table:
     uris, sizes, mtimes, labels = zip(*rows, strict=True) if rows else ([], [], [], [])
+    try:
+        uri_column = pa.array(uris, pa.string())
+    except UnicodeEncodeError as error:  # what Python makes of bytes in a file name that are no UTF-8
+        raise ImageSetError(f"the file name {error.object!r} is not UTF-8; rename the file") from error
     microseconds = pa.array([round(mtime * 1e6) for mtime in mtimes], pa.int64())
     return pa.table(
         [
-            pa.array(uris, pa.string()),
+            uri_column,
             pa.array(sizes, pa.int64()),
             microseconds.cast(SCHEMA.field("mtime").type),
             labels,

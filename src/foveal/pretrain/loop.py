@@ -210,7 +210,7 @@ class Trainer:
         recipe, total = self.recipe, dict[str, Tensor]()
         for number, micro in enumerate(raw):
             for bad in micro.bad:
-                self.ledger.record(self.images.uri(bad.index), bad.reason, bad.message)
+                self.ledger.record(self.images.uri(bad.index), reason=bad.reason, message=bad.message)
             batch = to_batch(micro, mean=list(IMAGENET_MEAN), std=list(IMAGENET_STD), device=self.device)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
                 losses = accumulate_gradients(

@@ -37,7 +37,7 @@ def make_masks(
         num_images: Global crops in the group, B * 2 for two views.
         grid_h: Patches in a column of the crop.
         grid_w: Patches in a row of the crop.
-        seed: Seed of the run, in [0, 2**64).
+        seed: Seed of the run, any integer.
         step: Optimizer update, from 0.
         group: Number of the micro-group within the global batch; each has masks of its own.
         mask_probability: Share of the images that get a mask.
@@ -59,7 +59,9 @@ def make_masks(
         )
     if grid_h < 1 or grid_w < 1:
         raise RecipeError(f"grid_h={grid_h}, grid_w={grid_w}: a mask needs at least 1 x 1 patches; enlarge the crop.")
-    rng = np.random.Generator(np.random.Philox(key=[seed, step], counter=[0, 0, _MASK_STREAM, group]))
+    key = np.array([seed % 2**64, step], dtype=np.uint64)
+    counter = np.array([0, 0, _MASK_STREAM, group], dtype=np.uint64)
+    rng = np.random.Generator(np.random.Philox(key=key, counter=counter))
     num_masked = int(num_images * mask_probability)
     bounds = np.linspace(ratio_min, ratio_max, num_masked + 1)
     ratios = rng.uniform(bounds[:-1], bounds[1:])

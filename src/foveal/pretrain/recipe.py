@@ -101,7 +101,6 @@ class KNN(_Settings):
     test: str
     every_steps: int = Field(gt=0)
     k: int = Field(default=20, gt=0)
-    limit: int | None = Field(default=None, gt=0, description="use the first images of each set only")
 
 
 class Features(_Settings):

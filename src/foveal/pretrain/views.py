@@ -44,9 +44,9 @@ class ViewSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    global_size: int = Field(224, ge=1)
-    local_size: int = Field(98, ge=1)
-    num_local: int = Field(8, ge=0)
+    global_size: int = Field(default=224, ge=1)
+    local_size: int = Field(default=98, ge=1)
+    num_local: int = Field(default=8, ge=0)
     global_scale: Range = (0.32, 1.0)
     local_scale: Range = (0.05, 0.32)
     ratio: Range = (3 / 4, 4 / 3)
@@ -55,13 +55,13 @@ class ViewSettings(BaseModel):
     brightness: Probability = 0.4
     contrast: Probability = 0.4
     saturation: Probability = 0.2
-    hue: float = Field(0.1, ge=0, le=0.5)
+    hue: float = Field(default=0.1, ge=0, le=0.5)
     grayscale_probability: Probability = 0.2
     blur: Literal["as_trained", "as_intended"] = "as_trained"
-    blur_kernel_size: int = Field(9, ge=1)
+    blur_kernel_size: int = Field(default=9, ge=1)
     blur_sigma: Range = (0.1, 2.0)
     solarize_probability: Probability = 0.2
-    solarize_threshold: int = Field(128, ge=0, le=256)
+    solarize_threshold: int = Field(default=128, ge=0, le=256)
 
     @model_validator(mode="after")
     def _check_ranges(self) -> Self:
@@ -100,13 +100,13 @@ def make_views(image: Image, *, settings: ViewSettings, seed: int, epoch: int, i
     """Return the global and local crops of one image.
 
     Each view: random resized crop, horizontal flip, colour jitter, grayscale, blur, and on global view 2 solarize.
-    The box is cut out and resized in one antialiased bicubic pass over the full-size image, within 1 grey level of
-    Pillow's `crop(box).resize(size, BICUBIC)`.
+    The box is cut from the full-size image and resized once, antialiased bicubic, within 2 grey levels (0.01 in the
+    mean) of Pillow's, rows before columns.
 
     Args:
         image: (H, W, 3) RGB uint8, of any size.
         settings: What the views look like.
-        seed: Seed of the run, in [0, 2**64).
+        seed: Seed of the run, any integer.
         epoch: Epoch of the sample, from 0.
         index: Number of the image in its set, from 0.
 
@@ -137,7 +137,8 @@ def plan_views(height: int, width: int, *, settings: ViewSettings, seed: int, ep
     View v reads the v-th block of one Philox stream keyed by (seed, epoch, index), and nothing else.
     """
     num_views = _NUM_GLOBAL + settings.num_local
-    stream = np.random.Philox(key=[seed, epoch], counter=[0, 0, _VIEW_STREAM, index])
+    key = np.array([seed % 2**64, epoch], dtype=np.uint64)
+    stream = np.random.Philox(key=key, counter=np.array([0, 0, _VIEW_STREAM, index], dtype=np.uint64))
     draws = np.random.Generator(stream).random((num_views, _NUM_DRAWS)).tolist()
     return [_plan(draws[view], height, width, view=view, settings=settings) for view in range(num_views)]
 
@@ -211,6 +212,6 @@ def _resized_crop(image: Image, box: tuple[int, int, int, int], *, size: int) ->
     faster than Pillow's with the same weights. The box is copied first: torch refuses read-only or mirrored memory.
     """
     top, left, height, width = box
-    pixels = torch.from_numpy(image[top : top + height, left : left + width].copy())
-    resized = F.interpolate(pixels[None].permute(0, 3, 1, 2), size=(size, size), mode="bicubic", antialias=True)
-    return resized[0].permute(1, 2, 0).numpy()
+    pixels = image[top : top + height, left : left + width].copy().reshape(1, height, width, 3).transpose(0, 3, 1, 2)
+    resized = F.interpolate(torch.from_numpy(pixels), size=(size, size), mode="bicubic", antialias=True)
+    return resized.numpy()[0].transpose(1, 2, 0)

@@ -1,0 +1,86 @@
+"""The command `foveal`: one verb a file, errors without tracebacks."""
+
+import importlib
+import importlib.util
+import logging
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+import foveal
+from foveal.errors import FovealError
+
+# Each verb is the function of that name in the module of that name; its heavy imports are inside.
+VERBS = ("pretrain", "knn", "pca", "extract", "demo")
+
+INTERRUPTED = 130
+
+
+@dataclass
+class Settings:
+    """What the options before the verb say."""
+
+    debug: bool = False
+
+
+app = typer.Typer(
+    help="From a pile of unlabelled images to a frozen vision backbone that works.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"foveal {foveal.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    context: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    context.ensure_object(Settings).debug = debug
+
+
+def _register(verb: str) -> None:
+    module = f"foveal.cli.{verb}"
+    if importlib.util.find_spec(module):
+        app.command(verb)(getattr(importlib.import_module(module), verb))
+
+
+for _verb in VERBS:
+    _register(_verb)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0, 2 for an error of the user, 130 when interrupted.
+
+    Args:
+        arguments: without the program's name; None takes those of the process.
+    """
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("foveal").setLevel(logging.INFO)
+    settings = Settings()
+    try:
+        app(args=None if arguments is None else list(arguments), prog_name="foveal", obj=settings)
+    except FovealError as error:
+        if settings.debug:
+            traceback.print_exc()
+        typer.echo(f"error: {error}", err=True)
+        return 2
+    except SystemExit as end:  # how typer ends, also after --help and after a wrong option
+        if end.code == INTERRUPTED:
+            typer.echo("interrupted", err=True)
+        return end.code if isinstance(end.code, int) else 0
+    return 0

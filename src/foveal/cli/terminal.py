@@ -1,0 +1,76 @@
+"""What verbs show: progress, tables of results, and files written whole."""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import typer
+
+from foveal.errors import FovealError
+
+
+@contextmanager
+def progress_of(label: str, *, every_s: float = 10.0) -> Iterator[Callable[[int, int], None]]:
+    """Give a function to call with (done, total): on stderr a bar, or away from a terminal a line every `every_s`."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import Progress
+
+        with Progress(console=Console(stderr=True)) as bar:
+            task = bar.add_task(label, total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+        return
+    last = time.monotonic()
+
+    def line(done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= every_s:
+            last = time.monotonic()
+            typer.echo(f"{label}: {done}/{total}", err=True)
+
+    yield line
+
+
+def print_rows(rows: Sequence[tuple[str, float, str]], *, title: str) -> None:
+    """Print (name, value, unit) rows: a table on a terminal, else one line each, separated by tabs."""
+    if not sys.stdout.isatty():
+        for name, value, unit in rows:
+            typer.echo(f"{name}\t{value:.2f}\t{unit}")
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(title))
+    table.add_column("name")
+    table.add_column("value", justify="right")
+    table.add_column("unit")
+    for name, value, unit in rows:
+        table.add_row(Text(name), f"{value:.2f}", Text(unit))
+    Console().print(table)
+
+
+def check_file_target(path: Path) -> Path:
+    """Return `path` when a file can be put there; else FovealError, before any long work is done for it."""
+    if path.is_dir():
+        raise FovealError(f"{path} is a folder; give the name of a file")
+    if not path.absolute().parent.is_dir():
+        raise FovealError(f"the folder {path.absolute().parent} does not exist; create it first")
+    return path
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all: a temporary name beside it, synced, renamed over an earlier file."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise FovealError(f"{path} cannot be written ({error}); free space or choose another place") from error

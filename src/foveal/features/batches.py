@@ -1,0 +1,104 @@
+"""Batches of prepared images from a set: decoded ahead in threads, bad ones skipped and counted."""
+
+import logging
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from foveal.errors import BadImageError, ImageSetError
+from foveal.images.imageset import ImageSet
+from foveal.images.ledger import BadImageLedger
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+def prepared_batches(
+    images: ImageSet,
+    prepare: Callable[[np.ndarray], np.ndarray],
+    *,
+    batch_size: int,
+    num_threads: int = 2,
+    bad: Counter[str] | None = None,
+    ledger: BadImageLedger | None = None,
+    progress: Progress | None = None,
+) -> Iterator[tuple[Tensor, list[np.ndarray]]]:
+    """Yield the images of a set in order, decoded and prepared, while the caller computes on earlier ones.
+
+    Args:
+        images: the set.
+        prepare: turns (H, W, 3) uint8 into what is wanted; runs in threads.
+        batch_size: images in each batch; the last may be smaller.
+        num_threads: decoding threads. At most two batches wait.
+        bad: filled with the number of skipped images by reason.
+        ledger: records the bad images and stops at too many; None only counts and warns.
+        progress: called with (images done, images in all) after each batch.
+
+    Yields:
+        Indices (b,) int64 into the set, and b arrays.
+
+    Raises:
+        ImageSetError: not one image can be read, or more are bad than the ledger allows.
+    """
+    if batch_size < 1 or num_threads < 1:
+        raise ImageSetError(f"batch_size={batch_size}, num_threads={num_threads}; both must be at least 1")
+    bad = Counter() if bad is None else bad
+    indices: list[int] = []
+    arrays: list[np.ndarray] = []
+    num_good = 0
+
+    def load(index: int) -> np.ndarray | BadImageError:
+        try:
+            return prepare(images.decode(index))
+        except BadImageError as error:
+            return error
+
+    for index, result in enumerate(_map_ahead(load, range(len(images)), num_threads, ahead=2 * batch_size)):
+        if isinstance(result, BadImageError):
+            bad[result.reason] += 1
+            if ledger is not None:
+                ledger.record(images.uri(index), reason=result.reason, message=str(result))
+        else:
+            indices.append(index)
+            arrays.append(result)
+        if len(arrays) < batch_size and index + 1 < len(images):
+            continue
+        if arrays:
+            yield torch.tensor(indices), arrays
+        num_good += len(arrays)
+        indices, arrays = [], []
+        if progress:
+            progress(index + 1, len(images))
+    if not num_good:
+        raise ImageSetError(f"none of the {len(images)} images can be read ({_listed(bad)}); check the source")
+    if bad:
+        logger.warning("%d of %d images skipped: %s", bad.total(), len(images), _listed(bad))
+
+
+def _map_ahead(
+    function: Callable[[_Item], _Result], items: Iterable[_Item], num_threads: int, *, ahead: int
+) -> Iterator[_Result]:
+    """Yield function(item) in order, computed in threads with at most `ahead` results waiting."""
+    pool = ThreadPoolExecutor(num_threads)
+    waiting: deque[Future[_Result]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) >= ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _listed(bad: Counter[str]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in bad.most_common()) or "the set is empty"
