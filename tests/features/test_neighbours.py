@@ -60,6 +60,11 @@ def test_zero_and_negative_similarities_are_ordered() -> None:
     torch.testing.assert_close(similarities, torch.tensor([[1.0, 0.0, 0.0, 0.0, -1.0, -1.0]]), atol=1e-6, rtol=0)
 
 
+def test_a_negative_similarity_too_small_for_float32_counts_as_zero() -> None:
+    database = torch.tensor([[-1e-200, 1.0], [0.0, 1.0]], dtype=torch.float64)
+    assert top_k(torch.tensor([[1.0, 0.0]]), database, k=2)[1].tolist() == [[0, 1]]
+
+
 @pytest.mark.parametrize("k", [0, 4, -1])
 def test_k_out_of_range_is_named(k: int) -> None:
     with pytest.raises(FovealError, match=f"k={k} neighbours of a database of 3 rows; choose k from 1 to 3"):
@@ -111,7 +116,7 @@ def test_votes_that_cannot_be_counted_are_explained(ks: list[int], temperature: 
 def _reference_top_n(train: Tensor, labels: Tensor, test: Tensor, truth: Tensor, *, ks: list[int], n: int) -> dict:
     """The protocol, one test image at a time, in float64 NumPy."""
     cosines, num_classes = _cosines(test, train), int(max(labels.max(), truth.max())) + 1
-    right = {k: 0 for k in ks}
+    right = dict.fromkeys(ks, 0)
     for row, true in zip(cosines, truth.tolist(), strict=True):
         order = np.argsort(-row, kind="stable")[: max(ks)]
         weights = np.exp(row[order] / 0.07)

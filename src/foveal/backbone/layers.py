@@ -5,7 +5,7 @@ tokens, image after image; groups follow each other. Linear layers and norms run
 a group. Source of the block: arXiv 2304.07193, section 4 and appendix; LayerScale: arXiv 2103.17239.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -44,8 +44,7 @@ class Attention(nn.Module):
         """Map packed tokens (T, D) to (T, D)."""
         qkv = self.qkv(x)
         mixed = [
-            self._mix(part, group)
-            for part, group in zip(qkv.split([g.rows for g in groups]), groups, strict=True)
+            self._mix(part, group) for part, group in zip(qkv.split([g.rows for g in groups]), groups, strict=True)
         ]
         return self.proj(mixed[0] if len(mixed) == 1 else torch.cat(mixed))
 
@@ -149,7 +148,7 @@ class Block(nn.Module):
         return _residual_on(x, factor[images], self.ls2.gamma, lambda kept: self.mlp(self.norm2(kept)))
 
 
-def _residual_on(x: Tensor, factor: Tensor, gamma: Tensor, branch) -> Tensor:  # noqa: ANN001
+def _residual_on(x: Tensor, factor: Tensor, gamma: Tensor, branch: Callable[[Tensor], Tensor]) -> Tensor:
     """Add factor * gamma * branch(x) to the rows of x whose factor is not 0; the branch sees only those rows."""
     kept = factor.nonzero().squeeze(1)
     out = branch(x.index_select(0, kept)) * gamma * factor[kept, None]

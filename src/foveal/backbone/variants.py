@@ -51,7 +51,9 @@ class BackboneConfig(BaseModel):
             return values
         name = values["variant"]
         if name not in VARIANTS:
-            raise ValueError(f"variant '{name}' is not known{nearest(str(name), VARIANTS)}; known: {', '.join(VARIANTS)}")
+            raise ValueError(
+                f"variant '{name}' is not known{nearest(str(name), VARIANTS)}; known: {', '.join(VARIANTS)}"
+            )
         width, depth, num_heads, ffn = VARIANTS[name]
         return {"width": width, "depth": depth, "num_heads": num_heads, "ffn": ffn} | values
 

@@ -79,7 +79,7 @@ class VisionTransformer(nn.Module):
             elif isinstance(module, nn.LayerNorm):
                 module.reset_parameters()
             elif name.endswith((".ls1", ".ls2")):
-                nn.init.constant_(module.gamma, self.config.layerscale_init)  # type: ignore[arg-type]
+                nn.init.constant_(module.gamma, self.config.layerscale_init)
         nn.init.trunc_normal_(self.pos_embed, std=0.02, generator=generator)
         nn.init.normal_(self.cls_token, std=1e-6, generator=generator)
         if self.config.num_registers:
@@ -183,7 +183,9 @@ class VisionTransformer(nn.Module):
                 x = torch.where(mask[..., None], self.mask_token.to(x.dtype), x)
             cls_pos, patch_pos = self.position(grid_h, grid_w)
             cls = (self.cls_token + cls_pos).to(x.dtype).expand(len(x), -1, -1)
-            prefix = [cls, self.register_tokens.to(x.dtype).expand(len(x), -1, -1)] if self.config.num_registers else [cls]
+            prefix = (
+                [cls, self.register_tokens.to(x.dtype).expand(len(x), -1, -1)] if self.config.num_registers else [cls]
+            )
             packed.append(torch.cat([*prefix, x + patch_pos.to(x.dtype)], dim=1).flatten(0, 1))
             groups.append(Group(len(batch), self.num_prefix_tokens + grid_h * grid_w))
         return torch.cat(packed), groups

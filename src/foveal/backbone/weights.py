@@ -74,7 +74,9 @@ def save_model(
         replace_folder(staging, folder)
     except OSError as error:
         shutil.rmtree(staging, ignore_errors=True)
-        raise WeightsError(f"cannot write the model folder {folder}: {error}; free space or choose another place") from error
+        raise WeightsError(
+            f"cannot write the model folder {folder}: {error}; free space or choose another place"
+        ) from error
     return card
 
 
@@ -94,7 +96,9 @@ def load_model(folder: str | Path, *, verify: bool = True) -> tuple[VisionTransf
     if not path.is_file():
         raise WeightsError(f"{folder} has a card but no {WEIGHTS}; copy the whole model folder")
     if verify and (seen := sha256_of(path)) != card.sha256.get(WEIGHTS):
-        raise WeightsError(f"{path} is damaged: its sha256 is {seen}, the card says {card.sha256.get(WEIGHTS)}; copy it again")
+        raise WeightsError(
+            f"{path} is damaged: its sha256 is {seen}, the card says {card.sha256.get(WEIGHTS)}; copy it again"
+        )
     backbone = VisionTransformer(card.backbone)
     backbone.load_state_dict(check_tensors(load_tensors(path), backbone.state_dict(), where=str(path)))
     return backbone.eval(), card
@@ -167,5 +171,3 @@ def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
     with open(path, "rb") as file:
         os.fsync(file.fileno())
-
-

@@ -18,7 +18,7 @@ def knn(
         float | None, typer.Option(help="Without --test: share of --train held out by uri.  [default: 0.2]")
     ] = None,
     k: Annotated[
-        list[int] | None, typer.Option("--k", help="Neighbours; repeatable.  [default: 10 20 100 200]")
+        list[int] | None, typer.Option("--k", min=1, help="Neighbours; repeatable.  [default: 10 20 100 200]")
     ] = None,
     n_per_class: Annotated[int | None, typer.Option(help="Few-shot: train images of each class.")] = None,
     n_tries: Annotated[int | None, typer.Option(help="Few-shot: number of draws.  [default: 5]")] = None,

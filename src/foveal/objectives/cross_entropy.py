@@ -10,7 +10,13 @@ CHUNK_ELEMENTS = 8 * 1024 * 1024
 
 
 def prototype_cross_entropy(
-    features: Tensor, prototypes: Tensor, *, targets: Tensor, weights: Tensor, temperature: float, target_rows: Tensor | None = None
+    features: Tensor,
+    prototypes: Tensor,
+    *,
+    targets: Tensor,
+    weights: Tensor,
+    temperature: float,
+    target_rows: Tensor | None = None,
 ) -> Tensor:
     """Return sum_n w_n sum_k -t_nk log softmax_k(f_n . p_k / temperature), and its gradient, chunk by chunk.
 
@@ -29,8 +35,14 @@ def prototype_cross_entropy(
     Returns:
         A scalar, fp32. Under bf16 autocast the products run in bf16, everything else in fp32.
     """
-    precision = torch.get_autocast_dtype(features.device.type) if torch.is_autocast_enabled(features.device.type) else torch.float32
-    loss: Tensor = _PrototypeCrossEntropy.apply(features, prototypes, targets, weights, temperature, target_rows, precision)
+    precision = (
+        torch.get_autocast_dtype(features.device.type)
+        if torch.is_autocast_enabled(features.device.type)
+        else torch.float32
+    )
+    loss: Tensor = _PrototypeCrossEntropy.apply(
+        features, prototypes, targets, weights, temperature, target_rows, precision
+    )
     return loss
 
 

@@ -105,7 +105,9 @@ def load_newest(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, A
         problems.append(f"{path.name}: {problem}")
         logger.warning("checkpoint %s is not used: %s", path, problem)
     if problems:
-        raise CheckpointError(f"no intact checkpoint in {folder}: {'; '.join(problems)}; restore one or start a new run")
+        raise CheckpointError(
+            f"no intact checkpoint in {folder}: {'; '.join(problems)}; restore one or start a new run"
+        )
     return None
 
 

@@ -1,9 +1,6 @@
 """From image numbers to micro-batches of views: the same bytes whatever the number of workers."""
 
-import os
 import signal
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -25,7 +22,7 @@ _MAX_ATTEMPTS = 100
 class BadImage(NamedTuple):
     """An image that was skipped: its number in the set, and why."""
 
-    index: int
+    number: int
     reason: str
     message: str
 
@@ -52,7 +49,6 @@ class MicroBatches(Dataset[RawBatch]):
     def __init__(self, images: ImageSet, recipe: Recipe) -> None:
         self.images = images
         self.recipe = recipe
-        self._threads: ThreadPoolExecutor | None = None
 
     def __getitem__(self, number: int) -> RawBatch:
         """Return micro-batch `number`, counted from the start of the run."""
@@ -60,7 +56,7 @@ class MicroBatches(Dataset[RawBatch]):
         epochs, indices = batch_indices(
             number, batch_size=recipe.micro_batch, num_images=len(self.images), seed=recipe.seed
         )
-        made = list(self._map(zip(epochs.tolist(), indices.tolist(), strict=True)))
+        made = [self._sample(*sample) for sample in zip(epochs.tolist(), indices.tolist(), strict=True)]
         views = [item[0] for item in made]
         step, group = divmod(number, recipe.batch_size // recipe.micro_batch)
         grid = recipe.views.global_size // recipe.backbone.patch_size
@@ -82,19 +78,10 @@ class MicroBatches(Dataset[RawBatch]):
             [bad for item in made for bad in item[1]],
         )
 
-    def _map(self, samples: Iterable[tuple[int, int]]) -> Iterable[tuple[Views, list[BadImage]]]:
-        """Make the samples' views: in this worker's one thread, or on every core when there are no workers."""
-        if torch.utils.data.get_worker_info() is not None or os.cpu_count() == 1:
-            return map(self._sample, samples)
-        if self._threads is None:
-            self._threads = ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="views")
-        return self._threads.map(self._sample, samples)
-
-    def _sample(self, sample: tuple[int, int]) -> tuple[Views, list[BadImage]]:
-        """Return the views of one slot; an unreadable image is replaced by a function of (seed, epoch, index, attempt)."""
-        epoch, index = sample
-        seed, bad = self.recipe.seed, []
-        chosen = index
+    def _sample(self, epoch: int, index: int) -> tuple[Views, list[BadImage]]:
+        """Return the views of one slot and the unreadable images that had to be replaced in it."""
+        seed, chosen = self.recipe.seed, index
+        bad: list[BadImage] = []
         for attempt in range(_MAX_ATTEMPTS):
             try:
                 image = self.images.decode(chosen)
@@ -103,7 +90,7 @@ class MicroBatches(Dataset[RawBatch]):
                 bad.append(BadImage(chosen, error.reason, str(error)))
             chosen = replacement(index, attempt, num_images=len(self.images), seed=seed, epoch=epoch)
         raise ImageSetError(
-            f"{_MAX_ATTEMPTS} images in a row cannot be used, the last one because: {bad[-1].message}; check the image set"
+            f"{_MAX_ATTEMPTS} images in a row cannot be used, the last: {bad[-1].message}; check the image set"
         )
 
 

@@ -138,9 +138,7 @@ class Trainer:
             torch.zeros(recipe.heads.dino.num_prototypes, device=self.device),
             torch.zeros(ibot.num_prototypes, device=self.device),
         )
-        self.ledger = BadImageLedger(
-            folder.path / LEDGER, num_images=len(images), max_share=recipe.max_bad_share
-        )
+        self.ledger = BadImageLedger(folder.path / LEDGER, num_images=len(images), max_share=recipe.max_bad_share)
         self.probe = KNNProbe(recipe.knn, device=self.device) if recipe.knn else None
         self.step = 0
         self.skipped: list[int] = []
@@ -155,9 +153,7 @@ class Trainer:
             logger.info("continuing %s at step %d", self.folder.path, self.step)
         self.folder.keep_metrics_before(self.step)
 
-    def run(
-        self, *, stop_after: int | None, listener: Callable[[Progress], None] | None, caught: list[int]
-    ) -> Outcome:
+    def run(self, *, stop_after: int | None, listener: Callable[[Progress], None] | None, caught: list[int]) -> Outcome:
         """Train until the last step, `stop_after` steps, or a signal; save; return how it ended."""
         recipe = self.recipe
         last = min(recipe.total_steps, self.step + stop_after) if stop_after else recipe.total_steps
@@ -210,7 +206,7 @@ class Trainer:
         recipe, total = self.recipe, dict[str, Tensor]()
         for number, micro in enumerate(raw):
             for bad in micro.bad:
-                self.ledger.record(self.images.uri(bad.index), reason=bad.reason, message=bad.message)
+                self.ledger.record(self.images.uri(bad.number), reason=bad.reason, message=bad.message)
             batch = to_batch(micro, mean=list(IMAGENET_MEAN), std=list(IMAGENET_STD), device=self.device)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
                 losses = accumulate_gradients(
@@ -233,8 +229,8 @@ class Trainer:
         logger.warning("step %d is not finite and was skipped (%d so far)", self.step, len(self.skipped))
         if self.skipped[-_MAX_SKIPPED_IN_A_ROW:] == list(range(self.step - _MAX_SKIPPED_IN_A_ROW + 1, self.step + 1)):
             raise DivergedError(
-                f"{_MAX_SKIPPED_IN_A_ROW} steps in a row were not finite, the last one {self.step}; the newest checkpoint "
-                "is from before. Start again with a lower optimizer.base_lr, or precision=fp32"
+                f"{_MAX_SKIPPED_IN_A_ROW} steps in a row up to {self.step} were not finite; the newest checkpoint is from "
+                "before. Start again with a lower optimizer.base_lr, or precision=fp32"
             )
 
     def rates(self, step: int) -> dict[str, float]:
@@ -278,7 +274,9 @@ class Trainer:
         try:
             save_model(self.folder.path / MODEL, self.teacher.backbone, self.card(), heads=heads)
         except WeightsError as error:
-            raise RunError(f"{error}. The checkpoint of step {self.step} is safe: run the same command again") from error
+            raise RunError(
+                f"{error}. The checkpoint of step {self.step} is safe: run the same command again"
+            ) from error
         return self.step
 
     def _tensors(self) -> dict[str, dict[str, Tensor]]:
@@ -296,7 +294,9 @@ class Trainer:
     def _restore(self, tensors: dict[str, dict[str, Tensor]]) -> None:
         where = str(self.folder.path / CHECKPOINTS)
         teacher = tensors["teacher"]
-        self.centers = Centers(*(teacher.pop(f"centers.{name}").to(self.device) for name in ("dino", "ibot")))
+        self.centers = Centers(
+            dino=teacher.pop("centers.dino").to(self.device), ibot=teacher.pop("centers.ibot").to(self.device)
+        )
         self.student.load_state_dict(check_tensors(tensors["student"], self.student.state_dict(), where=where))
         self.teacher.load_state_dict(check_tensors(teacher, self.teacher.state_dict(), where=where))
         parameters = dict(self.student.named_parameters())
@@ -311,7 +311,9 @@ def _device(name: str) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise RecipeError(f"device={name} cannot be used: {str(error).splitlines()[0]}; use auto, cpu or cuda") from error
+        raise RecipeError(
+            f"device={name} cannot be used: {str(error).splitlines()[0]}; use auto, cpu or cuda"
+        ) from error
 
 
 def _generator(*key: int) -> torch.Generator:
@@ -331,8 +333,8 @@ def _caught_signals() -> Iterator[list[int]]:
             signal.signal(each, handler)
 
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, remember)
+        for each in (signal.SIGINT, signal.SIGTERM):
+            before[each] = signal.signal(each, remember)
     except ValueError:  # not the main thread: whoever runs us there handles signals
         before.clear()
     try:

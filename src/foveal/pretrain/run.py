@@ -41,7 +41,9 @@ class RunFolder:
                 _check_same(stored, recipe, images_hash)
             write_atomically(stored, f"# images: {images_hash}\n{dump_recipe(recipe)}")
         except BlockingIOError as error:
-            raise RunError(f"{self.path} is being written by another process; wait for it or choose another out=") from error
+            raise RunError(
+                f"{self.path} is being written by another process; wait for it or choose another out="
+            ) from error
         except OSError as error:
             raise RunError(f"cannot write in {self.path}: {error}; choose another out=") from error
 
@@ -100,7 +102,7 @@ def _check_same(stored: Path, recipe: Recipe, images_hash: str) -> None:
         changed.append(f"the images are not the same (set {first[:12]}, now {images_hash[:12]})")
     if changed:
         raise RunError(
-            f"{stored.parent} holds another run: {'; '.join(changed)}. Continue it with its own settings or choose another out="
+            f"{stored.parent} holds another run: {'; '.join(changed)}. Use its settings to continue it, or another out="
         )
 
 

@@ -3,7 +3,9 @@
 import math
 
 
-def warmup_cosine(step: int, *, base: float, final: float, total_steps: int, warmup_steps: int = 0, start: float = 0.0) -> float:
+def warmup_cosine(
+    step: int, *, base: float, final: float, total_steps: int, warmup_steps: int = 0, start: float = 0.0
+) -> float:
     """Return a linear warm-up from `start` to `base`, then a cosine from `base` to `final`.
 
     The warm-up holds `warmup_steps` values, both ends included; the cosine is

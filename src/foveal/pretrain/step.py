@@ -185,7 +185,9 @@ def _rows_read(backbone: VisionTransformer, batch: Batch, masked: Tensor) -> Ten
     parts = [global_cls, patches]
     if len(batch.local_crops):
         grid_h, grid_w = backbone.grid_of(batch.local_crops)
-        parts.append(num_crops * length + torch.arange(len(batch.local_crops), device=device) * (prefix + grid_h * grid_w))
+        parts.append(
+            num_crops * length + torch.arange(len(batch.local_crops), device=device) * (prefix + grid_h * grid_w)
+        )
     return torch.cat(parts)
 
 
@@ -199,9 +201,7 @@ def _teacher_targets(
     head = teacher.patch_head
     prototypes = teacher.dino_head.prototypes()
     dino_logits = _logits(teacher.dino_head(tokens[:num_crops]), prototypes)
-    ibot_logits = _logits(
-        head(tokens[num_crops:]), prototypes if head is teacher.dino_head else head.prototypes()
-    )
+    ibot_logits = _logits(head(tokens[num_crops:]), prototypes if head is teacher.dino_head else head.prototypes())
     if settings.centering == "sinkhorn_knopp":
         return (
             sinkhorn_knopp(dino_logits, temperature=temperature),

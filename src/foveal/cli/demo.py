@@ -1,0 +1,30 @@
+"""`foveal demo`: the whole line in a few minutes, on photographs that are already on the disk."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def demo(
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Recipe overrides, key=value.", metavar="key=value")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the demo.", file_okay=False)] = Path("foveal-demo"),
+    images: Annotated[str | None, typer.Option(help="Your own images instead of the packaged photographs.")] = None,
+) -> None:
+    """Pretrain a small backbone on real photographs and show what it learned, without labels and without a network."""
+    from foveal.cli.pretrain import training_progress
+    from foveal.studies.demo import run_demo
+
+    with training_progress() as listener:
+        result = run_demo(
+            out,
+            images=images,
+            overrides=tuple(overrides or ()),
+            listener=listener,
+            say=lambda text: typer.echo(text, err=True),
+        )
+    numbers = ", ".join(f"{name} {value:.1f} %" for name, value in result.accuracy.items())
+    typer.echo(f"kNN top-1 (k=20): {numbers}")
+    typer.echo(f"{result.seconds:.0f} s; page: {result.page}")

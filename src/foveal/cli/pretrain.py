@@ -1,0 +1,93 @@
+"""`foveal pretrain`: train a backbone on unlabelled images, or continue a run that was interrupted."""
+
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from foveal.pretrain.loop import Progress
+
+INTERRUPTED = 130
+
+
+def pretrain(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="key=value, such as images=photos out=run batch_size=64", metavar="key=value"),
+    ] = None,
+    recipe: Annotated[str, typer.Option(help="A built-in recipe or the path of a YAML file.")] = "",
+    steps: Annotated[
+        int | None, typer.Option(help="Stop after so many steps of this call; the schedules do not change.", min=1)
+    ] = None,
+) -> None:
+    """Train a backbone on unlabelled images; run the same command again to continue an interrupted run.
+
+    images= is a folder, a .txt list, tar shards, Parquet files or a saved image set; out= is the run folder, and the
+    model is in its subfolder model.
+    """
+    from foveal.errors import RecipeError
+    from foveal.pretrain.loop import pretrain as train
+    from foveal.pretrain.recipe import load_recipe, recipe_names
+
+    if not recipe:
+        raise RecipeError(f"--recipe is missing; built in: {', '.join(recipe_names())}; or give a YAML file")
+    resolved = load_recipe(recipe, overrides or [])
+    with training_progress() as listener:
+        outcome = train(resolved, stop_after=steps, listener=listener)
+    done = f"step {outcome.step} of {resolved.total_steps}; model: {outcome.run / 'model'}"
+    if outcome.stopped_by is None:
+        typer.echo(done)
+        return
+    typer.echo(f"stopped and saved at {done}; run the same command again to continue")
+    if outcome.stopped_by == signal.SIGINT:
+        raise typer.Exit(INTERRUPTED)
+
+
+@contextmanager
+def training_progress(*, every_s: float = 10.0) -> Iterator[Callable[["Progress"], None]]:
+    """Give a listener for the training loop: on stderr a bar, or away from a terminal a line every `every_s`."""
+    if sys.stderr.isatty():
+        with _bar() as listener:
+            yield listener
+        return
+    last = time.monotonic()
+    first: list[tuple[float, int]] = []
+
+    def line(progress: "Progress") -> None:
+        nonlocal last
+        now = time.monotonic()
+        first.append((now, progress.step)) if not first else None
+        if now - last < every_s and progress.step != progress.total_steps:
+            return
+        last = now
+        elapsed, steps = now - first[0][0], progress.step - first[0][1]
+        left = (
+            timedelta(seconds=round(elapsed / steps * (progress.total_steps - progress.step))) if steps else "unknown"
+        )
+        typer.echo(f"step {progress.step}/{progress.total_steps}  {_numbers(progress)}  left {left}", err=True)
+
+    yield line
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[["Progress"], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[numbers]}"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("pretrain", total=None, numbers="first step ...")
+        yield lambda progress: bar.update(
+            task, completed=progress.step, total=progress.total_steps, numbers=_numbers(progress)
+        )
+
+
+def _numbers(progress: "Progress") -> str:
+    text = f"loss {progress.metrics['loss']:.3f}  {progress.images_per_s:.1f} images/s"
+    return text + (f"  knn {progress.metrics['knn']:.1f} %" if "knn" in progress.metrics else "")

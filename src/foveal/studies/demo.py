@@ -1,0 +1,252 @@
+"""The demo: real images in, a trained backbone out, and a page that shows what it learned."""
+
+import base64
+import io
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+import foveal
+from foveal.backbone.weights import save_model
+from foveal.errors import RunError
+from foveal.evaluate.knn import pixel_features, run, run_pixels
+from foveal.features.extract import Model, load
+from foveal.features.neighbours import top_k
+from foveal.features.pca import pca_picture
+from foveal.images.imageset import ImageSet
+from foveal.pretrain.loop import Progress, build_networks, model_card, pretrain
+from foveal.pretrain.recipe import Recipe, load_recipe
+from foveal.pretrain.run import read_metrics, write_atomically
+from foveal.studies.crops import own_photographs, packaged_photographs, write_crops
+
+_KS = (1, 10, 20)
+_TASK = "task.json"
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """Where the page is, and the kNN top-1 accuracies in percent by name."""
+
+    page: Path
+    accuracy: dict[str, float]
+    seconds: float
+
+
+def run_demo(
+    out: Path,
+    *,
+    images: str | None = None,
+    overrides: tuple[str, ...] = (),
+    listener: Callable[[Progress], None] | None = None,
+    say: Callable[[str], None] = lambda _text: None,
+) -> DemoResult:
+    """Pretrain a small backbone on crops of photographs and write a self-contained page about it.
+
+    The task: which photograph does a held-out crop come from? Its region was never trained on, its scale and colours
+    are changed. kNN with the training crops answers, for raw pixels, the untrained network and the trained teacher.
+
+    Args:
+        out: folder of the demo; an interrupted demo continues there.
+        images: the user's own images instead of the packaged photographs.
+        overrides: recipe overrides, key=value.
+        listener: see `foveal.pretrain.loop.pretrain`.
+        say: told in a sentence what comes next.
+
+    Raises:
+        FovealError: no photographs, or `out` belongs to something else.
+    """
+    started = time.monotonic()
+    train_folder, test_folder = _prepare(out, images, say)
+    recipe = load_recipe("demo", [f"images={train_folder}", f"out={out / 'run'}", *overrides])
+    train, test = ImageSet.open(train_folder), ImageSet.open(test_folder)
+    untrained = _untrained(recipe, out / "untrained", train)
+    say(f"pretraining on {len(train)} crops, {recipe.total_steps} steps of {recipe.batch_size} images")
+    outcome = pretrain(recipe, listener=listener)
+    if outcome.step < recipe.total_steps:
+        raise RunError(f"the demo was stopped at step {outcome.step}; run the same command again to continue")
+    trained = load(outcome.run / "model")
+    say("measuring")
+    rows = {
+        "raw pixels": run_pixels(train, test, ks=_KS),
+        "untrained network": run(untrained, train, test, ks=_KS),
+        "trained teacher": run(trained, train, test, ks=_KS),
+    }
+    table = {name: [row.value for row in found if row.name.endswith("top-1")] for name, found in rows.items()}
+    page = _write_page(out, recipe, table, untrained, trained, train, test, time.monotonic() - started)
+    accuracy = {name: values[_KS.index(20)] for name, values in table.items()}
+    return DemoResult(page, accuracy, time.monotonic() - started)
+
+
+def _prepare(out: Path, images: str | None, say: Callable[[str], None]) -> tuple[Path, Path]:
+    """Write the crops, or find those of an interrupted demo of the same photographs."""
+    task = {"images": images or "packaged photographs"}
+    marker = out / _TASK
+    if marker.is_file():
+        if json.loads(marker.read_text()) != task:
+            raise RunError(f"{out} holds a demo of {json.loads(marker.read_text())['images']}; choose another --out")
+        return out / "images" / "train", out / "images" / "test"
+    if out.exists() and any(path.name != "images" for path in out.iterdir()):
+        raise RunError(f"{out} is not empty and not a demo; choose another --out")
+    say("cutting photographs into crops")
+    photographs = own_photographs(images) if images else packaged_photographs()
+    folders = write_crops(photographs, out / "images", train_each=110, test_each=40, size=64)
+    write_atomically(marker, json.dumps(task))
+    return folders
+
+
+def _untrained(recipe: Recipe, folder: Path, train: ImageSet) -> Model:
+    """Save the network as it is before the first step, so that it can be compared with any verb."""
+    _, teacher = build_networks(recipe)
+    save_model(folder, teacher.backbone, model_card(recipe, step=0, images_hash=train.hash))
+    return load(folder)
+
+
+def _write_page(
+    out: Path,
+    recipe: Recipe,
+    table: dict[str, list[float]],
+    untrained: Model,
+    trained: Model,
+    train: ImageSet,
+    test: ImageSet,
+    seconds: float,
+) -> Path:
+    chosen = _one_of_each(test, count=6)
+    examples = [test.decode(i) for i in _one_of_each(test, count=8)]
+    metrics = [line for line in read_metrics(recipe.out) if "loss" in line]
+    pictures = {
+        "pca_untrained": pca_picture(untrained, examples, size=2 * recipe.views.global_size, cell_size=112),
+        "pca_trained": pca_picture(trained, examples, size=2 * recipe.views.global_size, cell_size=112),
+    }
+    for name, picture in pictures.items():
+        picture.save(out / f"{name}.png")
+    neighbours = {
+        "raw pixels": _neighbours(
+            pixel_features(train).arrays["pixels"], pixel_features(test).arrays["pixels"][chosen]
+        ),
+        "untrained network": _neighbours(*_cls(untrained, train, test, chosen)),
+        "trained teacher": _neighbours(*_cls(trained, train, test, chosen)),
+    }
+    grids = {name: neighbour_grid(train, test, chosen, found) for name, found in neighbours.items()}
+    for name, grid in grids.items():
+        grid.save(out / f"neighbours_{name.replace(' ', '_')}.png")
+    template = jinja2.Template((resources.files("foveal") / "studies" / "demo.html").read_text(), autoescape=True)
+    html = template.render(
+        version=foveal.__version__,
+        seconds=round(seconds),
+        recipe=recipe,
+        num_photographs=len(set(test.labels or [])),
+        num_train=len(train),
+        num_test=len(test),
+        ks=_KS,
+        table=table,
+        verdict=verdict(table),
+        pictures={name: _data_url(picture) for name, picture in pictures.items()},
+        grids={name: _data_url(grid) for name, grid in grids.items()},
+        curves=_data_url(loss_curves(metrics)),
+    )
+    write_atomically(out / "demo.html", html)
+    return out / "demo.html"
+
+
+def verdict(table: dict[str, list[float]]) -> list[str]:
+    """Say in sentences what training improved and what it did not, for each k, from top-1 accuracies in percent."""
+    sentences = []
+    for position, k in enumerate(_KS):
+        trained, untrained, pixels = (
+            table[name][position] for name in ("trained teacher", "untrained network", "raw pixels")
+        )
+        for other, value in (("the untrained network", untrained), ("raw pixels", pixels)):
+            gain = trained - value
+            word = "better than" if gain > 0 else "NOT better than"
+            sentences.append(
+                f"k={k}: the trained teacher is {word} {other}: {trained:.1f} against {value:.1f} ({gain:+.1f})."
+            )
+    return sentences
+
+
+def _cls(model: Model, train: ImageSet, test: ImageSet, chosen: list[int]) -> tuple[Tensor, Tensor]:
+    return model.extract_set(train).arrays["cls"], model.extract_set(test.subset(chosen)).arrays["cls"]
+
+
+def _neighbours(train: Tensor, queries: Tensor, *, count: int = 6) -> Tensor:
+    """Return (Q, count) indices of the nearest train images."""
+    return top_k(queries, train, k=count)[1]
+
+
+def neighbour_grid(
+    train: ImageSet, test: ImageSet, chosen: list[int], neighbours: Tensor, *, cell: int = 64
+) -> Image.Image:
+    """Draw each query and, beside it, its nearest train images: framed green where the photograph is the same.
+
+    Args:
+        train: image set that was searched; with labels.
+        test: image set of the queries; with labels.
+        chosen: numbers of the queries in `test`.
+        neighbours: (Q, n) numbers in `train`, nearest first.
+        cell: side of a picture in pixels.
+    """
+    frame, gap = 3, 10
+    step = cell + 2 * frame
+    grid = Image.new("RGB", (step * (1 + neighbours.shape[1]) + gap, step * len(chosen)), "white")
+    train_labels, test_labels = train.labels or [], test.labels or []
+    for row, (query, found) in enumerate(zip(chosen, neighbours.tolist(), strict=True)):
+        grid.paste(_thumbnail(test.decode(query), cell), (frame, row * step + frame))
+        for column, index in enumerate(found):
+            x = step * (1 + column) + gap
+            colour = (30, 150, 60) if train_labels[index] == test_labels[query] else (200, 50, 40)
+            grid.paste(colour, (x, row * step, x + step, (row + 1) * step))
+            grid.paste(_thumbnail(train.decode(index), cell), (x + frame, row * step + frame))
+    return grid
+
+
+def _thumbnail(pixels: np.ndarray, size: int) -> Image.Image:
+    return Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC)
+
+
+def loss_curves(metrics: list[dict[str, Any]]) -> Image.Image:
+    """Draw every term of the objective against the step."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 2.6), layout="constrained", dpi=110)
+    titles = {
+        "dino_local": "DINO, local",
+        "dino_global": "DINO, global",
+        "ibot": "iBOT",
+        "koleo": "KoLeo",
+        "knn": "kNN, %",
+    }
+    shown = [name for name in titles if any(name in line for line in metrics)]
+    for number, name in enumerate(shown):
+        axes = figure.add_subplot(1, len(shown), number + 1)
+        points = [(line["step"], line[name]) for line in metrics if name in line]
+        axes.plot(*zip(*points, strict=True), linewidth=1.2)
+        axes.set_title(titles[name], fontsize=9)
+        axes.set_xlabel("step", fontsize=8)
+        axes.tick_params(labelsize=7)
+        axes.grid(alpha=0.3)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return Image.open(buffer)
+
+
+def _one_of_each(images: ImageSet, *, count: int) -> list[int]:
+    """Return the number of the first image of `count` labels, evenly spread over the labels."""
+    labels = images.labels or []
+    first = [labels.index(label) for label in sorted(set(labels))]
+    return [first[round(i)] for i in np.linspace(0, len(first) - 1, min(count, len(first)))]
+
+
+def _data_url(picture: Image.Image) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

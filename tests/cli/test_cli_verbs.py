@@ -1,0 +1,133 @@
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from foveal.cli.main import main
+
+
+def _cards_hash(model_folder: Path) -> str:
+    return json.loads((model_folder / "model.json").read_text())["sha256"]["model.safetensors"]
+
+
+def test_knn_prints_one_line_a_number_and_writes_json(
+    model_folder: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report_path = tmp_path / "knn.json"
+    arguments = ["knn", "--model", str(model_folder), "--train", str(photos), "--k", "3", "--k", "5", "--split", "0.4"]
+    assert main([*arguments, "--pixels", "--json", str(report_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("\t")[0] for line in lines] == [
+        "knn-3 top-1",
+        "knn-5 top-1",
+        "raw pixels knn-3 top-1",
+        "raw pixels knn-5 top-1",
+    ]
+    assert all(re.fullmatch(r"[^\t]+\t\d+\.\d\d\t%", line) for line in lines)
+    report = json.loads(report_path.read_text())
+    assert [f"{row['value']:.2f}" for row in report["rows"]] == [line.split("\t")[1] for line in lines]
+    assert report["train"]["num_images"] + report["test"]["num_images"] == 24
+    assert report["model"]["sha256"]["model.safetensors"] == _cards_hash(model_folder)
+    assert main([*arguments, "--json", str(tmp_path / "again.json")]) == 0
+    assert json.loads((tmp_path / "again.json").read_text())["test"] == report["test"]  # the split is deterministic
+
+
+def test_knn_with_a_test_set_and_few_shot(
+    model_folder: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / "test" / name).mkdir(parents=True)
+        path = next((photos / name).iterdir())
+        path.rename(tmp_path / "test" / name / path.name)
+    arguments = ["knn", "--model", str(model_folder), "--train", str(photos), "--test", str(tmp_path / "test")]
+    assert main([*arguments, "--k", "2", "--n-per-class", "3", "--n-tries", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "knn-2 top-1, 3 per class, mean of 2\t" in out
+    assert "deviation" in out
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--test", "x", "--split", "0.3"], "--split has no effect beside --test"),
+        (["--n-tries", "3"], "--n-tries has no effect without --n-per-class"),
+        (["--test", "no/where"], "no/where does not exist"),
+        (["--split", "1.5"], "split=1.5"),
+        (["--k", "500"], "k=500 with"),
+        (["--k", "0"], "Invalid value for '--k'"),
+        (["--json", "no/where/x.json"], "no/where does not exist; create it first"),
+        (["--json", "."], "is a folder; give the name of a file"),
+    ],
+)
+def test_knn_explains_what_does_not_work(
+    model_folder: Path, photos: Path, extra: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["knn", "--model", str(model_folder), "--train", str(photos), *extra]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_model_folder_one_too_high_is_pointed_out(
+    model_folder: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["knn", "--model", str(model_folder.parent), "--train", str(photos)]) == 2
+    assert f"did you mean {model_folder}?" in capsys.readouterr().err
+
+
+def test_pca_writes_the_picture(
+    model_folder: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures = [str(path) for path in sorted((photos / "cat").iterdir())[:3]]
+    out = tmp_path / "pca.png"
+    assert main(["pca", *pictures, "--model", str(model_folder), "--out", str(out), "--size", "56"]) == 0
+    with Image.open(out) as picture:
+        assert picture.size == (3 * 224, 2 * 224)
+    assert "672 x 448" in capsys.readouterr().out
+    assert main(["pca", *pictures, "--model", str(model_folder), "--out", str(out), "--keep-background"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--out", "x.tiff"], "cannot write '.tiff'; choose a name with .png"),
+        (["--out", "no/where/x.png"], "no/where does not exist"),
+        (["--fit", "squash"], "squash"),
+        (["--size", "30"], "30 is not a multiple of patch_size=7"),
+        (["--size", "0"], "--size"),
+    ],
+)
+def test_pca_explains_what_does_not_work(
+    model_folder: Path,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    extra: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["pca", str(photos / "cat" / "1.png"), "--model", str(model_folder), *extra]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.png"))
+
+
+def test_extract_writes_a_feature_folder(
+    model_folder: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "cat" / "1.png").write_bytes(b"damaged")
+    out = tmp_path / "features"
+    assert main(["extract", str(photos), "--model", str(model_folder), "--out", str(out), "--patches"]) == 0
+    assert "cls.npy (23, 48), patches.npy (23, 4, 4, 48); 1 bad images skipped" in capsys.readouterr().out
+    assert np.load(out / "cls.npy").shape == (23, 48)
+    assert json.loads((out / "card.json").read_text())["model"]["sha256"] == _cards_hash(model_folder)
+
+
+def test_extract_refuses_to_write_over_something_else(
+    model_folder: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["extract", str(photos), "--model", str(model_folder), "--out", str(photos)]) == 2
+    assert "exists and is not a feature folder; choose another place" in capsys.readouterr().err
+    assert main(["extract", "no/where", "--model", str(model_folder), "--out", "features"]) == 2
+    assert "no/where does not exist" in capsys.readouterr().err

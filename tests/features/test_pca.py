@@ -1,0 +1,133 @@
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from foveal.errors import FovealError
+from foveal.features.extract import Model
+from foveal.features.pca import fit_pca, foreground, patch_colours, pca_picture
+
+
+def _random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("num_rows", [4, 7, 100])
+def test_components_are_those_of_a_singular_value_decomposition(num_rows: int) -> None:
+    rows = _random(num_rows, 5) * torch.tensor([3.0, 1.0, 2.0, 0.5, 0.1]) + 10
+    pca = fit_pca(rows)
+    centred = rows.double().numpy() - rows.double().numpy().mean(axis=0)
+    _, singular, directions = np.linalg.svd(centred, full_matrices=False)
+    np.testing.assert_allclose(pca.variances.numpy(), (singular**2 / num_rows)[:3], rtol=1e-9)
+    overlap = np.abs((pca.components.numpy() * directions[:3]).sum(axis=1))
+    np.testing.assert_allclose(overlap, 1, atol=1e-9)
+    np.testing.assert_allclose(pca.project(rows).mean(dim=0).numpy(), 0, atol=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_signs_do_not_depend_on_the_order_or_the_sign_of_the_rows(seed: int) -> None:
+    rows = _random(31, 5, seed=seed)
+    first, shuffled = fit_pca(rows), fit_pca(rows.flip(0))
+    torch.testing.assert_close(first.components, shuffled.components, atol=1e-9, rtol=0)
+    mirrored = fit_pca(-rows)  # the covariance is the same, and so must be the components
+    torch.testing.assert_close(first.components, mirrored.components, atol=1e-9, rtol=0)
+    largest = first.components.gather(1, first.components.abs().argmax(dim=1, keepdim=True))
+    assert (largest > 0).all()
+
+
+@pytest.mark.parametrize(("num_rows", "width"), [(1, 5), (2, 5), (3, 5), (9, 2), (9, 1)])
+def test_missing_dimensions_are_zero_components(num_rows: int, width: int) -> None:
+    pca = fit_pca(_random(num_rows, width))
+    rank = min(num_rows - 1, width, 3)
+    assert pca.components.shape == (3, width)
+    assert (pca.variances > 0).tolist() == [i < rank for i in range(3)]
+    assert pca.components.norm(dim=1).tolist() == pytest.approx([float(i < rank) for i in range(3)])
+
+
+def test_impossible_rows_are_errors() -> None:
+    with pytest.raises(FovealError, match="give at least one row"):
+        fit_pca(torch.zeros(0, 5))
+    with pytest.raises(FovealError, match="NaN or infinity"):
+        fit_pca(torch.tensor([[float("nan"), 1.0]]))
+
+
+def _scene(sign: float) -> tuple[Tensor, Tensor]:
+    """Two images of 6 x 7 patches with an object in the middle that differs along one direction."""
+    inside = torch.zeros(2, 6, 7, dtype=torch.bool)
+    inside[0, 1:5, 2:6] = True
+    inside[1, 2:5, 1:5] = True
+    direction = _random(5, seed=1)
+    patches = 0.05 * _random(2, 6, 7, 5, seed=2) + sign * torch.where(inside[..., None], direction, -direction)
+    return patches, inside
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_foreground_is_the_object_in_the_middle_whatever_its_sign(sign: float) -> None:
+    patches, inside = _scene(sign)
+    assert torch.equal(foreground(patches), inside)
+
+
+def test_background_is_black_and_can_be_kept() -> None:
+    patches, inside = _scene(1.0)
+    colours = patch_colours(patches)
+    assert colours.shape == (2, 6, 7, 3)
+    assert colours.dtype == torch.uint8
+    assert not colours[~inside].any()
+    assert colours[inside].any(dim=0).all()
+    assert patch_colours(patches, keep_foreground=False)[~inside].any()
+
+
+def test_colours_are_the_scaled_components_by_hand() -> None:
+    values = torch.tensor([[-2.0, -1.0, 0.0], [2.0, 1.0, 0.0], [2.0, -1.0, 0.0], [-2.0, 1.0, 0.0]])
+    patches = values.view(1, 2, 2, 3)
+    colours = patch_colours(patches, keep_foreground=False, percentiles=(0, 100)).view(4, 3).tolist()
+    # first component along x, second along y, the third has no variance and is middle grey
+    assert colours == [[0, 0, 128], [255, 255, 128], [255, 0, 128], [0, 255, 128]]
+
+
+def test_percentiles_keep_one_odd_patch_from_dimming_the_rest() -> None:
+    patches = _random(1, 20, 20, 3)
+    patches[0, 0, 0] = 1000
+    full = patch_colours(patches, keep_foreground=False, percentiles=(0, 100))[..., 0].double()
+    robust = patch_colours(patches, keep_foreground=False)[..., 0].double()
+    assert full.flatten()[1:].std() < 5 < robust.flatten()[1:].std()
+
+
+@pytest.mark.parametrize("keep_foreground", [True, False])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 5), (1, 1, 2, 5), (2, 1, 1, 1), (1, 2, 3, 2), (3, 4, 4, 48)])
+def test_tiny_and_constant_inputs_do_not_crash(shape: tuple[int, ...], keep_foreground: bool) -> None:
+    for patches in (torch.zeros(shape), torch.full(shape, 0.1), _random(*shape)):
+        assert patch_colours(patches, keep_foreground=keep_foreground).shape == (*shape[:3], 3)
+    grey = patch_colours(torch.full(shape, 0.1), keep_foreground=keep_foreground)
+    assert (grey == 128).all()
+
+
+@pytest.mark.parametrize(
+    ("patches", "percentiles", "message"),
+    [
+        (torch.zeros(2, 3, 5), (1, 99), r"patches have shape \(2, 3, 5\)"),
+        (torch.zeros(0, 3, 3, 5), (1, 99), "patches have shape"),
+        (torch.zeros(1, 3, 3, 5), (99, 1), "percentiles="),
+        (torch.full((1, 3, 3, 5), float("inf")), (1, 99), "NaN or infinity"),
+    ],
+)
+def test_inputs_that_make_no_picture_are_explained(patches: Tensor, percentiles: tuple, message: str) -> None:
+    with pytest.raises(FovealError, match=message):
+        patch_colours(patches, percentiles=percentiles)
+
+
+def test_picture_shows_originals_above_components(model: Model, pictures: list[np.ndarray]) -> None:
+    flat = [np.full((40, 40, 3), value, dtype=np.uint8) for value in (10, 200)]
+    grid = pca_picture(model, [*flat, pictures[0]], size=56, cell_size=60)
+    assert grid.size == (180, 120)
+    top = np.asarray(grid)[:60]
+    assert np.abs(top[:, :60].astype(int) - 10).max() <= 1
+    assert np.abs(top[:, 60:120].astype(int) - 200).max() <= 1
+    again = pca_picture(model, [*flat, pictures[0]], size=56, cell_size=60)
+    assert grid.tobytes() == again.tobytes()
+
+
+def test_picture_keeps_the_proportions_of_the_images(model: Model, pictures: list[np.ndarray]) -> None:
+    assert pca_picture(model, pictures[0], fit="resize", cell_size=50).size == (70, 100)  # 5 x 7 patches
+    with pytest.raises(FovealError, match="cell_size=0"):
+        pca_picture(model, pictures, cell_size=0)
