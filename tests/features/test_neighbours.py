@@ -28,7 +28,7 @@ def test_top_k_equals_a_float64_sort(k: int, block_queries: int, block_database:
     expected = _cosines(queries, database)
     order = np.argsort(-expected, axis=1, kind="stable")[:, :k]
     np.testing.assert_array_equal(indices.numpy(), order)
-    # rounded once from float64 to float32: half a unit of 2^-24 relative, on values up to 1
+    # rounding the unit rows to 2^-26 and the result to float32: some 1e-8 each, on values up to 1
     np.testing.assert_allclose(similarities.numpy(), np.take_along_axis(expected, order, 1), atol=1e-7, rtol=0)
     assert similarities.dtype == torch.float32
 
@@ -36,7 +36,7 @@ def test_top_k_equals_a_float64_sort(k: int, block_queries: int, block_database:
 @pytest.mark.parametrize(("block_queries", "block_database"), BLOCKS)
 def test_equal_rows_come_in_the_order_of_their_index(block_queries: int, block_database: int) -> None:
     base = _random(4, 7)
-    database = torch.cat([base[[2, 0, 1]], base * 2.5, base[[1, 2]], -base])  # row 0 of base: 1, 3; row 1: 2, 4, 7
+    database = torch.cat([base[[2, 0, 1]], base * 4, base[[1, 2]], -base])  # row 0 of base: 1, 3; row 1: 2, 4, 7
     _, indices = top_k(base[:2], database, k=3, block_queries=block_queries, block_database=block_database)
     assert indices[0, :2].tolist() == [1, 3]
     assert indices[1].tolist() == [2, 4, 7]
@@ -60,7 +60,7 @@ def test_zero_and_negative_similarities_are_ordered() -> None:
     torch.testing.assert_close(similarities, torch.tensor([[1.0, 0.0, 0.0, 0.0, -1.0, -1.0]]), atol=1e-6, rtol=0)
 
 
-def test_a_negative_similarity_too_small_for_float32_counts_as_zero() -> None:
+def test_a_negative_similarity_too_small_to_resolve_counts_as_zero() -> None:
     database = torch.tensor([[-1e-200, 1.0], [0.0, 1.0]], dtype=torch.float64)
     assert top_k(torch.tensor([[1.0, 0.0]]), database, k=2)[1].tolist() == [[0, 1]]
 
@@ -141,6 +141,15 @@ def test_accuracy_equals_the_protocol_in_float64(block_queries: int) -> None:
     top5 = _reference_top_n(train, labels, test, truth, ks=ks, n=5)
     assert found == {k: Accuracy(pytest.approx(top1[k]), pytest.approx(top5[k])) for k in ks}
     assert 0.2 < top1[10] < top5[10] <= 1
+
+
+def test_features_near_a_common_point_are_told_apart() -> None:
+    """As of an untrained network: all cosines are 1 in float32, but the classes are there."""
+    labels = torch.arange(40) % 4
+    features = torch.ones(40, 16) + 1e-4 * (torch.eye(16)[labels] + 0.1 * _random(40, 16))
+    train, test = features[:30], features[30:]
+    assert (top_k(test, train, k=30)[0] == 1).all()
+    assert knn_accuracy(train, labels[:30], test, labels[30:], ks=[5])[5].top1 == 1
 
 
 def test_no_top5_below_five_classes() -> None:

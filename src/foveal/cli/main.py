@@ -1,7 +1,6 @@
 """The command `foveal`: one verb a file, errors without tracebacks."""
 
 import importlib
-import importlib.util
 import logging
 import sys
 import traceback
@@ -53,14 +52,8 @@ def _options(
     context.ensure_object(Settings).debug = debug
 
 
-def _register(verb: str) -> None:
-    module = f"foveal.cli.{verb}"
-    if importlib.util.find_spec(module):
-        app.command(verb)(getattr(importlib.import_module(module), verb))
-
-
 for _verb in VERBS:
-    _register(_verb)
+    app.command(_verb)(getattr(importlib.import_module(f"foveal.cli.{_verb}"), _verb))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -4,7 +4,7 @@ Shapes: Q queries, N database rows, D width, k neighbours, C classes.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -28,9 +28,13 @@ def top_k(
 ) -> tuple[Tensor, Tensor]:
     """Find the k database rows most similar to each query by cosine, exactly.
 
-    Rows are L2-normalised and multiplied in float64, then rounded to float32: equal rows get equal similarities
-    wherever they stand, so that the answer does not depend on the block sizes. Equal similarities are ordered by the
-    lower index. Memory beyond inputs and outputs is a few times block_queries * block_database numbers.
+    The answer does not depend on block sizes or on the order in which a machine sums: the L2-normalised rows are
+    rounded to multiples of 2^-26, so that float64 sums of their products are exact, and the lengths of the rounded rows
+    are divided out. The rounding moves a cosine by some 1e-8, as rounding features to float32 does, and by far less
+    between nearly equal directions. The order is decided in 62 bits less those of an index: features that have barely
+    left a common point, as those of an untrained network, are still told apart, which float32 cosines near 1 cannot.
+    Equal similarities are ordered by the lower index. Memory beyond inputs and outputs is a few times block_queries *
+    block_database numbers.
 
     Args:
         queries: (Q, D) float, of any length; a row of zeros has similarity 0 to everything.
@@ -52,9 +56,12 @@ def top_k(
     _check_pair(queries, database)
     if not 1 <= k <= len(database):
         raise FovealError(f"k={k} neighbours of a database of {len(database)} rows; choose k from 1 to {len(database)}")
-    found = [_top_k_of_block(block, database, k, block_database) for block in queries.split(block_queries)]
-    keys = torch.cat(found)
-    return _similarity_of(keys), _index_of(keys)
+    index_bits = (len(database) - 1).bit_length()
+    keys = torch.cat(
+        [_top_keys(block, database, k, block_database, index_bits) for block in queries.split(block_queries)]
+    )
+    similarities = (keys >> index_bits).double() / _scale(index_bits)
+    return similarities.float(), _lowest_bits(~keys, index_bits)
 
 
 def knn_vote(
@@ -132,49 +139,43 @@ def knn_accuracy(
     return {k: _accuracy(torch.cat(ranks[k]), num_classes) for k in usable}
 
 
-def _top_k_of_block(queries: Tensor, database: Tensor, k: int, block_database: int) -> Tensor:
-    """Return (q, k) keys in falling order, merging the database block by block."""
-    queries = _unit_rows(queries)
+def _top_keys(queries: Tensor, database: Tensor, k: int, block_database: int, index_bits: int) -> Tensor:
+    """Return (q, k) keys in falling order, merging the database block by block.
+
+    A key is one int64 that sorts by similarity, then by lower index: the similarity in fixed point above the inverted
+    index. Keys are unique, so that topk has no ties to break.
+    """
+    rows, lengths = _whole_rows(queries)
     best = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
-    for first, block in _blocks(database, block_database):
-        keys = _keys((queries @ _unit_rows(block).T).float(), first)
-        candidates = torch.cat([best, keys], dim=1)
+    for first in range(0, len(database), block_database):
+        block, block_lengths = _whole_rows(database[first : first + block_database])
+        similarities = (rows @ block.T) / (lengths[:, None] * block_lengths)
+        index = torch.arange(first, first + len(block), device=queries.device)
+        fixed_point = (similarities * _scale(index_bits)).round().long()
+        candidates = torch.cat([best, fixed_point << index_bits | _lowest_bits(~index, index_bits)], dim=1)
         best = candidates.topk(min(k, candidates.shape[1]), dim=1).values
     return best
 
 
-def _blocks(database: Tensor, size: int) -> Iterator[tuple[int, Tensor]]:
-    for first in range(0, len(database), size):
-        yield first, database[first : first + size]
+def _whole_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return L2-normalised rows times 2^26 as whole float64 numbers, and their lengths (1 for rows of zeros).
 
-
-def _unit_rows(x: Tensor) -> Tensor:
+    Sums of products of such rows stay below 2^53 at every step (Cauchy-Schwarz), where float64 is exact.
+    """
     if not x.isfinite().all():
         raise FovealError(
             "features hold NaN or infinity; the model that made them has diverged, use an earlier checkpoint"
         )
-    return F.normalize(x.double(), dim=1)
+    whole = (F.normalize(x.double(), dim=1, eps=1e-300) * 2**26).round()
+    return whole, whole.square().sum(dim=1).sqrt().clamp(min=1)
 
 
-# A key is one int64 that sorts by similarity, then by lower index: the bits of the float32 similarity, made monotonic,
-# above the inverted index. Keys are unique, so topk has no ties to break.
-_LOW = 2**32 - 1
+def _scale(index_bits: int) -> float:
+    return 2.0 ** (62 - index_bits)
 
 
-def _keys(similarities: Tensor, first_index: int) -> Tensor:
-    bits = (similarities + 0.0).view(torch.int32)  # + 0.0 makes one zero of two
-    monotonic = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()
-    index = torch.arange(first_index, first_index + similarities.shape[1], device=bits.device)
-    return monotonic << 32 | _LOW - index
-
-
-def _similarity_of(keys: Tensor) -> Tensor:
-    monotonic = (keys >> 32).int()
-    return torch.where(monotonic < 0, monotonic ^ 0x7FFFFFFF, monotonic).view(torch.float32)
-
-
-def _index_of(keys: Tensor) -> Tensor:
-    return _LOW - (keys & _LOW)
+def _lowest_bits(x: Tensor, bits: int) -> Tensor:
+    return x & (2**bits - 1)
 
 
 def _rank_of(scores: Tensor, labels: Tensor) -> Tensor:
