@@ -178,15 +178,15 @@ class VisionTransformer(nn.Module):
         packed, groups = [], []
         parts = patches.split([len(b) * h * w for b, (h, w) in zip(images, grids, strict=True)])
         for part, batch, mask, (grid_h, grid_w) in zip(parts, images, masks, grids, strict=True):
-            x = part.view(len(batch), grid_h * grid_w, width)
+            # In the parameters' type, so that the residual stream stays fp32 under bf16 autocast: LayerScale starts
+            # at 1e-5, and a branch that small is lost in bf16's rounding of the stream.
+            x = part.view(len(batch), grid_h * grid_w, width).to(self.pos_embed.dtype)
             if mask is not None:
-                x = torch.where(mask[..., None], self.mask_token.to(x.dtype), x)
+                x = torch.where(mask[..., None], self.mask_token, x)
             cls_pos, patch_pos = self.position(grid_h, grid_w)
-            cls = (self.cls_token + cls_pos).to(x.dtype).expand(len(x), -1, -1)
-            prefix = (
-                [cls, self.register_tokens.to(x.dtype).expand(len(x), -1, -1)] if self.config.num_registers else [cls]
-            )
-            packed.append(torch.cat([*prefix, x + patch_pos.to(x.dtype)], dim=1).flatten(0, 1))
+            cls = (self.cls_token + cls_pos).expand(len(x), -1, -1)
+            prefix = [cls, self.register_tokens.expand(len(x), -1, -1)] if self.config.num_registers else [cls]
+            packed.append(torch.cat([*prefix, x + patch_pos], dim=1).flatten(0, 1))
             groups.append(Group(len(batch), self.num_prefix_tokens + grid_h * grid_w))
         return torch.cat(packed), groups
 

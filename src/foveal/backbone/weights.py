@@ -72,7 +72,7 @@ def save_model(
             file.flush()
             os.fsync(file.fileno())
         replace_folder(staging, folder)
-    except OSError as error:
+    except (OSError, safetensors.SafetensorError) as error:
         shutil.rmtree(staging, ignore_errors=True)
         raise WeightsError(
             f"cannot write the model folder {folder}: {error}; free space or choose another place"

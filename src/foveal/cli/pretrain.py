@@ -1,6 +1,5 @@
 """`foveal pretrain`: train a backbone on unlabelled images, or continue a run that was interrupted."""
 
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -12,8 +11,6 @@ import typer
 
 if TYPE_CHECKING:
     from foveal.pretrain.loop import Progress
-
-INTERRUPTED = 130
 
 
 def pretrain(
@@ -45,8 +42,7 @@ def pretrain(
         typer.echo(done)
         return
     typer.echo(f"stopped and saved at {done}; run the same command again to continue")
-    if outcome.stopped_by == signal.SIGINT:
-        raise typer.Exit(INTERRUPTED)
+    raise typer.Exit(128 + outcome.stopped_by)  # as a shell tells it: 130 after Ctrl-C, 143 after SIGTERM
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 # Logits of one chunk: 32 MB of fp32, so that the passes over them stay near the processor.
 CHUNK_ELEMENTS = 8 * 1024 * 1024
@@ -40,9 +41,10 @@ def prototype_cross_entropy(
         if torch.is_autocast_enabled(features.device.type)
         else torch.float32
     )
-    loss: Tensor = _PrototypeCrossEntropy.apply(
-        features, prototypes, targets, weights, temperature, target_rows, precision
-    )
+    with torch.autocast(features.device.type, enabled=False):  # else it would take the dot products to bf16 too
+        loss: Tensor = _PrototypeCrossEntropy.apply(
+            features, prototypes, targets, weights, temperature, target_rows, precision
+        )
     return loss
 
 
@@ -81,6 +83,7 @@ class _PrototypeCrossEntropy(torch.autograd.Function):
         return loss
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         grad_features, grad_prototypes = ctx.saved_tensors
         factor = grad_outputs[0]

@@ -42,7 +42,8 @@ def save_checkpoint(
     final = folder / f"{_PREFIX}{step:08d}"
     staging = folder / f".{final.name}.tmp"
     try:
-        shutil.rmtree(staging, ignore_errors=True)
+        for torn in folder.glob(f".{_PREFIX}*.tmp"):
+            shutil.rmtree(torn, ignore_errors=True)
         staging.mkdir(parents=True)
         for stem, named in tensors.items():
             save_file({k: v.detach().cpu().contiguous() for k, v in named.items()}, staging / f"{stem}.safetensors")
@@ -62,14 +63,17 @@ def save_checkpoint(
             f"cannot write checkpoint {final}: {error}; it needs {needed:,} bytes, {free:,} are free. "
             "Earlier checkpoints are untouched: make room and run the same command again"
         ) from error
-    for old in list_checkpoints(folder)[:-keep]:
+    # A later checkpoint can only be a damaged one that the run went back from: it must not push out a good one.
+    for old in [path for path in list_checkpoints(folder) if path.name <= final.name][:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return final
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Return the checkpoints of a run, oldest first."""
-    return sorted(path for path in folder.glob(f"{_PREFIX}*") if path.is_dir())
+    return sorted(
+        path for path in folder.glob(f"{_PREFIX}*") if path.is_dir() and path.name.removeprefix(_PREFIX).isdigit()
+    )
 
 
 def check_checkpoint(path: Path) -> str | None:

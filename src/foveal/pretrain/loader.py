@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from foveal.errors import BadImageError, ImageSetError
+from foveal.errors import BadImageError
 from foveal.images.imageset import ImageSet
 from foveal.pretrain.masks import make_masks
 from foveal.pretrain.recipe import Recipe
@@ -31,13 +31,16 @@ class RawBatch(NamedTuple):
     """A micro-batch of B images as the workers make it.
 
     global_crops: (2 B, S, S, 3) uint8, first crops of all images, then second; local_crops: (V B, s, s, 3), crop after
-    crop; masks: (2 B, P) bool; bad: the images that were replaced.
+    crop; masks: (2 B, P) bool; bad: the images that were replaced; failure: where no image was left to replace one, the
+    reason, and then there are no crops. It is a value, because an exception that crosses a process border brings its
+    traceback along in its message.
     """
 
     global_crops: Tensor
     local_crops: Tensor
     masks: Tensor
     bad: list[BadImage]
+    failure: str = ""
 
 
 class MicroBatches(Dataset[RawBatch]):
@@ -56,8 +59,14 @@ class MicroBatches(Dataset[RawBatch]):
         epochs, indices = batch_indices(
             number, batch_size=recipe.micro_batch, num_images=len(self.images), seed=recipe.seed
         )
-        made = [self._sample(*sample) for sample in zip(epochs.tolist(), indices.tolist(), strict=True)]
-        views = [item[0] for item in made]
+        views: list[Views] = []
+        bad: list[BadImage] = []
+        for epoch, index in zip(epochs.tolist(), indices.tolist(), strict=True):
+            found = self._sample(epoch, index, bad)
+            if found is None:
+                none = torch.empty(0)
+                return RawBatch(none, none, none, bad, failure=f"no usable image found, the last: {bad[-1].message}")
+            views.append(found)
         step, group = divmod(number, recipe.batch_size // recipe.micro_batch)
         grid = recipe.views.global_size // recipe.backbone.patch_size
         masks = make_masks(
@@ -75,23 +84,22 @@ class MicroBatches(Dataset[RawBatch]):
             _crop_major([view.global_crops for view in views]),
             _crop_major([view.local_crops for view in views]),
             torch.from_numpy(masks),
-            [bad for item in made for bad in item[1]],
+            bad,
         )
 
-    def _sample(self, epoch: int, index: int) -> tuple[Views, list[BadImage]]:
-        """Return the views of one slot and the unreadable images that had to be replaced in it."""
-        seed, chosen = self.recipe.seed, index
-        bad: list[BadImage] = []
-        for attempt in range(_MAX_ATTEMPTS):
+    def _sample(self, epoch: int, index: int, bad: list[BadImage]) -> Views | None:
+        """Return the views of one slot, or None when it cannot be filled; add unreadable images to `bad`."""
+        seed, num_images = self.recipe.seed, len(self.images)
+        for attempt in range(min(_MAX_ATTEMPTS, num_images)):
+            chosen = (
+                replacement(index, attempt - 1, num_images=num_images, seed=seed, epoch=epoch) if attempt else index
+            )
             try:
                 image = self.images.decode(chosen)
-                return make_views(image, settings=self.recipe.views, seed=seed, epoch=epoch, index=chosen), bad
+                return make_views(image, settings=self.recipe.views, seed=seed, epoch=epoch, index=chosen)
             except BadImageError as error:
                 bad.append(BadImage(chosen, error.reason, str(error)))
-            chosen = replacement(index, attempt, num_images=len(self.images), seed=seed, epoch=epoch)
-        raise ImageSetError(
-            f"{_MAX_ATTEMPTS} images in a row cannot be used, the last: {bad[-1].message}; check the image set"
-        )
+        return None
 
 
 def micro_batches(images: ImageSet, recipe: Recipe, *, start: int, end: int) -> DataLoader[RawBatch]:
@@ -130,4 +138,6 @@ def _crop_major(crops: list[np.ndarray]) -> Tensor:
 
 
 def _quiet_worker(_worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process decides what Ctrl-C means
+    """Leave signals that are sent to the whole process group to the main process, which saves and then ends workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from foveal import __version__
 from foveal.backbone.weights import Card, check_tensors, save_model
-from foveal.errors import DivergedError, RecipeError, RunError, WeightsError
+from foveal.errors import DivergedError, ImageSetError, RecipeError, RunError, WeightsError
 from foveal.images.imageset import ImageSet
 from foveal.images.ledger import BadImageLedger
 from foveal.images.preprocess import IMAGENET_MEAN, IMAGENET_STD
@@ -81,7 +81,7 @@ def pretrain(
     try:
         trainer = Trainer(recipe, folder=folder, images=images)
         trainer.resume()
-        with _caught_signals() as caught, _freed_memory_kept():
+        with _caught_signals() as caught, freed_memory_kept():
             return trainer.run(stop_after=stop_after, listener=listener, caught=caught)
     finally:
         folder.close()
@@ -141,6 +141,7 @@ class Trainer:
         self.ledger = BadImageLedger(folder.path / LEDGER, num_images=len(images), max_share=recipe.max_bad_share)
         self.probe = KNNProbe(recipe.knn, device=self.device) if recipe.knn else None
         self.step = 0
+        self.saved: int | None = None  # step of the newest intact checkpoint
         self.skipped: list[int] = []
 
     def resume(self) -> None:
@@ -150,6 +151,7 @@ class Trainer:
             tensors, state = found
             self._restore(tensors)
             self.step, self.skipped = state["step"], state["skipped"]
+            self.saved = self.step
             logger.info("continuing %s at step %d", self.folder.path, self.step)
         self.folder.keep_metrics_before(self.step)
 
@@ -161,7 +163,6 @@ class Trainer:
         raw = iter(micro_batches(self.images, recipe, start=self.step * per_step, end=last * per_step))
         if self.step == 0 and self.probe:
             self.folder.log({"step": -1, **self.probe(self.teacher.backbone, self.card())})
-        saved = -1
         while self.step < last and not caught:
             started = time.perf_counter()
             metrics = self.train_step(list(islice(raw, per_step)))
@@ -174,10 +175,9 @@ class Trainer:
             if listener:
                 listener(Progress(self.step, recipe.total_steps, metrics["images_per_s"], metrics))
             if self.step % recipe.checkpoints.every_steps == 0:
-                saved = self.save()
-        if saved != self.step:
-            self.save()
-        return Outcome(self.folder.path, self.step, caught[0] if caught else None)
+                self.save()
+        self.save()
+        return Outcome(self.folder.path, self.step, caught[0] if self.step < last else None)
 
     def train_step(self, raw: list[RawBatch]) -> dict[str, float]:
         """Run one optimizer update on the micro-batches of a step; nothing changes when it is not finite."""
@@ -197,7 +197,7 @@ class Trainer:
             last_layer_lr=rates["last_layer_lr"],
         )
         self.optimizer.step()
-        self.centers.commit()
+        self.centers.commit(self.recipe.objective.center_momentum)
         self.ema.update(rates["teacher_momentum"])
         return metrics
 
@@ -205,8 +205,7 @@ class Trainer:
         """Add the gradients of every micro-batch; return the mean losses."""
         recipe, total = self.recipe, dict[str, Tensor]()
         for number, micro in enumerate(raw):
-            for bad in micro.bad:
-                self.ledger.record(self.images.uri(bad.number), reason=bad.reason, message=bad.message)
+            self._record_bad(micro)
             batch = to_batch(micro, mean=list(IMAGENET_MEAN), std=list(IMAGENET_STD), device=self.device)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
                 losses = accumulate_gradients(
@@ -222,6 +221,18 @@ class Trainer:
             total = {name: total.get(name, 0) + value / len(raw) for name, value in losses.items()}
         return total
 
+    def _record_bad(self, micro: RawBatch) -> None:
+        """Write replaced images to the ledger; ImageSetError when they are too many, or none is left."""
+        try:
+            for bad in micro.bad:
+                self.ledger.record(self.images.uri(bad.number), reason=bad.reason, message=bad.message)
+        except OSError as error:
+            raise RunError(
+                f"cannot write {self.ledger.path}: {error}; make room and run the same command again"
+            ) from error
+        if micro.failure:
+            raise ImageSetError(f"{micro.failure}; repair the images, see {self.ledger.path}")
+
     def _skip(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         self.centers.discard()
@@ -229,8 +240,8 @@ class Trainer:
         logger.warning("step %d is not finite and was skipped (%d so far)", self.step, len(self.skipped))
         if self.skipped[-_MAX_SKIPPED_IN_A_ROW:] == list(range(self.step - _MAX_SKIPPED_IN_A_ROW + 1, self.step + 1)):
             raise DivergedError(
-                f"{_MAX_SKIPPED_IN_A_ROW} steps in a row up to {self.step} were not finite; the newest checkpoint is from "
-                "before. Start again with a lower optimizer.base_lr, or precision=fp32"
+                f"{_MAX_SKIPPED_IN_A_ROW} steps in a row up to {self.step} were not finite; the weights are those from "
+                "before them. Start again with a lower optimizer.base_lr, or precision=fp32"
             )
 
     def rates(self, step: int) -> dict[str, float]:
@@ -261,15 +272,17 @@ class Trainer:
         """Return the card of the model as it is now."""
         return model_card(self.recipe, step=self.step, images_hash=self.images.hash)
 
-    def save(self) -> int:
-        """Write a checkpoint and, from it, the model folder; return the step."""
-        save_checkpoint(
-            self.folder.path / CHECKPOINTS,
-            step=self.step,
-            tensors=self._tensors(),
-            state={"skipped": self.skipped},
-            keep=self.recipe.checkpoints.keep,
-        )
+    def save(self) -> None:
+        """Write a checkpoint, unless the newest is of this very step, and then the model folder."""
+        if self.saved != self.step:
+            save_checkpoint(
+                self.folder.path / CHECKPOINTS,
+                step=self.step,
+                tensors=self._tensors(),
+                state={"skipped": self.skipped},
+                keep=self.recipe.checkpoints.keep,
+            )
+            self.saved = self.step
         heads = {k: v for k, v in self.teacher.state_dict().items() if not k.startswith("backbone.")}
         try:
             save_model(self.folder.path / MODEL, self.teacher.backbone, self.card(), heads=heads)
@@ -277,7 +290,6 @@ class Trainer:
             raise RunError(
                 f"{error}. The checkpoint of step {self.step} is safe: run the same command again"
             ) from error
-        return self.step
 
     def _tensors(self) -> dict[str, dict[str, Tensor]]:
         return {
@@ -345,7 +357,7 @@ def _caught_signals() -> Iterator[list[int]]:
 
 
 @contextmanager
-def _freed_memory_kept() -> Iterator[None]:
+def freed_memory_kept() -> Iterator[None]:
     """Let glibc keep freed memory instead of returning it after every large tensor: 10 to 18 % of a step on a CPU."""
     if sys.platform != "linux":
         yield

@@ -16,7 +16,7 @@ from foveal.pretrain.views import ViewSettings
 
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Head(_Settings):
@@ -143,6 +143,14 @@ class Recipe(_Settings):
             size = getattr(self.views, name)
             if size % patch and (name == "global_size" or self.views.num_local):
                 raise ValueError(multiple_of_patch(f"views.{name}", size, patch))
+        crop_size = self.features.crop_size or self.views.global_size
+        if crop_size % patch:
+            raise ValueError(multiple_of_patch("features.crop_size", crop_size, patch))
+        if self.features.resize_size and self.features.resize_size < crop_size:
+            raise ValueError(
+                f"features.resize_size={self.features.resize_size} is below the crop size {crop_size}; "
+                f"use {crop_size} or more"
+            )
         if self.batch_size % self.micro_batch:
             raise ValueError(
                 f"batch_size={self.batch_size} is not a multiple of micro_batch_size={self.micro_batch_size}; "
@@ -180,6 +188,10 @@ def recipe_names() -> list[str]:
     return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
 
 
+# Paths and names: taken from the command line as they are, so that images=2024 and images=*.tar mean what they say.
+_TEXTS = {"images", "out", "device", "knn.train", "knn.test", "backbone.variant"}
+
+
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe by name or from a YAML file and apply `key=value` overrides.
 
@@ -203,7 +215,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         if key not in known:
             raise RecipeError(f"unknown recipe key '{key}'{nearest(key, known)}")
         try:
-            _set(values, key.split("."), _number(yaml.safe_load(text)) if text else "")
+            _set(values, key.split("."), text if key in _TEXTS or not text else _number(yaml.safe_load(text)))
         except yaml.YAMLError as error:
             raise RecipeError(f"{key}={text} cannot be read as a value: {error}") from error
     return build_recipe(values, where=f"recipe '{name}'")
@@ -230,7 +242,10 @@ def _read_yaml(name: str) -> dict[str, Any]:
         path = Path(name)
         if not path.is_file():
             raise RecipeError(f"recipe file {path} does not exist; built-in recipes: {', '.join(recipe_names())}")
-        text = path.read_text()
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"recipe file {path} cannot be read: {error}") from error
     elif name in recipe_names():
         text = (resources.files("foveal") / "recipes" / f"{name}.yaml").read_text()
     else:
@@ -278,6 +293,8 @@ def _set(values: dict[str, Any], path: list[str], value: Any) -> None:
 
 def _problem(detail: Any) -> str:
     key = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "missing":
+        return f"{key} is missing; add {key}=..."
     if detail["type"] == "extra_forbidden":
         return f"unknown recipe key '{key}'{nearest(key, _keys(Recipe))}"
     message = str(detail["msg"]).removeprefix("Value error, ")

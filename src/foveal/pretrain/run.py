@@ -2,8 +2,10 @@
 
 import fcntl
 import json
+import math
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,6 +15,8 @@ from foveal.errors import RunError
 from foveal.pretrain.recipe import Recipe, dump_recipe
 
 RECIPE, METRICS, LEDGER, CHECKPOINTS, MODEL = "recipe.yaml", "metrics.jsonl", "bad_images.jsonl", "checkpoints", "model"
+# Written before the recipe, and all that is there when a process is killed at its very start.
+_LOCK, _RECIPE_STAGING = ".lock", f".{RECIPE}.tmp"
 # What may change when a run is continued: nothing that the numbers depend on.
 FREE_KEYS = {"out", "device", "num_workers", "max_bad_share", "log_every_steps", "checkpoints", "knn"}
 
@@ -32,38 +36,59 @@ class RunFolder:
     def _claim(self, recipe: Recipe, images_hash: str) -> None:
         stored = self.path / RECIPE
         try:
-            if self.path.exists() and not stored.is_file() and any(self.path.iterdir()):
+            found = [path.name for path in self.path.iterdir()] if self.path.exists() else []
+            if RECIPE not in found and set(found) - {_LOCK, _RECIPE_STAGING}:
                 raise RunError(f"{self.path} is not empty and not a run; choose another out=")
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 (held as long as the run)
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock = open(self.path / _LOCK, "w")  # noqa: SIM115 (held as long as the run)
+        except OSError as error:
+            raise RunError(f"cannot write in {self.path}: {error}; choose another out=") from error
+        try:
+            # Not flock(): loading workers would inherit that lock and hold it for seconds after a SIGKILL.
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if stored.is_file():
                 _check_same(stored, recipe, images_hash)
             write_atomically(stored, f"# images: {images_hash}\n{dump_recipe(recipe)}")
         except BlockingIOError as error:
+            self._lock.close()
             raise RunError(
                 f"{self.path} is being written by another process; wait for it or choose another out="
             ) from error
         except OSError as error:
-            raise RunError(f"cannot write in {self.path}: {error}; choose another out=") from error
+            self._lock.close()
+            raise RunError(f"cannot write in {self.path}: {error}; make room or choose another out=") from error
+        except RunError:
+            self._lock.close()
+            raise
 
     def keep_metrics_before(self, step: int) -> None:
         """Drop metrics of steps that will be run again, and open the file for appending."""
         path = self.path / METRICS
-        kept = [line for line in read_metrics(self.path) if line["step"] < step]
-        write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
-        self._metrics = open(path, "a")  # noqa: SIM115 (closed with the run)
+        kept = [line for line in read_metrics(self.path) if 0 < step > line["step"]]
+        try:
+            write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
+            self._metrics = open(path, "a")  # noqa: SIM115 (closed with the run)
+        except OSError as error:
+            raise RunError(f"cannot write {path}: {error}; make room and run the same command again") from error
 
     def log(self, line: Mapping[str, Any]) -> None:
-        """Append one line of metrics."""
-        if self._metrics is not None:
-            self._metrics.write(json.dumps(line) + "\n")
+        """Append one line of metrics; what is not finite is written as null, for JSON has no word for it."""
+        if self._metrics is None:
+            return
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
+        try:
+            self._metrics.write(json.dumps(finite) + "\n")
             self._metrics.flush()
+        except OSError as error:
+            raise RunError(
+                f"cannot write {self._metrics.name}: {error}; make room and run the same command again"
+            ) from error
 
     def close(self) -> None:
         """Close the files and let another process write."""
         if self._metrics is not None:
-            self._metrics.close()
+            with suppress(OSError):  # a line that could not be written has been reported already
+                self._metrics.close()
         self._lock.close()
 
 
@@ -90,8 +115,11 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def _check_same(stored: Path, recipe: Recipe, images_hash: str) -> None:
-    text = stored.read_text()
-    before, now = _flat(yaml.safe_load(text)), _flat(recipe.model_dump(mode="json"))
+    text = stored.read_text(errors="replace")
+    try:
+        before, now = _flat(yaml.safe_load(text)), _flat(recipe.model_dump(mode="json"))
+    except (yaml.YAMLError, AttributeError) as error:
+        raise RunError(f"{stored} is damaged; restore it or choose another out=") from error
     changed = [
         f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
         for key in sorted(before.keys() | now.keys())

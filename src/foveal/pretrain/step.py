@@ -80,25 +80,31 @@ def _head(width: int, size: HeadSize) -> DINOHead:
 
 @dataclass
 class Centers:
-    """EMA centres of the teacher's logits, used by softmax centring: (K,) each, zero at the start."""
+    """EMA centres of the teacher's logits, used by softmax centring: (K,) each, zero at the start.
+
+    A step's targets use the centres from before the step. Its logits are summed over all micro-batches and move the
+    centres once, when the step is known to be good, so that accumulation does not change them.
+    """
 
     dino: Tensor
     ibot: Tensor
-    pending: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    pending: list[tuple[Tensor, int, Tensor, int]] = field(default_factory=list)
 
-    def commit(self) -> None:
-        """Take over the centres that the step's micro-batches led to."""
+    def add(self, dino_logits: Tensor, ibot_logits: Tensor) -> None:
+        """Note the logits of one micro-batch: (N, K) each."""
+        self.pending.append((dino_logits.sum(0), len(dino_logits), ibot_logits.sum(0), len(ibot_logits)))
+
+    def commit(self, momentum: float) -> None:
+        """Move the centres towards the mean of the logits noted in this step."""
         if self.pending:
-            self.dino, self.ibot = self.pending[-1]
+            dino, num_dino, ibot, num_ibot = zip(*self.pending, strict=True)
+            self.dino = updated_center(self.dino, torch.stack(dino).sum(0), sum(num_dino), momentum=momentum)
+            self.ibot = updated_center(self.ibot, torch.stack(ibot).sum(0), sum(num_ibot), momentum=momentum)
         self.discard()
 
     def discard(self) -> None:
-        """Forget the centres of a step that did not count."""
+        """Forget the logits of a step that did not count."""
         self.pending = []
-
-    def newest(self) -> tuple[Tensor, Tensor]:
-        """Return the centres after the micro-batches seen so far."""
-        return self.pending[-1] if self.pending else (self.dino, self.ibot)
 
 
 def accumulate_gradients(
@@ -114,16 +120,16 @@ def accumulate_gradients(
 ) -> dict[str, Tensor]:
     """Run the objective on one micro-batch and add `share` times its gradient to the student's.
 
-    The group of Sinkhorn-Knopp, of the centre's mean and of KoLeo's neighbours is this micro-batch; KoLeo's is one view
-    of it. Every other term is a mean over images, so with share = 1 / (number of micro-batches) it equals the large
-    batch's up to rounding.
+    Sinkhorn-Knopp balances this micro-batch, and KoLeo's neighbours are chosen in one view of it. Every other term is a
+    mean over images, so with share = 1 / (number of micro-batches) it equals the large batch's up to rounding; with
+    softmax centring that is the DINO and the iBOT term, since the centre changes between steps only.
 
     Args:
         student: trained; its class tokens come from the masked forward, as upstream.
         teacher: sees unmasked global crops, without gradient.
         batch: see `Batch`.
         settings: see `ObjectiveSettings`.
-        centers: read, and the new ones left pending until the step is known to be good.
+        centers: read, and the logits noted in them until the step is known to be good.
         teacher_temperature: of this step.
         generator: source of the student's stochastic-depth draws; None switches it off.
         share: factor on the loss.
@@ -207,14 +213,7 @@ def _teacher_targets(
             sinkhorn_knopp(dino_logits, temperature=temperature),
             sinkhorn_knopp(ibot_logits, temperature=temperature),
         )
-    dino_center, ibot_center = centers.newest()
-    momentum = settings.center_momentum
-    centers.pending.append(
-        (
-            updated_center(dino_center, dino_logits, momentum=momentum),
-            updated_center(ibot_center, ibot_logits, momentum=momentum),
-        )
-    )
+    centers.add(dino_logits, ibot_logits)
     return (
         softmax_center(dino_logits, center=centers.dino, temperature=temperature),
         softmax_center(ibot_logits, center=centers.ibot, temperature=temperature),

@@ -1,7 +1,7 @@
 """The demo's task: name the photograph of a crop whose region, scale and colours were never seen."""
 
 import importlib.util
-import warnings
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,8 @@ _PACKAGED = (
     ("sklearn", "datasets/images", "china.jpg flower.jpg"),
 )
 _MIN_SIDE = 160
+
+logger = logging.getLogger(__name__)
 
 
 def packaged_photographs() -> dict[str, np.ndarray]:
@@ -56,7 +58,7 @@ def own_photographs(source: str, *, limit: int = 18) -> dict[str, np.ndarray]:
         try:
             pixels = images.decode(int(index))
         except BadImageError as error:
-            warnings.warn(f"left out: {error}", stacklevel=2)
+            logger.warning("left out: %s", error)
             continue
         if min(pixels.shape[:2]) >= _MIN_SIDE:
             found[f"{len(found):02d}_{Path(images.uri(int(index))).stem[:24]}".replace("/", "_")] = pixels

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from foveal.pretrain.run import read_metrics, write_atomically
 from foveal.studies.crops import own_photographs, packaged_photographs, write_crops
 
 _KS = (1, 10, 20)
+_NEIGHBOURS = 5  # shown beside each held-out crop
 _TASK = "task.json"
 
 
@@ -65,7 +67,8 @@ def run_demo(
         FovealError: no photographs, or `out` belongs to something else.
     """
     started = time.monotonic()
-    train_folder, test_folder = _prepare(out, images, say)
+    photographs = own_photographs(images) if images else packaged_photographs()
+    train_folder, test_folder = _prepare(out, images or "packaged photographs", photographs, say)
     recipe = load_recipe("demo", [f"images={train_folder}", f"out={out / 'run'}", *overrides])
     train, test = ImageSet.open(train_folder), ImageSet.open(test_folder)
     untrained = _untrained(recipe, out / "untrained", train)
@@ -81,26 +84,34 @@ def run_demo(
         "trained teacher": run(trained, train, test, ks=_KS),
     }
     table = {name: [row.value for row in found if row.name.endswith("top-1")] for name, found in rows.items()}
-    page = _write_page(out, recipe, table, untrained, trained, train, test, time.monotonic() - started)
+    say("drawing")
+    examples = [photographs[name] for name in _spread(sorted(photographs), 8)]
+    draw_pca(out, examples, {"untrained": untrained, "trained": trained})
+    draw_neighbours(out, train, test, {"untrained": untrained, "trained": trained})
+    page = _write_page(out, recipe, table, test, num_train=len(train), seconds=time.monotonic() - started)
     accuracy = {name: values[_KS.index(20)] for name, values in table.items()}
     return DemoResult(page, accuracy, time.monotonic() - started)
 
 
-def _prepare(out: Path, images: str | None, say: Callable[[str], None]) -> tuple[Path, Path]:
+def _prepare(
+    out: Path, source: str, photographs: dict[str, np.ndarray], say: Callable[[str], None]
+) -> tuple[Path, Path]:
     """Write the crops, or find those of an interrupted demo of the same photographs."""
-    task = {"images": images or "packaged photographs"}
-    marker = out / _TASK
-    if marker.is_file():
-        if json.loads(marker.read_text()) != task:
-            raise RunError(f"{out} holds a demo of {json.loads(marker.read_text())['images']}; choose another --out")
-        return out / "images" / "train", out / "images" / "test"
-    if out.exists() and any(path.name != "images" for path in out.iterdir()):
+    task = {"images": source}
+    folder, staging = out / "images", out / ".images.tmp"
+    if (folder / _TASK).is_file():
+        held = json.loads((folder / _TASK).read_text())
+        if held != task:
+            raise RunError(f"{out} holds a demo of {held['images']}; choose another --out")
+        return folder / "train", folder / "test"
+    if out.exists() and any(path.name != staging.name for path in out.iterdir()):
         raise RunError(f"{out} is not empty and not a demo; choose another --out")
     say("cutting photographs into crops")
-    photographs = own_photographs(images) if images else packaged_photographs()
-    folders = write_crops(photographs, out / "images", train_each=110, test_each=40, size=64)
-    write_atomically(marker, json.dumps(task))
-    return folders
+    shutil.rmtree(staging, ignore_errors=True)
+    write_crops(photographs, staging, train_each=110, test_each=40, size=64)
+    (staging / _TASK).write_text(json.dumps(task))
+    staging.rename(folder)
+    return folder / "train", folder / "test"
 
 
 def _untrained(recipe: Recipe, folder: Path, train: ImageSet) -> Model:
@@ -110,49 +121,52 @@ def _untrained(recipe: Recipe, folder: Path, train: ImageSet) -> Model:
     return load(folder)
 
 
+def draw_pca(out: Path, photographs: list[np.ndarray], models: dict[str, Model], *, size: int = 192) -> None:
+    """Write pca_NAME.png for each model: photographs above the principal components of their patches.
+
+    Args:
+        out: folder.
+        photographs: (H, W, 3) uint8 each.
+        models: by name.
+        size: side in pixels at which the models see them; the nearest multiple of the patch size is taken.
+    """
+    for name, model in models.items():
+        patch = model.card.backbone.patch_size
+        pca_picture(model, photographs, size=size // patch * patch, keep_foreground=False, cell_size=112).save(
+            out / f"pca_{name}.png"
+        )
+
+
+def draw_neighbours(out: Path, train: ImageSet, test: ImageSet, models: dict[str, Model], *, rows: int = 9) -> None:
+    """Write neighbours_NAME.png for raw pixels and each model: held-out crops and their nearest training crops."""
+    labels = test.labels or []
+    queries = [labels.index(label) for label in _spread(sorted(set(labels)), rows)]
+    chosen = test.subset(queries)
+    features = {"pixels": (pixel_features(train).arrays["pixels"], pixel_features(chosen).arrays["pixels"])}
+    for name, model in models.items():
+        features[name] = (model.extract_set(train).arrays["cls"], model.extract_set(chosen).arrays["cls"])
+    for name, (database, wanted) in features.items():
+        _, nearest = top_k(wanted, database, k=min(_NEIGHBOURS, len(database)))
+        neighbour_grid(train, chosen, nearest).save(out / f"neighbours_{name}.png")
+
+
 def _write_page(
-    out: Path,
-    recipe: Recipe,
-    table: dict[str, list[float]],
-    untrained: Model,
-    trained: Model,
-    train: ImageSet,
-    test: ImageSet,
-    seconds: float,
+    out: Path, recipe: Recipe, table: dict[str, list[float]], test: ImageSet, *, num_train: int, seconds: float
 ) -> Path:
-    chosen = _one_of_each(test, count=6)
-    examples = [test.decode(i) for i in _one_of_each(test, count=8)]
-    metrics = [line for line in read_metrics(recipe.out) if "loss" in line]
-    pictures = {
-        "pca_untrained": pca_picture(untrained, examples, size=2 * recipe.views.global_size, cell_size=112),
-        "pca_trained": pca_picture(trained, examples, size=2 * recipe.views.global_size, cell_size=112),
-    }
-    for name, picture in pictures.items():
-        picture.save(out / f"{name}.png")
-    neighbours = {
-        "raw pixels": _neighbours(
-            pixel_features(train).arrays["pixels"], pixel_features(test).arrays["pixels"][chosen]
-        ),
-        "untrained network": _neighbours(*_cls(untrained, train, test, chosen)),
-        "trained teacher": _neighbours(*_cls(trained, train, test, chosen)),
-    }
-    grids = {name: neighbour_grid(train, test, chosen, found) for name, found in neighbours.items()}
-    for name, grid in grids.items():
-        grid.save(out / f"neighbours_{name.replace(' ', '_')}.png")
+    """Write the page from the pictures in `out` and the numbers."""
+    loss_curves([line for line in read_metrics(recipe.out) if "loss" in line]).save(out / "losses.png")
     template = jinja2.Template((resources.files("foveal") / "studies" / "demo.html").read_text(), autoescape=True)
     html = template.render(
         version=foveal.__version__,
         seconds=round(seconds),
         recipe=recipe,
         num_photographs=len(set(test.labels or [])),
-        num_train=len(train),
+        num_train=num_train,
         num_test=len(test),
         ks=_KS,
         table=table,
         verdict=verdict(table),
-        pictures={name: _data_url(picture) for name, picture in pictures.items()},
-        grids={name: _data_url(grid) for name, grid in grids.items()},
-        curves=_data_url(loss_curves(metrics)),
+        pictures={path.stem: _data_url(path) for path in out.glob("*.png")},
     )
     write_atomically(out / "demo.html", html)
     return out / "demo.html"
@@ -174,36 +188,24 @@ def verdict(table: dict[str, list[float]]) -> list[str]:
     return sentences
 
 
-def _cls(model: Model, train: ImageSet, test: ImageSet, chosen: list[int]) -> tuple[Tensor, Tensor]:
-    return model.extract_set(train).arrays["cls"], model.extract_set(test.subset(chosen)).arrays["cls"]
-
-
-def _neighbours(train: Tensor, queries: Tensor, *, count: int = 6) -> Tensor:
-    """Return (Q, count) indices of the nearest train images."""
-    return top_k(queries, train, k=count)[1]
-
-
-def neighbour_grid(
-    train: ImageSet, test: ImageSet, chosen: list[int], neighbours: Tensor, *, cell: int = 64
-) -> Image.Image:
+def neighbour_grid(train: ImageSet, queries: ImageSet, neighbours: Tensor, *, cell: int = 64) -> Image.Image:
     """Draw each query and, beside it, its nearest train images: framed green where the photograph is the same.
 
     Args:
         train: image set that was searched; with labels.
-        test: image set of the queries; with labels.
-        chosen: numbers of the queries in `test`.
+        queries: the held-out images; with labels.
         neighbours: (Q, n) numbers in `train`, nearest first.
         cell: side of a picture in pixels.
     """
     frame, gap = 3, 10
     step = cell + 2 * frame
-    grid = Image.new("RGB", (step * (1 + neighbours.shape[1]) + gap, step * len(chosen)), "white")
-    train_labels, test_labels = train.labels or [], test.labels or []
-    for row, (query, found) in enumerate(zip(chosen, neighbours.tolist(), strict=True)):
-        grid.paste(_thumbnail(test.decode(query), cell), (frame, row * step + frame))
+    grid = Image.new("RGB", (step * (1 + neighbours.shape[1]) + gap, step * len(queries)), "white")
+    train_labels, query_labels = train.labels or [], queries.labels or []
+    for row, found in enumerate(neighbours.tolist()):
+        grid.paste(_thumbnail(queries.decode(row), cell), (frame, row * step + frame))
         for column, index in enumerate(found):
             x = step * (1 + column) + gap
-            colour = (30, 150, 60) if train_labels[index] == test_labels[query] else (200, 50, 40)
+            colour = (30, 150, 60) if train_labels[index] == query_labels[row] else (200, 50, 40)
             grid.paste(colour, (x, row * step, x + step, (row + 1) * step))
             grid.paste(_thumbnail(train.decode(index), cell), (x + frame, row * step + frame))
     return grid
@@ -239,14 +241,10 @@ def loss_curves(metrics: list[dict[str, Any]]) -> Image.Image:
     return Image.open(buffer)
 
 
-def _one_of_each(images: ImageSet, *, count: int) -> list[int]:
-    """Return the number of the first image of `count` labels, evenly spread over the labels."""
-    labels = images.labels or []
-    first = [labels.index(label) for label in sorted(set(labels))]
-    return [first[round(i)] for i in np.linspace(0, len(first) - 1, min(count, len(first)))]
+def _spread(names: list[str], count: int) -> list[str]:
+    """Return up to `count` names, evenly spread over the list."""
+    return [names[round(i)] for i in np.linspace(0, len(names) - 1, min(count, len(names)))]
 
 
-def _data_url(picture: Image.Image) -> str:
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+def _data_url(path: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
