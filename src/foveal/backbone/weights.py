@@ -1,8 +1,6 @@
 """Model folders: `model.safetensors` beside its card `model.json`, and the heads of a pretraining run."""
 
-import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +13,7 @@ from torch import Tensor
 from foveal.backbone.variants import BackboneConfig
 from foveal.backbone.vit import VisionTransformer
 from foveal.errors import WeightsError
+from foveal.files import publish, sha256_of
 
 WEIGHTS, CARD, HEADS = "model.safetensors", "model.json", "ssl_heads.safetensors"
 
@@ -67,11 +66,8 @@ def save_model(
             _save_tensors(heads, staging / HEADS)
         hashes = {path.name: sha256_of(path) for path in sorted(staging.iterdir())}
         card = card.model_copy(update={"sha256": hashes})
-        with open(staging / CARD, "w") as file:
-            file.write(card.model_dump_json(indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        replace_folder(staging, folder)
+        (staging / CARD).write_text(card.model_dump_json(indent=2) + "\n")
+        publish(staging, folder)
     except (OSError, safetensors.SafetensorError) as error:
         shutil.rmtree(staging, ignore_errors=True)
         raise WeightsError(
@@ -141,33 +137,5 @@ def check_tensors(found: dict[str, Tensor], wanted: Mapping[str, Tensor], *, whe
     return found
 
 
-def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file as hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def replace_folder(staging: Path, folder: Path) -> None:
-    """Move a finished folder into place, over an earlier one, and make the move durable."""
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    staging.rename(folder)
-    sync_folder(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries to the disk, so that a rename survives a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())

@@ -1,15 +1,15 @@
 """What verbs show: progress, tables of results, and files written whole."""
 
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import typer
 
 from foveal.errors import FovealError
+from foveal.files import write_atomically
 
 
 @contextmanager
@@ -63,15 +63,8 @@ def check_file_target(path: Path) -> Path:
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all: a temporary name beside it, synced, renamed over an earlier file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Write a file whole or not at all; FovealError when it cannot be written."""
     try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        write_atomically(path, data)
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
         raise FovealError(f"{path} cannot be written ({error}); free space or choose another place") from error

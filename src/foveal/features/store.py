@@ -16,10 +16,11 @@ import pyarrow.parquet as pq
 import torch
 
 import foveal
-from foveal.backbone.weights import WEIGHTS, replace_folder
+from foveal.backbone.weights import WEIGHTS
 from foveal.errors import FovealError
 from foveal.features.batches import Progress
 from foveal.features.extract import Model, What
+from foveal.files import publish
 from foveal.images.imageset import ImageSet
 from foveal.images.preprocess import Mode
 
@@ -82,9 +83,7 @@ def write_features(
         pq.write_table(rows, staging / "rows.parquet")
         card = _card(model, images, size=size, fit=fit, writers=writers, bad=bad)
         (staging / CARD).write_text(json.dumps(card, indent=2) + "\n")
-        for path in [*staging.iterdir(), staging]:
-            _sync(path)
-        replace_folder(staging, folder)
+        publish(staging, folder)
     except OSError as error:
         raise FovealError(f"{folder} cannot be written ({error}); free space or choose another place") from error
     finally:
@@ -165,11 +164,3 @@ def _card(
             "numpy": np.__version__,
         },
     }
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

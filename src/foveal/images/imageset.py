@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from foveal.errors import BadImageError, ImageSetError
+from foveal.files import publish
 from foveal.images.decode import DEFAULT_LIMITS, DecodeLimits, decode
 from foveal.images.shards import Reader
 from foveal.images.sources import SCHEMA, scan
@@ -159,13 +160,10 @@ class ImageSet:
             for part, start in enumerate(range(0, max(len(self), 1), _ROWS_PER_PART)):
                 pq.write_table(self.rows.slice(start, _ROWS_PER_PART), temporary / f"part-{part:05d}.parquet")
             (temporary / CARD_NAME).write_text(json.dumps(self._card(), indent=2) + "\n", encoding="utf-8")
-            for path in [*sorted(temporary.iterdir()), temporary]:
-                _fsync(path)
-            temporary.rename(folder)
+            publish(temporary, folder)
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
             raise ImageSetError(f"{folder} cannot be written ({error}); check space and permissions") from error
-        _fsync(folder.parent)
 
     def _card(self) -> dict[str, str | int]:
         num_labelled = len(self) - self.rows.column("label").null_count
@@ -203,11 +201,3 @@ class ImageSet:
                 f"the rows of {folder} do not match the hash in its card; save it again from its source"
             )
         return loaded
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

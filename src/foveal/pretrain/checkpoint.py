@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,8 +11,9 @@ import safetensors
 from safetensors.torch import save_file
 from torch import Tensor
 
-from foveal.backbone.weights import load_tensors, sha256_of, sync_folder
+from foveal.backbone.weights import load_tensors
 from foveal.errors import CheckpointError, WeightsError
+from foveal.files import publish, sha256_of
 
 MANIFEST, STATE = "manifest.json", "state.json"
 _PREFIX = "step_"
@@ -48,13 +48,11 @@ def save_checkpoint(
         for stem, named in tensors.items():
             save_file({k: v.detach().cpu().contiguous() for k, v in named.items()}, staging / f"{stem}.safetensors")
         (staging / STATE).write_text(json.dumps({"step": step, **state}))
-        files = {path.name: {"sha256": sha256_of(path), "bytes": path.stat().st_size} for path in _sync_files(staging)}
+        files = {
+            path.name: {"sha256": sha256_of(path), "bytes": path.stat().st_size} for path in sorted(staging.iterdir())
+        }
         (staging / MANIFEST).write_text(json.dumps({"step": step, "files": files}, indent=1))
-        _sync_files(staging)
-        sync_folder(staging)
-        shutil.rmtree(final, ignore_errors=True)
-        staging.rename(final)
-        sync_folder(folder)
+        publish(staging, final)
     except (OSError, safetensors.SafetensorError) as error:
         shutil.rmtree(staging, ignore_errors=True)
         needed = sum(tensor.nbytes for named in tensors.values() for tensor in named.values())
@@ -113,11 +111,3 @@ def load_newest(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, A
             f"no intact checkpoint in {folder}: {'; '.join(problems)}; restore one or start a new run"
         )
     return None
-
-
-def _sync_files(folder: Path) -> list[Path]:
-    paths = sorted(folder.iterdir())
-    for path in paths:
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-    return paths

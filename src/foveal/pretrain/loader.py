@@ -140,4 +140,8 @@ def _crop_major(crops: list[np.ndarray]) -> Tensor:
 def _quiet_worker(_worker: int) -> None:
     """Leave signals that are sent to the whole process group to the main process, which saves and then ends workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _overhear)
+
+
+def _overhear(number: int, _frame: object) -> None:
+    signal.signal(number, signal.SIG_DFL)  # a second one is meant for this worker

@@ -161,23 +161,34 @@ class Trainer:
         last = min(recipe.total_steps, self.step + stop_after) if stop_after else recipe.total_steps
         per_step = recipe.batch_size // recipe.micro_batch
         raw = iter(micro_batches(self.images, recipe, start=self.step * per_step, end=last * per_step))
+        saved = None
         if self.step == 0 and self.probe:
             self.folder.log({"step": -1, **self.probe(self.teacher.backbone, self.card())})
-        while self.step < last and not caught:
-            started = time.perf_counter()
-            metrics = self.train_step(list(islice(raw, per_step)))
-            metrics["images_per_s"] = recipe.batch_size / (time.perf_counter() - started)
-            self.step += 1
-            if self.probe and (self.step % self.probe.every_steps == 0 or self.step == recipe.total_steps):
-                metrics |= self.probe(self.teacher.backbone, self.card())
-            if self.step % recipe.log_every_steps == 0 or self.step == last or "knn" in metrics:
-                self.folder.log({"step": self.step - 1, **metrics})
-            if listener:
-                listener(Progress(self.step, recipe.total_steps, metrics["images_per_s"], metrics))
-            if self.step % recipe.checkpoints.every_steps == 0:
-                self.save()
-        self.save()
+        try:
+            while self.step < last and not caught:
+                started = time.perf_counter()
+                metrics = self.train_step(list(islice(raw, per_step)))
+                metrics["images_per_s"] = recipe.batch_size / (time.perf_counter() - started)
+                self.step += 1
+                self._report(metrics, logged=self.step == last, listener=listener)
+                if self.step % recipe.checkpoints.every_steps == 0:
+                    self.save()
+                    saved = self.step
+        finally:
+            del raw  # ends the workers now, not when somebody lets go of an exception's traceback
+        if saved != self.step:
+            self.save()
         return Outcome(self.folder.path, self.step, caught[0] if self.step < last else None)
+
+    def _report(self, metrics: dict[str, float], *, logged: bool, listener: Callable[[Progress], None] | None) -> None:
+        """Measure kNN when it is time, write the step's metrics down when it is time, and tell the listener."""
+        recipe = self.recipe
+        if self.probe and (self.step % self.probe.every_steps == 0 or self.step == recipe.total_steps):
+            metrics |= self.probe(self.teacher.backbone, self.card())
+        if logged or self.step % recipe.log_every_steps == 0 or "knn" in metrics:
+            self.folder.log({"step": self.step - 1, **metrics})
+        if listener:
+            listener(Progress(self.step, recipe.total_steps, metrics["images_per_s"], metrics))
 
     def train_step(self, raw: list[RawBatch]) -> dict[str, float]:
         """Run one optimizer update on the micro-batches of a step; nothing changes when it is not finite."""

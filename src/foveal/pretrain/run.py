@@ -3,7 +3,6 @@
 import fcntl
 import json
 import math
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import IO, Any
 import yaml
 
 from foveal.errors import RunError
+from foveal.files import write_atomically
 from foveal.pretrain.recipe import Recipe, dump_recipe
 
 RECIPE, METRICS, LEDGER, CHECKPOINTS, MODEL = "recipe.yaml", "metrics.jsonl", "bad_images.jsonl", "checkpoints", "model"
@@ -102,16 +102,6 @@ def read_metrics(run: str | Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return lines
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a small file through a temporary name, so that a reader sees the old text or the new."""
-    staging = path.with_name(f".{path.name}.tmp")
-    with open(staging, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    staging.replace(path)
 
 
 def _check_same(stored: Path, recipe: Recipe, images_hash: str) -> None:

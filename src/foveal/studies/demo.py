@@ -23,10 +23,11 @@ from foveal.evaluate.knn import pixel_features, run, run_pixels
 from foveal.features.extract import Model, load
 from foveal.features.neighbours import top_k
 from foveal.features.pca import pca_picture
+from foveal.files import write_atomically
 from foveal.images.imageset import ImageSet
 from foveal.pretrain.loop import Progress, build_networks, model_card, pretrain
 from foveal.pretrain.recipe import Recipe, load_recipe
-from foveal.pretrain.run import read_metrics, write_atomically
+from foveal.pretrain.run import read_metrics
 from foveal.studies.crops import own_photographs, packaged_photographs, write_crops
 
 _KS = (1, 10, 20)
