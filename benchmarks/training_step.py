@@ -1,4 +1,4 @@
-"""How near is a training step to its floor, and where does the time go?
+"""How near a training step is to its floor, and where the time goes.
 
     python benchmarks/training_step.py                      # ViT-S/14, 8 images, 2 x 224 + 8 x 98
     python benchmarks/training_step.py --prototypes 65536 --precision fp32

@@ -3,8 +3,10 @@
 import json
 import logging
 import os
+import resource
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from torch import Tensor
 import foveal
 from foveal.errors import CheckpointError, DivergedError, ImageSetError, RecipeError, RunError
 from foveal.images.imageset import ImageSet
-from foveal.pretrain import checkpoint, loop
+from foveal.pretrain import loop
 from foveal.pretrain.checkpoint import MANIFEST, list_checkpoints
 from foveal.pretrain.loader import MicroBatches, RawBatch
 from foveal.pretrain.loop import Progress, Trainer, build_networks, pretrain
@@ -197,6 +199,7 @@ def test_a_step_that_is_not_finite_changes_nothing(trainer: Trainer, monkeypatch
     after = _state(trainer)
     assert not torch.equal(after["student.backbone.norm.weight"], before["student.backbone.norm.weight"])
     assert not torch.equal(after["teacher.centers.dino"], before["teacher.centers.dino"])
+    assert all(torch.isfinite(value).all() for value in after.values())  # nothing of the bad step waited
 
 
 def test_ten_bad_steps_in_a_row_stop_the_run_and_nine_do_not(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,22 +329,33 @@ def test_a_model_folder_that_cannot_be_replaced_is_no_loss(tiny: Any, tmp_path: 
     assert pretrain(tiny()).step == 6
 
 
-def test_a_full_disk_keeps_the_run_and_it_continues_later(
-    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The disk is full from the second save on: a real one is used in the tests of the checkpoint."""
+@contextmanager
+def _no_file_above(num_bytes: int) -> Iterator[None]:
+    """Let the operating system refuse to write larger files, as a full disk would."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_keeps_the_run_and_it_continues_later(tiny: Any, tmp_path: Path) -> None:
     pretrain(tiny(), stop_after=3)
-    save_file = checkpoint.save_file
-
-    def full(*_arguments: Any, **_keywords: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(CheckpointError, match="make room and run the same command again"):
+    with _no_file_above(100_000), pytest.raises(CheckpointError, match=r"it needs [\d,]+ bytes, [\d,]+ are free"):
         pretrain(tiny())
-    monkeypatch.setattr(checkpoint, "save_file", save_file)
     assert _checkpoints(tmp_path / "run") == ["step_00000003"]
     assert pretrain(tiny()).step == 6
     pretrain(tiny(out="whole"))
     assert _numbers(tmp_path / "run") == _numbers(tmp_path / "whole")
     assert _bytes(tmp_path / "run") == _bytes(tmp_path / "whole")
+
+
+def test_a_disk_too_full_for_the_model_keeps_the_checkpoint(trainer: Trainer) -> None:
+    trainer.save()
+    model = trainer.folder.path / "model" / "model.safetensors"
+    before = model.read_bytes()
+    with _no_file_above(100_000), pytest.raises(RunError, match=r"cannot write the model folder .*step 0 is safe"):
+        trainer.save()
+    assert model.read_bytes() == before
+    assert _checkpoints(trainer.folder.path) == ["step_00000000"]
