@@ -1,12 +1,15 @@
 """Shared settings of the suite: one thread, so that equal means equal to the bit."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 
 torch.set_num_threads(1)
+# A suite started in the background inherits an ignored SIGINT, and so would the processes that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -145,7 +145,7 @@ def test_bad_images_go_to_the_ledger(model: Model, photos: Path, tmp_path: Path)
     model.extract_set(images, ledger=ledger)
     assert "dog/1_damaged.png" in ledger
     with pytest.raises(ImageSetError, match="1 of 6 images are bad"):
-        model.extract_set(images, ledger=BadImageLedger(tmp_path / "strict.jsonl", len(images), max_share=0))
+        model.extract_set(images, ledger=BadImageLedger(tmp_path / "strict.jsonl", len(images), max_bad_share=0))
 
 
 def test_a_set_without_one_readable_image_is_an_error(model: Model, photos: Path) -> None:

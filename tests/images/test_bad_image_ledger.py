@@ -33,11 +33,11 @@ def test_one_too_many_stops_with_counts_and_path(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("num_images", "max_share", "max_bad"),
+    ("num_images", "max_bad_share", "max_bad"),
     [(1, 0.01, 1), (99, 0.01, 1), (200, 0.01, 2), (100, 0.29, 29), (50, 0, 0), (7, 1, 7)],
 )
-def test_number_tolerated(tmp_path, num_images, max_share, max_bad):
-    assert BadImageLedger(tmp_path / "bad.jsonl", num_images, max_share).max_bad == max_bad
+def test_number_tolerated(tmp_path, num_images, max_bad_share, max_bad):
+    assert BadImageLedger(tmp_path / "bad.jsonl", num_images, max_bad_share).max_bad == max_bad
 
 
 def test_zero_share_stops_at_the_first(tmp_path):
@@ -70,7 +70,7 @@ def test_resume_over_the_share_stops_at_once(tmp_path):
         BadImageLedger(path, 300).record(str(index), reason="empty", message="")
     with pytest.raises(ImageSetError, match="3 of 100 images are bad"):
         BadImageLedger(path, 100)
-    assert len(BadImageLedger(path, 100, max_share=0.05)) == 3
+    assert len(BadImageLedger(path, 100, max_bad_share=0.05)) == 3
 
 
 @pytest.mark.parametrize("text", ["words\n", "[1]\n", '{"uri": "a"}\n'])
@@ -80,7 +80,7 @@ def test_damaged_ledger_is_refused(tmp_path, text):
         BadImageLedger(tmp_path / "bad.jsonl", 10)
 
 
-@pytest.mark.parametrize(("num_images", "max_share"), [(0, 0.1), (5, -0.1), (5, 1.1)])
-def test_impossible_settings_are_refused(tmp_path, num_images, max_share):
-    with pytest.raises(ImageSetError, match="allowed are num_images >= 1 and a share from 0 to 1"):
-        BadImageLedger(tmp_path / "bad.jsonl", num_images, max_share)
+@pytest.mark.parametrize(("num_images", "max_bad_share"), [(0, 0.1), (5, -0.1), (5, 1.1)])
+def test_impossible_settings_are_refused(tmp_path, num_images, max_bad_share):
+    with pytest.raises(ImageSetError, match="allowed: 1 or more, and a share from 0 to 1"):
+        BadImageLedger(tmp_path / "bad.jsonl", num_images, max_bad_share)

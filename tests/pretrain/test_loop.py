@@ -313,6 +313,15 @@ def test_metrics_may_be_sparser(tiny: Any, tmp_path: Path) -> None:
     assert [line["step"] for line in read_metrics(tmp_path / "run")] == [3, 5]
 
 
+@pytest.mark.parametrize(("has_bf16", "warned"), [(False, True), (True, False)])
+def test_bf16_on_a_cpu_that_would_emulate_it_is_warned_of(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, has_bf16: bool, warned: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": has_bf16})
+    pretrain(tiny("precision=bf16"), stop_after=1)
+    assert ("use precision=fp32" in caplog.text) is warned
+
+
 def test_unusable_device_is_named(tiny: Any) -> None:
     with pytest.raises(RecipeError, match=r"device=tpu0 cannot be used: .*; use auto, cpu or cuda"):
         pretrain(tiny("device=tpu0"))

@@ -11,8 +11,8 @@ class BadImageLedger:
     """Record each bad image of a set once, and stop the run when there are too many.
 
     The share is counted in distinct images over the size of the whole set, since the first bad image among three seen
-    would otherwise look like a third. One bad image is always tolerated, so that a set of fewer than 1 / max_share
-    images does not stop at its first; max_share=0 tolerates none.
+    would otherwise look like a third. One bad image is always tolerated, so that a set of fewer than 1 / max_bad_share
+    images does not stop at its first; max_bad_share=0 tolerates none.
 
     One process owns a ledger; workers hand it their errors. Each line of the file is one JSON object with uri, reason
     and message. An existing file is continued; a last line cut off by a crash is dropped.
@@ -20,20 +20,20 @@ class BadImageLedger:
     Args:
         path: the JSONL file.
         num_images: size of the whole set.
-        max_share: 0 to 1.
+        max_bad_share: 0 to 1.
 
     Raises:
-        ImageSetError: when the file is damaged or already holds too many bad images for `max_share`.
+        ImageSetError: when the file is damaged or already holds too many bad images for `max_bad_share`.
     """
 
-    def __init__(self, path: str | Path, num_images: int, max_share: float = 0.01) -> None:
-        if num_images < 1 or not 0 <= max_share <= 1:
+    def __init__(self, path: str | Path, num_images: int, max_bad_share: float = 0.01) -> None:
+        if num_images < 1 or not 0 <= max_bad_share <= 1:
             raise ImageSetError(
-                f"num_images={num_images}, max_share={max_share}; allowed are num_images >= 1 and a share from 0 to 1"
+                f"num_images={num_images}, max_bad_share={max_bad_share}; allowed: 1 or more, and a share from 0 to 1"
             )
         self.path = Path(path)
         self.num_images = num_images
-        self.max_share = max_share
+        self.max_bad_share = max_bad_share
         self._reasons = self._load()
         self._check()
 
@@ -52,8 +52,8 @@ class BadImageLedger:
     @property
     def max_bad(self) -> int:
         """The largest number of bad images that is tolerated."""
-        tolerated = int(self.max_share * self.num_images + 1e-9)  # 0.29 * 100 is a little below 29
-        return max(1, tolerated) if self.max_share > 0 else 0
+        tolerated = int(self.max_bad_share * self.num_images + 1e-9)  # 0.29 * 100 is a little below 29
+        return max(1, tolerated) if self.max_bad_share > 0 else 0
 
     def record(self, uri: str, *, reason: str, message: str) -> bool:
         """Write down one bad image, unless it is known already.
@@ -79,7 +79,7 @@ class BadImageLedger:
         counts = ", ".join(f"{count} {reason}" for reason, count in self.counts.items())
         raise ImageSetError(
             f"{len(self)} of {self.num_images} images are bad ({counts}), allowed are {self.max_bad} "
-            f"(max_share={self.max_share}); see {self.path}, then repair or remove the images, or raise max_share"
+            f"(max_bad_share={self.max_bad_share}); see {self.path}, repair or remove them, or raise max_bad_share"
         )
 
     def _load(self) -> dict[str, str]:

@@ -122,6 +122,7 @@ class Trainer:
     def __init__(self, recipe: Recipe, *, folder: RunFolder, images: ImageSet) -> None:
         self.recipe, self.folder, self.images = recipe, folder, images
         self.device = _device(recipe.device)
+        _warn_of_emulated_bf16(recipe, self.device)
         self.student, self.teacher = build_networks(recipe, self.device)
         self.optimizer = adamw(
             parameter_groups(
@@ -138,7 +139,7 @@ class Trainer:
             torch.zeros(recipe.heads.dino.num_prototypes, device=self.device),
             torch.zeros(ibot.num_prototypes, device=self.device),
         )
-        self.ledger = BadImageLedger(folder.path / LEDGER, num_images=len(images), max_share=recipe.max_bad_share)
+        self.ledger = BadImageLedger(folder.path / LEDGER, num_images=len(images), max_bad_share=recipe.max_bad_share)
         self.probe = KNNProbe(recipe.knn, device=self.device) if recipe.knn else None
         self.step = 0
         self.saved: int | None = None  # step of the newest intact checkpoint
@@ -337,6 +338,15 @@ def _device(name: str) -> torch.device:
         raise RecipeError(
             f"device={name} cannot be used: {str(error).splitlines()[0]}; use auto, cpu or cuda"
         ) from error
+
+
+def _warn_of_emulated_bf16(recipe: Recipe, device: torch.device) -> None:
+    """Warn where a CPU has no bf16 instructions: PyTorch then emulates them, a hundred times slower than fp32."""
+    if recipe.precision != "bf16" or device.type != "cpu":
+        return
+    capabilities = torch.cpu.get_capabilities()
+    if not any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16")):
+        logger.warning("precision=bf16 on a CPU without bf16 instructions is very slow; use precision=fp32 there")
 
 
 def _generator(*key: int) -> torch.Generator:
