@@ -68,15 +68,14 @@ def step_flops(config: BackboneConfig, head: HeadSize, num_masked: int) -> float
     return backbone + row * (teacher_rows + 3 * (teacher_rows + NUM_LOCAL * NUM_IMAGES))
 
 
-def matrix_rate(dtype: torch.dtype, *, repeats: int = 3) -> float:
-    """Operations a second of a product of the step's own shape, the best of a few."""
+def matrix_rate(dtype: torch.dtype, *, repeats: int = 10) -> float:
+    """Operations a second of products of the step's own shape, over half a second, as the step sees the machine."""
     left, right = torch.randn(7312, 384, dtype=dtype), torch.randn(384, 1536, dtype=dtype)
-    times = []
+    left @ right
+    started = time.perf_counter()
     for _ in range(repeats):
-        started = time.perf_counter()
         left @ right
-        times.append(time.perf_counter() - started)
-    return 2 * 7312 * 384 * 1536 / min(times)
+    return repeats * 2 * 7312 * 384 * 1536 / (time.perf_counter() - started)
 
 
 def make_step(num_prototypes: int, precision: str) -> tuple[Callable[[], None], float]:

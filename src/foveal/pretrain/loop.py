@@ -5,7 +5,7 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -168,7 +168,7 @@ class Trainer:
         try:
             while self.step < last and not caught:
                 started = time.perf_counter()
-                metrics = self.train_step(list(islice(raw, per_step)))
+                metrics = self.train_step(islice(raw, per_step))
                 metrics["images_per_s"] = recipe.batch_size / (time.perf_counter() - started)
                 self.step += 1
                 self._report(metrics, logged=self.step == last, listener=listener)
@@ -191,7 +191,7 @@ class Trainer:
         if listener:
             listener(Progress(self.step, recipe.total_steps, metrics["images_per_s"], metrics))
 
-    def train_step(self, raw: list[RawBatch]) -> dict[str, float]:
+    def train_step(self, raw: Iterable[RawBatch]) -> dict[str, float]:
         """Run one optimizer update on the micro-batches of a step; nothing changes when it is not finite."""
         rates = self.rates(self.step)
         self.optimizer.zero_grad(set_to_none=True)
@@ -213,9 +213,10 @@ class Trainer:
         self.ema.update(rates["teacher_momentum"])
         return metrics
 
-    def _accumulate(self, raw: list[RawBatch], temperature: float) -> dict[str, Tensor]:
+    def _accumulate(self, raw: Iterable[RawBatch], temperature: float) -> dict[str, Tensor]:
         """Add the gradients of every micro-batch; return the mean losses."""
         recipe, total = self.recipe, dict[str, Tensor]()
+        share = recipe.micro_batch / recipe.batch_size
         for number, micro in enumerate(raw):
             self._record_bad(micro)
             batch = to_batch(micro, mean=list(IMAGENET_MEAN), std=list(IMAGENET_STD), device=self.device)
@@ -228,9 +229,9 @@ class Trainer:
                     centers=self.centers,
                     teacher_temperature=temperature,
                     generator=_generator(recipe.seed, _DEPTH_STREAM, self.step, number),
-                    share=1 / len(raw),
+                    share=share,
                 )
-            total = {name: total.get(name, 0) + value / len(raw) for name, value in losses.items()}
+            total = {name: total.get(name, 0) + value * share for name, value in losses.items()}
         return total
 
     def _record_bad(self, micro: RawBatch) -> None:
