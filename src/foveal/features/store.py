@@ -100,7 +100,7 @@ def check_target(folder: str | Path) -> Path:
         if json.loads((folder / CARD).read_text()).get("kind") == KIND:
             return folder
     except (OSError, ValueError, AttributeError):
-        pass
+        pass  # no card, or one that is not ours: refused below
     raise FovealError(f"{folder} exists and is not a feature folder; choose another place or remove it")
 
 
