@@ -3,9 +3,7 @@ import pytest
 from PIL import Image
 
 from foveal.errors import FovealError
-from foveal.features.pictures import FRAME, picture_grid, shortened
-
-RED, GREEN = (200, 50, 40), (30, 150, 60)
+from foveal.features.pictures import FRAME, RED, picture_grid, shortened
 
 
 def _plain(height: int, width: int, value: int) -> np.ndarray:

@@ -98,12 +98,12 @@ def test_neighbour_grid_frames_hits_green_and_misses_red(tmp_path: Path) -> None
             Image.new("RGB", (40, 30), colour).save(tmp_path / part / label / "0.png")
     train, test = ImageSet.open(tmp_path / "train"), ImageSet.open(tmp_path / "test")
     grid = neighbour_grid(train, test.subset([1]), torch.tensor([[1, 0]]), cell=20)
-    assert grid.size == (26 * 3 + 10, 26)
-    assert grid.getpixel((36, 0)) == (30, 150, 60)
-    assert grid.getpixel((36 + 26, 0)) == (200, 50, 40)
-    assert grid.getpixel((13, 13)) == (200, 210, 220)
-    assert grid.getpixel((36 + 13, 13)) == (200, 210, 220)
-    assert grid.getpixel((36 + 26 + 13, 13)) == (10, 20, 30)
+    assert grid.size == (26 * 3 + 8, 15 + 6)  # the crops are 40 x 30
+    assert grid.getpixel((30, 0)) == (30, 150, 60)
+    assert grid.getpixel((30 + 30, 0)) == (200, 50, 40)
+    assert grid.getpixel((13, 10)) == (200, 210, 220)
+    assert grid.getpixel((30 + 13, 10)) == (200, 210, 220)
+    assert grid.getpixel((60 + 13, 10)) == (10, 20, 30)
 
 
 def test_loss_curves_leave_gaps_for_skipped_steps(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from foveal.errors import FovealError
 Picture = np.ndarray | Image.Image
 Colour = tuple[int, int, int]
 
+GREEN: Colour = (30, 150, 60)
+RED: Colour = (200, 50, 40)
 FRAME = 3  # pixels on each side of a framed picture
 _GAP = 4
 _TEXT_SIZE = 12

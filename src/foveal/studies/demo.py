@@ -23,6 +23,7 @@ from foveal.evaluate.knn import pixel_features, run, run_pixels
 from foveal.features.extract import Model, load
 from foveal.features.neighbours import top_k
 from foveal.features.pca import pca_picture
+from foveal.features.pictures import GREEN, RED, Colour, picture_grid
 from foveal.files import write_atomically
 from foveal.images.imageset import ImageSet
 from foveal.pretrain.loop import Progress, build_networks, model_card, pretrain
@@ -198,22 +199,13 @@ def neighbour_grid(train: ImageSet, queries: ImageSet, neighbours: Tensor, *, ce
         neighbours: (Q, n) numbers in `train`, nearest first.
         cell: side of a picture in pixels.
     """
-    frame, gap = 3, 10
-    step = cell + 2 * frame
-    grid = Image.new("RGB", (step * (1 + neighbours.shape[1]) + gap, step * len(queries)), "white")
     train_labels, query_labels = train.labels or [], queries.labels or []
+    pictures: list[list[np.ndarray]] = []
+    frames: list[list[Colour | None]] = []
     for row, found in enumerate(neighbours.tolist()):
-        grid.paste(_thumbnail(queries.decode(row), cell), (frame, row * step + frame))
-        for column, index in enumerate(found):
-            x = step * (1 + column) + gap
-            colour = (30, 150, 60) if train_labels[index] == query_labels[row] else (200, 50, 40)
-            grid.paste(colour, (x, row * step, x + step, (row + 1) * step))
-            grid.paste(_thumbnail(train.decode(index), cell), (x + frame, row * step + frame))
-    return grid
-
-
-def _thumbnail(pixels: np.ndarray, size: int) -> Image.Image:
-    return Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC)
+        pictures.append([queries.decode(row), *(train.decode(index) for index in found)])
+        frames.append([None, *(GREEN if train_labels[index] == query_labels[row] else RED for index in found)])
+    return picture_grid(pictures, frames=frames, cell_size=cell)
 
 
 def loss_curves(metrics: list[dict[str, Any]]) -> Image.Image:
