@@ -100,3 +100,21 @@ def test_tokens_equal_transformers(
     tokens = network(images, masks)
     found = torch.cat([tokens.cls[:, None], tokens.registers, tokens.patches], dim=1)
     torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("num_registers", [0, 4])
+@torch.no_grad()
+def test_attention_weights_equal_transformers(
+    random_network: Callable[..., VisionTransformer], num_registers: int
+) -> None:
+    network = random_network(num_registers=num_registers, image_size=70)
+    images = torch.randn(2, 3, 70, 70, generator=torch.Generator().manual_seed(7))
+    peer = _peer(network)
+    peer.set_attn_implementation("eager")
+    expected = peer(images, output_attentions=True).attentions
+    assert len(expected) == network.config.depth
+    for layer, weights in enumerate(expected):
+        found = network.attention(images, layer=layer)
+        assert found.shape == (2, network.config.num_heads, 26 + num_registers, 26 + num_registers)
+        assert found.amax() > 0.1  # far from the uniform 1/30, which any softmax of small numbers gives
+        torch.testing.assert_close(found, weights, atol=TOLERANCE, rtol=0)

@@ -48,6 +48,15 @@ def test_intermediate_layers_are_the_backbone_s(backbone: VisionTransformer, bat
     assert all(torch.equal(a.patches, b.patches) for a, b in zip(found, expected, strict=True))
 
 
+def test_attention_is_the_backbone_s(backbone: VisionTransformer, batch: torch.Tensor) -> None:
+    found = TorchEngine(backbone).attention(batch, layer=1, queries=[0, 1])
+    with torch.no_grad():
+        expected = backbone.attention(batch, layer=1, queries=[0, 1])
+    assert torch.equal(found, expected)
+    assert found.shape == (2, backbone.config.num_heads, 2, 9)
+    assert TorchEngine(backbone, precision="bf16").attention(batch).dtype == torch.float32
+
+
 def test_engine_puts_the_backbone_into_evaluation_mode(backbone: VisionTransformer) -> None:
     backbone.train()
     assert not TorchEngine(backbone).backbone.training

@@ -48,6 +48,27 @@ class Attention(nn.Module):
         ]
         return self.proj(mixed[0] if len(mixed) == 1 else torch.cat(mixed))
 
+    def weights(self, x: Tensor, group: Group, *, queries: Sequence[int] | None = None) -> Tensor:
+        """Return softmax(q k^T / sqrt(head_dim)), at least in float32.
+
+        Args:
+            x: (B N, D) tokens of one group.
+            group: its shape.
+            queries: positions in 0..N - 1 of the tokens that look; None is all of them.
+
+        Returns:
+            (B, heads, Q, N); each row sums to 1.
+        """
+        tokens = x.view(*group, -1)
+        looking = tokens if queries is None else tokens[:, list(queries)]
+        wide = torch.promote_types(x.dtype, torch.float32)
+        (weight_q, weight_k, _), (bias_q, bias_k, _) = self.qkv.weight.chunk(3), self.qkv.bias.chunk(3)
+        q, k = (
+            F.linear(part.to(wide), weight.to(wide), bias.to(wide)).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for part, weight, bias in ((looking, weight_q, bias_q), (tokens, weight_k, bias_k))
+        )
+        return (q * q.shape[-1] ** -0.5 @ k.mT).softmax(dim=-1)
+
     def _mix(self, qkv: Tensor, group: Group) -> Tensor:
         q, k, v = qkv.view(*group, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(group.rows, -1)

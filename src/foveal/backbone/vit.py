@@ -139,6 +139,40 @@ class VisionTransformer(nn.Module):
                 found.append(self._split(self.norm(x) if norm else x, groups[0]))
         return found
 
+    def attention(self, images: Tensor, *, layer: int = -1, queries: Sequence[int] | None = None) -> Tensor:
+        """Return the attention weights of one block: softmax(q k^T / sqrt(head_dim)) over all tokens.
+
+        The weights of no other block are formed, and the later blocks do not run. Those of all N tokens take
+        B heads N^2 numbers; at high resolution ask for the few that are looked at. They are computed in float32 (or
+        float64, if the parameters are) also under autocast.
+
+        Args:
+            images: (B, C, H, W) float, normalised.
+            layer: number of the block from 0, or from the end: -1 is the last.
+            queries: the tokens whose attention is wanted, as positions: 0 is the class token, then come the registers,
+                then the patches row by row; None is all of them.
+
+        Returns:
+            (B, heads, Q, N), Q the number of queries; each row sums to 1.
+
+        Raises:
+            FovealError: a layer or a position that the network does not have.
+        """
+        depth = self.config.depth
+        if not -depth <= layer < depth:
+            raise FovealError(
+                f"layer={layer} of a backbone with {depth} blocks; choose 0..{depth - 1}, or -{depth}..-1 from the end"
+            )
+        x, groups = self.embed([images], [None])
+        num_tokens = groups[0].num_tokens
+        if queries is not None and not all(0 <= position < num_tokens for position in queries):
+            raise FovealError(f"queries={list(queries)} of {num_tokens} tokens; choose positions 0..{num_tokens - 1}")
+        chosen: Block = self.blocks[layer]  # type: ignore[assignment]
+        for block in self.blocks[: layer % depth]:
+            x = block(x, groups)
+        with torch.autocast(x.device.type, enabled=False):
+            return chosen.attn.weights(chosen.norm1(x), groups[0], queries=queries)
+
     def forward_rows(
         self,
         images: Sequence[Tensor],

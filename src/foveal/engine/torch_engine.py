@@ -50,3 +50,9 @@ class TorchEngine:
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
             found = self.backbone.intermediate(batch.to(self.device), layers, norm=norm)
         return [Tokens(*(part.float() for part in tokens)) for tokens in found]
+
+    @torch.inference_mode()
+    def attention(self, batch: Tensor, *, layer: int = -1, queries: Sequence[int] | None = None) -> Tensor:
+        """Return the attention weights (B, heads, Q, N) of one block; see `VisionTransformer.attention`."""
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+            return self.backbone.attention(batch.to(self.device), layer=layer, queries=queries)
