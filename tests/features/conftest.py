@@ -16,7 +16,13 @@ from foveal.features.extract import Model
 
 @pytest.fixture(scope="session")
 def model() -> Model:
-    config = backbone_config("vit_nano", depth=2, num_registers=2, patch_size=7, image_size=28, layerscale_init=1.0)
+    return _tiny_model(num_registers=2)
+
+
+def _tiny_model(*, num_registers: int) -> Model:
+    config = backbone_config(
+        "vit_nano", depth=2, num_registers=num_registers, patch_size=7, image_size=28, layerscale_init=1.0
+    )
     backbone = VisionTransformer(config).init_weights(torch.Generator().manual_seed(0))
     with torch.no_grad():
         for parameter in backbone.parameters():
@@ -44,3 +50,21 @@ def photos(tmp_path: Path, pictures: list[np.ndarray]) -> Path:
         Image.fromarray(picture).save(path)
     (folder / "dog" / "1_damaged.png").write_bytes(b"\x89PNG\r\n\x1a\n and nothing more")
     return folder
+
+
+@pytest.fixture(scope="session")
+def plain_model() -> Model:
+    """As `model`, without registers."""
+    return _tiny_model(num_registers=0)
+
+
+@pytest.fixture(scope="session")
+def patchwise_model() -> Model:
+    """A network that sees each patch alone: no positions, no attention. What moves keeps its features, to the bit."""
+    model = _tiny_model(num_registers=0)
+    with torch.no_grad():
+        model.engine.backbone.pos_embed.zero_()
+        for name, parameter in model.engine.backbone.named_parameters():
+            if name.endswith("ls1.gamma"):
+                parameter.zero_()
+    return model

@@ -6,6 +6,7 @@ from torch import Tensor
 from foveal.errors import FovealError
 from foveal.features.extract import Model
 from foveal.features.pca import fit_pca, foreground, patch_colours, pca_picture
+from foveal.features.seen import see
 
 
 def _random(*shape: int, seed: int = 0) -> Tensor:
@@ -64,23 +65,23 @@ def _scene(sign: float) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_foreground_is_the_object_in_the_middle_whatever_its_sign(sign: float) -> None:
     patches, inside = _scene(sign)
-    assert torch.equal(foreground(patches), inside)
+    assert torch.equal(torch.stack(foreground(patches)), inside)
 
 
 def test_background_is_black_and_can_be_kept() -> None:
     patches, inside = _scene(1.0)
-    colours = patch_colours(patches)
+    colours = np.stack(patch_colours(patches))
     assert colours.shape == (2, 6, 7, 3)
-    assert colours.dtype == torch.uint8
+    assert colours.dtype == np.uint8
     assert not colours[~inside].any()
-    assert colours[inside].any(dim=0).all()
-    assert patch_colours(patches, keep_foreground=False)[~inside].any()
+    assert colours[inside].any(axis=0).all()
+    assert np.stack(patch_colours(patches, keep_foreground=False))[~inside].any()
 
 
 def test_colours_are_the_scaled_components_by_hand() -> None:
     values = torch.tensor([[-2.0, -1.0, 0.0], [2.0, 1.0, 0.0], [2.0, -1.0, 0.0], [-2.0, 1.0, 0.0]])
     patches = values.view(1, 2, 2, 3)
-    colours = patch_colours(patches, keep_foreground=False, percentiles=(0, 100)).view(4, 3).tolist()
+    colours = patch_colours(patches, keep_foreground=False, percentiles=(0, 100))[0].reshape(4, 3).tolist()
     # first component along x, second along y, the third has no variance and is middle grey
     assert colours == [[0, 0, 128], [255, 255, 128], [255, 0, 128], [0, 255, 128]]
 
@@ -88,25 +89,25 @@ def test_colours_are_the_scaled_components_by_hand() -> None:
 def test_percentiles_keep_one_odd_patch_from_dimming_the_rest() -> None:
     patches = _random(1, 20, 20, 3)
     patches[0, 0, 0] = 1000
-    full = patch_colours(patches, keep_foreground=False, percentiles=(0, 100))[..., 0].double()
-    robust = patch_colours(patches, keep_foreground=False)[..., 0].double()
-    assert full.flatten()[1:].std() < 5 < robust.flatten()[1:].std()
+    full = patch_colours(patches, keep_foreground=False, percentiles=(0, 100))[0][..., 0]
+    robust = patch_colours(patches, keep_foreground=False)[0][..., 0]
+    assert full.ravel()[1:].std() < 5 < robust.ravel()[1:].std()
 
 
 @pytest.mark.parametrize("keep_foreground", [True, False])
 @pytest.mark.parametrize("shape", [(1, 1, 1, 5), (1, 1, 2, 5), (2, 1, 1, 1), (1, 2, 3, 2), (3, 4, 4, 48)])
 def test_tiny_and_constant_inputs_do_not_crash(shape: tuple[int, ...], keep_foreground: bool) -> None:
     for patches in (torch.zeros(shape), torch.full(shape, 0.1), _random(*shape)):
-        assert patch_colours(patches, keep_foreground=keep_foreground).shape == (*shape[:3], 3)
-    grey = patch_colours(torch.full(shape, 0.1), keep_foreground=keep_foreground)
+        assert np.stack(patch_colours(patches, keep_foreground=keep_foreground)).shape == (*shape[:3], 3)
+    grey = np.stack(patch_colours(torch.full(shape, 0.1), keep_foreground=keep_foreground))
     assert (grey == 128).all()
 
 
 @pytest.mark.parametrize(
     ("patches", "percentiles", "message"),
     [
-        (torch.zeros(2, 3, 5), (1, 99), r"patches have shape \(2, 3, 5\)"),
-        (torch.zeros(0, 3, 3, 5), (1, 99), "patches have shape"),
+        (torch.zeros(2, 3, 5), (1, 99), r"patches have shapes \[\(3, 5\), \(3, 5\)\]"),
+        (torch.zeros(0, 3, 3, 5), (1, 99), r"patches have shapes \[\]; expected"),
         (torch.zeros(1, 3, 3, 5), (99, 1), "percentiles="),
         (torch.full((1, 3, 3, 5), float("inf")), (1, 99), "NaN or infinity"),
     ],
@@ -116,18 +117,56 @@ def test_inputs_that_make_no_picture_are_explained(patches: Tensor, percentiles:
         patch_colours(patches, percentiles=percentiles)
 
 
+def test_images_of_different_grids_are_coloured_jointly() -> None:
+    """A picture cut in two at any place has the colours of the whole: nothing depends on where an image ends."""
+    patches, _ = _scene(1.0)
+    whole = np.stack(patch_colours(patches, keep_foreground=False))
+    parts = [patches[0, :, :3], patches[0, :, 3:], patches[1]]
+    colours = patch_colours(parts, keep_foreground=False)
+    assert [part.shape for part in colours] == [(6, 3, 3), (6, 4, 3), (6, 7, 3)]
+    np.testing.assert_array_equal(np.concatenate(colours[:2], axis=1), whole[0])
+    np.testing.assert_array_equal(colours[2], whole[1])
+
+
+def test_foreground_of_different_grids_is_one_side_for_all() -> None:
+    patches, inside = _scene(1.0)
+    wide = torch.cat([patches[0], patches[0, :, -1:].expand(-1, 4, -1)], dim=1)  # more background on the right
+    found = foreground([wide, patches[1]])
+    assert torch.equal(found[0][:, :7], inside[0])
+    assert not found[0][:, 7:].any()
+    assert torch.equal(found[1], inside[1])
+
+
+def test_rows_in_blocks_give_the_same_components_far_from_the_origin() -> None:
+    """Blocks around other means and of any number are merged exactly; a sum of squares would lose the digits."""
+    rows = _random(20_001, 5).double() * torch.tensor([3.0, 1.0, 2.0, 0.5, 0.1]) + 1e3
+    rows[:7000] += 50.0
+    once = fit_pca(rows, num_components=5)
+    parts = fit_pca(iter([rows[:3], rows[3:7000], rows[7000:7000], rows[7000:]]), num_components=5)
+    torch.testing.assert_close(parts.variances, once.variances, rtol=1e-9, atol=0)
+    torch.testing.assert_close(parts.components, once.components, rtol=0, atol=1e-9)
+    centred = (rows - rows.mean(dim=0)).numpy()
+    np.testing.assert_allclose(once.variances, np.linalg.svd(centred, compute_uv=False) ** 2 / len(rows), rtol=1e-9)
+    values = once.project(rows[:9000].view(2, 4500, 5))
+    torch.testing.assert_close(values, (rows[:9000].view(2, 4500, 5) - once.mean) @ once.components.T)
+
+
 def test_picture_shows_originals_above_components(model: Model, pictures: list[np.ndarray]) -> None:
     flat = [np.full((40, 40, 3), value, dtype=np.uint8) for value in (10, 200)]
-    grid = pca_picture(model, [*flat, pictures[0]], size=56, cell_size=60)
-    assert grid.size == (180, 120)
+    seen = [see(model, picture, size=56, fit="crop") for picture in (*flat, pictures[0])]
+    grid = pca_picture(seen, cell_size=60)
+    assert grid.size == (188, 124)
     top = np.asarray(grid)[:60]
     assert np.abs(top[:, :60].astype(int) - 10).max() <= 1
-    assert np.abs(top[:, 60:120].astype(int) - 200).max() <= 1
-    again = pca_picture(model, [*flat, pictures[0]], size=56, cell_size=60)
-    assert grid.tobytes() == again.tobytes()
+    assert np.abs(top[:, 64:124].astype(int) - 200).max() <= 1
+    assert grid.tobytes() == pca_picture(seen, cell_size=60).tobytes()
 
 
-def test_picture_keeps_the_proportions_of_the_images(model: Model, pictures: list[np.ndarray]) -> None:
-    assert pca_picture(model, pictures[0], fit="resize", cell_size=50).size == (70, 100)  # 5 x 7 patches
+def test_picture_of_images_of_different_shapes(model: Model, pictures: list[np.ndarray]) -> None:
+    seen = [see(model, picture, name="a name") for picture in pictures]
+    grid = pca_picture(seen, cell_size=56)
+    assert grid.size == (56 + 45 + 56 + 56 + 56 + 4 * 4, 16 + 2 * 56 + 4)  # 40 x 29 is seen as 35 x 28: drawn 56 x 45
     with pytest.raises(FovealError, match="cell_size=0"):
-        pca_picture(model, pictures, cell_size=0)
+        pca_picture(seen, cell_size=0)
+    with pytest.raises(FovealError, match="at least one image"):
+        pca_picture([])

@@ -1,40 +1,34 @@
 """`foveal pca`: see what the patch features tell apart."""
 
-import io
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from foveal.cli.terminal import check_file_target, write_file
-from foveal.errors import FovealError
-
-FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+from foveal.cli.pictures import SOURCES, check_picture_target, read_pictures, write_picture
 
 
 def pca(
-    images: Annotated[list[Path], typer.Argument(help="Image files.", exists=True, dir_okay=False)],
+    images: Annotated[list[str], typer.Argument(help=f"Any of: {SOURCES}.")],
     model: Annotated[Path, typer.Option(help="Model folder.", exists=True, file_okay=False)],
     out: Annotated[Path, typer.Option(help="Picture to write: .png, .jpg or .webp.")] = Path("pca.png"),
-    size: Annotated[int | None, typer.Option(help="Pixels; larger is finer.  [default: the model's]", min=1)] = None,
-    fit: Annotated[str, typer.Option(help="crop; or resize or pad, for images of one shape.")] = "crop",
+    size: Annotated[int | None, typer.Option(help="Short side, pixels.  [default: the model's]", min=1)] = None,
+    fit: Annotated[str, typer.Option(help="resize, pad, or crop, which cuts off the sides.")] = "resize",
     keep_background: Annotated[bool, typer.Option("--keep-background", help="Colour all patches.")] = False,
+    max_images: Annotated[int, typer.Option(help="Of more images, show this many.", min=1)] = 24,
+    cell_size: Annotated[int, typer.Option(help="Longer side of each picture drawn, pixels.", min=1)] = 224,
 ) -> None:
     """Draw patch features as colours: the first three principal components, jointly over the images."""
-    if out.suffix.lower() not in FORMATS:
-        raise FovealError(f"--out {out}: cannot write '{out.suffix}'; choose a name with {', '.join(FORMATS)}")
-    check_file_target(out)
+    check_picture_target(out)
     import foveal
     from foveal.features.pca import pca_picture
+    from foveal.features.seen import see
 
-    picture = pca_picture(
-        foveal.load(model),
-        images,
-        size=size,
-        fit=fit,  # type: ignore[arg-type]  # checked by Preprocess
-        keep_foreground=not keep_background,
-    )
-    data = io.BytesIO()
-    picture.save(data, FORMATS[out.suffix.lower()])
-    write_file(out, data.getvalue())
-    typer.echo(f"wrote {out}, {picture.width} x {picture.height} pixels")
+    loaded = foveal.load(model)
+    seen = [
+        see(loaded, pixels, size=size, fit=fit, name=name)  # type: ignore[arg-type]  # checked by Preprocess
+        for name, pixels in read_pictures(images, max_images=max_images)
+    ]
+    picture = pca_picture(seen, keep_foreground=not keep_background, cell_size=cell_size)
+    write_picture(out, picture)
+    typer.echo(f"wrote {out}, {picture.width} x {picture.height} pixels, {len(seen)} images")

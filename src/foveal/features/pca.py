@@ -5,10 +5,10 @@ component is taken for foreground; a second PCA over the foreground of all image
 are red, green and blue. Differences: which side is foreground is decided by a rule (see `foreground`), and the range of
 a colour is given by percentiles, so that one odd patch does not dim the others.
 
-Shapes: M rows, D width, B images, grid_h x grid_w patches.
+Shapes: M rows, D width, grid_h x grid_w patches, which may differ from image to image.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,8 +17,10 @@ from PIL import Image
 from torch import Tensor
 
 from foveal.errors import FovealError
-from foveal.features.extract import Model, list_of
-from foveal.images.preprocess import ImageLike, Mode
+from foveal.features.pictures import bands, enlarged, picture_grid
+from foveal.features.seen import SeenImage
+
+_ROWS_AT_A_TIME = 8192  # in float64: 100 MB for the widest backbone
 
 
 class PCA(NamedTuple):
@@ -30,138 +32,140 @@ class PCA(NamedTuple):
 
     def project(self, rows: Tensor) -> Tensor:
         """Map (..., D) to (..., k) float64."""
-        return (rows.double() - self.mean) @ self.components.T
+        parts = rows.reshape(-1, rows.shape[-1]).split(_ROWS_AT_A_TIME)
+        values = torch.cat([(part.double() - self.mean) @ self.components.T for part in parts])
+        return values.view(*rows.shape[:-1], len(self.components))
 
 
-def fit_pca(rows: Tensor, *, num_components: int = 3) -> PCA:
+def fit_pca(rows: Tensor | Iterable[Tensor], *, num_components: int = 3) -> PCA:
     """Fit an exact PCA by the eigenvectors of the float64 covariance.
 
+    The covariance is gathered block by block, so that beyond the rows themselves memory is D x D numbers and a block.
     The sign of each component is set so that its entry of largest magnitude is positive: the same rows give the same
     picture. Where the rows span fewer dimensions, the missing components are zero with variance zero.
 
     Args:
-        rows: (M, D) float, M >= 1.
+        rows: (M, D) float, M >= 1; or several of them, which are read once and fitted jointly.
         num_components: k.
 
     Raises:
         FovealError: no rows, or rows that are not finite.
     """
-    if rows.ndim != 2 or rows.shape[0] < 1:
-        raise FovealError(f"PCA of an array {tuple(rows.shape)}; give at least one row (rows, width)")
-    if not rows.isfinite().all():
-        raise FovealError("features hold NaN or infinity; the model that made them has diverged")
-    rows = rows.double()
-    mean = rows.mean(dim=0)
-    centred = rows - mean
-    variances, vectors = torch.linalg.eigh(centred.T @ centred / len(rows))
+    count, mean, scatter = 0, torch.zeros(()), torch.zeros(())
+    for part in [rows] if isinstance(rows, Tensor) else rows:
+        if part.ndim != 2:
+            raise FovealError(f"PCA of an array {tuple(part.shape)}; give rows (rows, width)")
+        for block in part.split(_ROWS_AT_A_TIME) if len(part) else []:
+            if not block.isfinite().all():
+                raise FovealError("features hold NaN or infinity; the model that made them has diverged")
+            block = block.double()
+            block_mean = block.mean(dim=0)
+            centred = block - block_mean
+            # The exact merge of two means and two scatter matrices (Chan, Golub and LeVeque, 1979).
+            shift, share = block_mean - mean, len(block) / (count + len(block))
+            scatter = scatter + centred.T @ centred + torch.outer(shift, shift) * (count * share)
+            mean, count = mean + shift * share, count + len(block)
+    if not count:
+        raise FovealError("PCA of no rows; give at least one row (rows, width)")
+    variances, vectors = torch.linalg.eigh(scatter / count)
+    noise = 1e-12 * (variances.sum() + mean.square().sum() + 1e-300)  # of the mean squared length
     variances, components = variances.flip(0)[:num_components].clamp(min=0), vectors.T.flip(0)[:num_components]
     largest = components.gather(1, components.abs().argmax(dim=1, keepdim=True))
-    noise = 1e-12 * (rows.square().sum(dim=1).mean() + 1e-300)
     components = components * largest.sign() * (variances > noise)[:, None]
     missing = num_components - len(components)
     if missing > 0:
-        components = torch.cat([components, components.new_zeros(missing, rows.shape[1])])
+        components = torch.cat([components, components.new_zeros(missing, components.shape[1])])
         variances = torch.cat([variances, variances.new_zeros(missing)])
     return PCA(mean, components, torch.where(components.any(dim=1), variances, 0.0))
 
 
-def foreground(patches: Tensor) -> Tensor:
+def foreground(patches: Sequence[Tensor] | Tensor) -> list[Tensor]:
     """Split patches by the sign of their first principal component, and return the side that is foreground.
 
     Which side is foreground PCA cannot tell. Objects stand in the middle more often than at the border, so the side
     whose share of the inner patches exceeds its share of the border patches is taken; on a tie, the smaller side, then
-    the positive one.
+    the positive one. One component and one side serve all images jointly.
 
     Args:
-        patches: (B, grid_h, grid_w, D) float.
+        patches: for each image (grid_h, grid_w, D) float.
 
     Returns:
-        (B, grid_h, grid_w) bool; all True where the patches do not differ.
+        For each image (grid_h, grid_w) bool; all True where no patches differ.
+
+    Raises:
+        FovealError: no image, wrong shapes, or features that are not finite.
     """
-    first = fit_pca(patches.flatten(0, 2), num_components=1).project(patches)[..., 0]
-    if not first.any():
-        return torch.ones_like(first, dtype=torch.bool)
-    positive = first > 0
-    inner = _is_inner(*positive.shape[1:]).expand_as(positive)
+    _check(patches)
+    pca = fit_pca((image.flatten(0, 1) for image in patches), num_components=1)
+    first = [pca.project(image)[..., 0] for image in patches]
+    if not any(values.any() for values in first):
+        return [torch.ones_like(values, dtype=torch.bool) for values in first]
+    positive = torch.cat([(values > 0).flatten() for values in first]).double()
+    inner = torch.cat([_is_inner(*values.shape).flatten() for values in first])
     lead = _share(positive, inner) - _share(positive, ~inner)
     if lead == 0:
-        lead = 0.5 - float(positive.double().mean())
-    return positive if lead >= 0 else first < 0
+        lead = 0.5 - float(positive.mean())
+    return [values > 0 if lead >= 0 else values < 0 for values in first]
 
 
 def patch_colours(
-    patches: Tensor, *, keep_foreground: bool = True, percentiles: tuple[float, float] = (1.0, 99.0)
-) -> Tensor:
+    patches: Sequence[Tensor] | Tensor,
+    *,
+    keep_foreground: bool = True,
+    percentiles: tuple[float, float] = (1.0, 99.0),
+) -> list[np.ndarray]:
     """Colour patches by their first three principal components, jointly over all images.
 
     Args:
-        patches: (B, grid_h, grid_w, D) float.
+        patches: for each image (grid_h, grid_w, D) float; grids may differ.
         keep_foreground: leave the background black and fit the components on the foreground alone.
         percentiles: of each component, shown as 0 and 255; (0, 100) is the full range.
 
     Returns:
-        (B, grid_h, grid_w, 3) uint8. A component without variance is shown as middle grey.
+        For each image (grid_h, grid_w, 3) uint8. A component without variance is shown as middle grey.
 
     Raises:
-        FovealError: wrong shape, percentiles out of order, or features that are not finite.
+        FovealError: no image, wrong shapes, percentiles out of order, or features that are not finite.
     """
-    if patches.ndim != 4 or 0 in patches.shape:
-        raise FovealError(f"patches have shape {tuple(patches.shape)}; expected (images, grid_h, grid_w, width)")
+    _check(patches)
     low, high = percentiles
     if not 0 <= low < high <= 100:
         raise FovealError(f"percentiles={percentiles}; choose 0 <= low < high <= 100")
-    shown = foreground(patches) if keep_foreground else torch.ones(patches.shape[:3], dtype=torch.bool)
-    rows = patches[shown]
-    values = fit_pca(rows).project(rows)
-    bounds = torch.from_numpy(np.percentile(values.numpy(), [low, high], axis=0))
-    spread = bounds[1] - bounds[0]
-    scaled = torch.where(spread > 0, (values - bounds[0]) / spread.where(spread > 0, 1.0), 0.5)
-    colours = torch.zeros(*patches.shape[:3], 3, dtype=torch.uint8)
-    colours[shown] = (scaled.clamp(0, 1) * 255).round().to(torch.uint8)
+    shown = foreground(patches) if keep_foreground else [torch.ones(p.shape[:2], dtype=torch.bool) for p in patches]
+    pca = fit_pca(image[mask] for image, mask in zip(patches, shown, strict=True))
+    values = [pca.project(image[mask]).numpy() for image, mask in zip(patches, shown, strict=True)]
+    bottom, top = np.percentile(np.concatenate(values), [low, high], axis=0)
+    spread = top - bottom
+    colours = []
+    for mask, inside in zip(shown, values, strict=True):
+        scaled = np.where(spread > 0, (inside - bottom) / np.where(spread > 0, spread, 1.0), 0.5)
+        image = np.zeros((*mask.shape, 3), dtype=np.uint8)
+        image[mask.numpy()] = np.rint(scaled.clip(0, 1) * 255)
+        colours.append(image)
     return colours
 
 
-def pca_picture(
-    model: Model,
-    images: ImageLike | Iterable[ImageLike],
-    *,
-    size: int | None = None,
-    fit: Mode = "crop",
-    keep_foreground: bool = True,
-    cell_size: int = 224,
-    batch_size: int = 8,
-) -> Image.Image:
-    """Draw the originals, as the model saw them, above their patch features in colour.
+def pca_picture(images: Sequence[SeenImage], *, keep_foreground: bool = True, cell_size: int = 224) -> Image.Image:
+    """Draw each picture, as the model saw it, above its patch features in colour.
 
     Args:
-        model: a loaded model.
-        images: paths, Pillow images or (H, W, 3) uint8 arrays.
-        size: see `Model.extract`; larger gives finer pictures.
-        fit: see `Model.extract`.
+        images: see `foveal.features.seen.see`; of any sizes.
         keep_foreground: see `patch_colours`.
-        cell_size: height of one picture in pixels.
-        batch_size: images at a time.
+        cell_size: longer side of one picture in pixels.
+
+    Raises:
+        FovealError: no image, `cell_size` below 1, or features that are not finite.
     """
-    if cell_size < 1:
-        raise FovealError(f"cell_size={cell_size}; it must be at least 1")
-    pictures = list_of(images)
-    seen = [_denormalise(model, model.preprocessing(size=size, fit=fit)(picture)) for picture in pictures]
-    features = model.extract(pictures, size=size, fit=fit, batch_size=batch_size)
-    colours = patch_colours(features.patches, keep_foreground=keep_foreground).numpy()
-    height, width = seen[0].shape[:2]
-    cell = (max(1, round(cell_size * width / height)), cell_size)
-    grid = Image.new("RGB", (cell[0] * len(seen), 2 * cell[1]))
-    for column, (original, coloured) in enumerate(zip(seen, colours, strict=True)):
-        left = column * cell[0]
-        grid.paste(Image.fromarray(original).resize(cell, Image.Resampling.BICUBIC), (left, 0))
-        grid.paste(Image.fromarray(coloured).resize(cell, Image.Resampling.NEAREST), (left, cell[1]))
-    return grid
+    colours = patch_colours([image.patches for image in images], keep_foreground=keep_foreground)
+    pictures = [[image.pixels for image in images], [enlarged(colour, cell_size) for colour in colours]]
+    labels = [[image.name for image in images], ["" for _ in images]]
+    return picture_grid(bands(pictures), labels=bands(labels), cell_size=cell_size)
 
 
-def _denormalise(model: Model, array: np.ndarray) -> np.ndarray:
-    """Turn a preprocessed (3, H, W) float32 array back into (H, W, 3) uint8."""
-    mean, std = (np.asarray(values).reshape(-1, 1, 1) for values in (model.card.mean, model.card.std))
-    return np.rint(np.clip(array * std + mean, 0, 1) * 255).astype(np.uint8).transpose(1, 2, 0)
+def _check(patches: Sequence[Tensor] | Tensor) -> None:
+    shapes = [tuple(image.shape) for image in patches]
+    if not shapes or any(len(shape) != 3 or 0 in shape or shape[2] != shapes[0][2] for shape in shapes):
+        raise FovealError(f"patches have shapes {shapes[:4]}; expected (grid_h, grid_w, width) for at least one image")
 
 
 def _is_inner(grid_h: int, grid_w: int) -> Tensor:
@@ -171,4 +175,4 @@ def _is_inner(grid_h: int, grid_w: int) -> Tensor:
 
 
 def _share(chosen: Tensor, among: Tensor) -> float:
-    return float(chosen[among].double().mean()) if among.any() else 0.0
+    return float(chosen[among].mean()) if among.any() else 0.0

@@ -91,7 +91,7 @@ class Preprocess:
             assert self.crop_size is not None  # set in __post_init__
             pixels = center_crop(pixels, size=self.crop_size)
         elif self.mode == "resize":
-            height, width = (_nearest_multiple(side, self.patch_size) for side in pixels.shape[:2])
+            height, width = (nearest_multiple(side, self.patch_size) for side in pixels.shape[:2])
             pixels = _resize(pixels, height=height, width=width)
         array = normalise(pixels, mean=self.mean, std=self.std)
         return pad_to_multiple(array, multiple=self.patch_size) if self.mode == "pad" else array
@@ -149,10 +149,15 @@ def resize_short_side(pixels: np.ndarray, *, size: int) -> np.ndarray:
         pixels: (H, W, 3) uint8.
         size: pixels.
     """
-    height, width = pixels.shape[:2]
+    height, width = short_side_shape(*pixels.shape[:2], size=size)
+    return _resize(pixels, height=height, width=width)
+
+
+def short_side_shape(height: int, width: int, *, size: int) -> tuple[int, int]:
+    """Return the (height, width) that `resize_short_side` gives a picture of this height and width."""
     if height <= width:
-        return _resize(pixels, height=size, width=int(size * width / height))
-    return _resize(pixels, height=int(size * height / width), width=size)
+        return size, int(size * width / height)
+    return int(size * height / width), size
 
 
 def _resize(pixels: np.ndarray, *, height: int, width: int) -> np.ndarray:
@@ -189,6 +194,6 @@ def pad_to_multiple(array: np.ndarray, *, multiple: int) -> np.ndarray:
     return np.pad(array, margins)
 
 
-def _nearest_multiple(side: int, multiple: int) -> int:
-    """The nearest positive multiple; the upper one of two equally near."""
+def nearest_multiple(side: int, multiple: int) -> int:
+    """Return the nearest positive multiple; the upper one of two equally near."""
     return max(1, (side + multiple // 2) // multiple) * multiple

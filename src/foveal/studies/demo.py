@@ -24,6 +24,7 @@ from foveal.features.extract import Model, load
 from foveal.features.neighbours import top_k
 from foveal.features.pca import pca_picture
 from foveal.features.pictures import GREEN, RED, Colour, picture_grid
+from foveal.features.seen import see
 from foveal.files import write_atomically
 from foveal.images.imageset import ImageSet
 from foveal.pretrain.loop import Progress, build_networks, model_card, pretrain
@@ -134,9 +135,8 @@ def draw_pca(out: Path, photographs: list[np.ndarray], models: dict[str, Model],
     """
     for name, model in models.items():
         patch = model.card.backbone.patch_size
-        pca_picture(model, photographs, size=size // patch * patch, keep_foreground=False, cell_size=112).save(
-            out / f"pca_{name}.png"
-        )
+        seen = [see(model, photograph, size=size // patch * patch, fit="crop") for photograph in photographs]
+        pca_picture(seen, keep_foreground=False, cell_size=112).save(out / f"pca_{name}.png")
 
 
 def draw_neighbours(out: Path, train: ImageSet, test: ImageSet, models: dict[str, Model], *, rows: int = 9) -> None:

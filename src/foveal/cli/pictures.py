@@ -1,0 +1,114 @@
+"""What the verbs that draw share: which images go in, and the picture that comes out."""
+
+import glob
+import io
+import logging
+import re
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import typer
+
+from foveal.cli.terminal import check_file_target, progress_of, write_file
+from foveal.errors import BadImageError, FovealError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+logger = logging.getLogger(__name__)
+
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+SOURCES = "image files, patterns of them, folders, .txt lists, tar or Parquet shards, image sets"
+_SETS = (".txt", ".tar", ".parquet")
+
+
+class _Entry(NamedTuple):
+    name: str
+    read: "Callable[[], np.ndarray]"
+    named: bool  # by the user, so that it must be readable
+
+
+def check_picture_target(out: Path) -> None:
+    """Raise FovealError, before any long work, when a picture cannot be written there."""
+    if out.suffix.lower() not in FORMATS:
+        raise FovealError(f"--out {out}: cannot write '{out.suffix}'; choose a name with {', '.join(FORMATS)}")
+    check_file_target(out)
+
+
+def write_picture(out: Path, picture: "Image.Image") -> None:
+    """Write a picture in the format of its name."""
+    data = io.BytesIO()
+    try:
+        picture.save(data, FORMATS[out.suffix.lower()])
+    except (OSError, ValueError) as error:  # JPEG and WebP have a largest size
+        raise FovealError(
+            f"a picture of {picture.width} x {picture.height} pixels cannot be written as {out.suffix} ({error}); "
+            "choose .png, or fewer images"
+        ) from error
+    write_file(out, data.getvalue())
+
+
+def read_picture(path: Path) -> "np.ndarray":
+    """Return the pixels of an image file; the error of one that cannot be read names it."""
+    from foveal.images.preprocess import to_rgb_array
+
+    try:
+        return to_rgb_array(path)
+    except BadImageError as error:
+        raise BadImageError(error.reason, f"{path}: {error}") from error
+
+
+def read_pictures(sources: Sequence[str], *, max_images: int) -> "Iterator[tuple[str, np.ndarray]]":
+    """Yield the name and the pixels of the images of some sources, in their order, one at a time.
+
+    Args:
+        sources: image files, patterns of them, and whatever `ImageSet.open` takes.
+        max_images: of more, this many are taken, evenly spread, and it is said on stderr.
+
+    Raises:
+        FovealError: a source that is missing or holds no image; an image that was named and cannot be read. Bad images
+            of sets are skipped with a warning.
+    """
+    entries = [entry for source in sources for entry in _entries(source)]
+    if len(entries) > max_images:
+        typer.echo(f"{len(entries)} images; {max_images} of them, evenly spread, are shown (--max-images)", err=True)
+        step = (len(entries) - 1) / max(max_images - 1, 1)
+        entries = [entries[round(number * step)] for number in range(max_images)]
+    num_good = 0
+    with progress_of("images") as progress:
+        for number, (name, read, named) in enumerate(entries):
+            try:
+                pixels = read()
+            except BadImageError as error:
+                if named:
+                    raise
+                logger.warning("skipped: %s", error)
+                continue
+            yield name, pixels
+            num_good += 1
+            progress(number + 1, len(entries))
+    if not num_good:
+        raise FovealError(f"none of the {len(entries)} images of {', '.join(sources)} can be read; check the source")
+
+
+def _entries(source: str) -> list[_Entry]:
+    from foveal.images.imageset import ImageSet
+    from foveal.images.sources import IMAGE_SUFFIXES
+
+    path = Path(source)
+    if path.is_file() and path.suffix.lower() not in _SETS:
+        return [_Entry(path.name, partial(read_picture, path), named=True)]
+    if not path.exists():
+        found = sorted(Path(name) for name in glob.glob(source, recursive=True))
+        files = [file for file in found if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()]
+        if files:
+            return [_Entry(file.name, partial(read_picture, file), named=False) for file in files]
+        if not re.search(r"[*?{\[]", source):
+            raise FovealError(f"{source} does not exist; give {SOURCES}")
+    images = ImageSet.open(source)
+    return [
+        _Entry(Path(images.uri(index)).name, partial(images.decode, index), named=False) for index in range(len(images))
+    ]

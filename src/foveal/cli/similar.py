@@ -1,0 +1,52 @@
+"""`foveal similar`: see what looks like one patch of a picture to the model."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from foveal.cli.pictures import SOURCES, check_picture_target, read_picture, read_pictures, write_picture
+from foveal.errors import FovealError
+
+
+def similar(
+    image: Annotated[Path, typer.Argument(help="Image file that holds the point.", exists=True, dir_okay=False)],
+    point: Annotated[str, typer.Option(help="Pixel of IMAGE, from its left and its top.", metavar="X,Y")],
+    model: Annotated[Path, typer.Option(help="Model folder.", exists=True, file_okay=False)],
+    others: Annotated[list[str] | None, typer.Argument(help=f"Any of: {SOURCES}.")] = None,
+    out: Annotated[Path, typer.Option(help="Picture to write: .png, .jpg or .webp.")] = Path("similar.png"),
+    size: Annotated[int | None, typer.Option(help="Short side, pixels.  [default: the model's]", min=1)] = None,
+    fit: Annotated[str, typer.Option(help="resize, pad, or crop, which cuts off the sides.")] = "resize",
+    max_images: Annotated[int, typer.Option(help="Of more others, show this many.", min=1)] = 24,
+    cell_size: Annotated[int, typer.Option(help="Longer side of each picture drawn, pixels.", min=1)] = 224,
+) -> None:
+    """Draw how similar all patches of IMAGE and OTHERS are to the patch of IMAGE under a point, on one scale."""
+    check_picture_target(out)
+    place = _point(point)
+    import foveal
+    from foveal.features.seen import see
+    from foveal.features.similar import similarity_maps, similarity_picture
+
+    loaded = foveal.load(model)
+    first = see(loaded, read_picture(image), size=size, fit=fit, name=image.name)  # type: ignore[arg-type]
+    first.geometry.patch_at(*place)  # a wrong point is said before the other images are read
+    seen = [first]
+    if others:
+        seen += [
+            see(loaded, pixels, size=size, fit=fit, name=name)  # type: ignore[arg-type]  # checked by Preprocess
+            for name, pixels in read_pictures(others, max_images=max_images)
+        ]
+    maps = similarity_maps(first, seen[1:], point=place)
+    picture = similarity_picture(seen, maps, point=place, cell_size=cell_size)
+    write_picture(out, picture)
+    typer.echo(f"wrote {out}, {picture.width} x {picture.height} pixels")
+    for other, found in zip(seen[1:], maps[1:], strict=True):
+        typer.echo(f"{other.name}\t{found.values.max():.4f}\t{found.best[0]:.0f},{found.best[1]:.0f}")
+
+
+def _point(text: str) -> tuple[float, float]:
+    try:
+        x, y = (float(part) for part in text.split(","))
+    except ValueError:
+        raise FovealError(f"--point {text}: give two numbers, X,Y, for example 120,80") from None
+    return x, y
