@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from foveal.cli.main import main
 
@@ -74,43 +73,6 @@ def test_model_folder_one_too_high_is_pointed_out(
 ) -> None:
     assert main(["knn", "--model", str(model_folder.parent), "--train", str(photos)]) == 2
     assert f"did you mean {model_folder}?" in capsys.readouterr().err
-
-
-def test_pca_writes_the_picture(
-    model_folder: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pictures = [str(path) for path in sorted((photos / "cat").iterdir())[:3]]
-    out = tmp_path / "pca.png"
-    assert main(["pca", *pictures, "--model", str(model_folder), "--out", str(out), "--size", "56"]) == 0
-    with Image.open(out) as picture:
-        assert picture.size == (3 * 224, 2 * 224)
-    assert "672 x 448" in capsys.readouterr().out
-    assert main(["pca", *pictures, "--model", str(model_folder), "--out", str(out), "--keep-background"]) == 0
-
-
-@pytest.mark.parametrize(
-    ("extra", "message"),
-    [
-        (["--out", "x.tiff"], "cannot write '.tiff'; choose a name with .png"),
-        (["--out", "no/where/x.png"], "no/where does not exist"),
-        (["--fit", "squash"], "squash"),
-        (["--size", "30"], "30 is not a multiple of patch_size=7"),
-        (["--size", "0"], "--size"),
-    ],
-)
-def test_pca_explains_what_does_not_work(
-    model_folder: Path,
-    photos: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    extra: list[str],
-    message: str,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert main(["pca", str(photos / "cat" / "1.png"), "--model", str(model_folder), *extra]) == 2
-    assert message in capsys.readouterr().err
-    assert not list(tmp_path.glob("*.png"))
 
 
 def test_extract_writes_a_feature_folder(

@@ -125,7 +125,7 @@ def match_picture(a: SeenImage, b: SeenImage, matches: Matches, *, cell_size: in
     across = ends[0][:, 0] / (left.width * _FINE)
     radius = _FINE * max(2, cell_size // 160)
     for (xa, ya), (xb, yb), colour in reversed(list(zip(*ends, rainbow(across), strict=True))):
-        draw.line((xa, ya, xb, yb), fill=colour, width=_FINE)
+        draw.line((xa, ya, xb, yb), fill=colour, width=round(_FINE * max(1, cell_size / 300)))
         for x, y in ((xa, ya), (xb, yb)):
             draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour, outline="black")
     canvas = canvas.resize(size, Image.Resampling.BOX)
