@@ -26,7 +26,7 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
         (["knn"], "Missing option '--model'"),
         (["knn", "--modle", "x"], "No such option: --modle"),
         (["knn", "--model", "no/where", "--train", "x"], "'no/where' does not exist"),
-        (["pca", "no/where.png", "--model", "."], "'no/where.png' does not exist"),
+        (["pca", "no/where.png", "--model", "."], "no/where.png does not exist; give image files"),
     ],
 )
 def test_wrong_options_exit_with_2_and_one_line(

@@ -22,13 +22,14 @@ def attention(
 ) -> None:
     """Draw where the class token looks: the attention weights of one block, each map from 0 to its own maximum."""
     check_picture_target(out)
+    pictures = read_pictures(images, max_images=max_images)
     import foveal
     from foveal.features.attention import attention_maps, attention_picture
 
     loaded = foveal.load(model)
     maps = [
         attention_maps(loaded, pixels, layer=layer, size=size, fit=fit, name=name)  # type: ignore[arg-type]
-        for name, pixels in read_pictures(images, max_images=max_images)
+        for name, pixels in pictures
     ]
     picture = attention_picture(maps, heads=heads, registers=registers, cell_size=cell_size)
     write_picture(out, picture)

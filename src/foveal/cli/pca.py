@@ -20,6 +20,7 @@ def pca(
 ) -> None:
     """Draw patch features as colours: the first three principal components, jointly over the images."""
     check_picture_target(out)
+    pictures = read_pictures(images, max_images=max_images)
     import foveal
     from foveal.features.pca import pca_picture
     from foveal.features.seen import see
@@ -27,7 +28,7 @@ def pca(
     loaded = foveal.load(model)
     seen = [
         see(loaded, pixels, size=size, fit=fit, name=name)  # type: ignore[arg-type]  # checked by Preprocess
-        for name, pixels in read_pictures(images, max_images=max_images)
+        for name, pixels in pictures
     ]
     picture = pca_picture(seen, keep_foreground=not keep_background, cell_size=cell_size)
     write_picture(out, picture)

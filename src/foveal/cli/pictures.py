@@ -62,7 +62,7 @@ def read_picture(path: Path) -> "np.ndarray":
 
 
 def read_pictures(sources: Sequence[str], *, max_images: int) -> "Iterator[tuple[str, np.ndarray]]":
-    """Yield the name and the pixels of the images of some sources, in their order, one at a time.
+    """List the images of some sources now, and read them, name and pixels, one at a time when they are asked for.
 
     Args:
         sources: image files, patterns of them, and whatever `ImageSet.open` takes.
@@ -77,6 +77,10 @@ def read_pictures(sources: Sequence[str], *, max_images: int) -> "Iterator[tuple
         typer.echo(f"{len(entries)} images; {max_images} of them, evenly spread, are shown (--max-images)", err=True)
         step = (len(entries) - 1) / max(max_images - 1, 1)
         entries = [entries[round(number * step)] for number in range(max_images)]
+    return _read(entries, where=", ".join(sources))
+
+
+def _read(entries: list[_Entry], *, where: str) -> "Iterator[tuple[str, np.ndarray]]":
     num_good = 0
     with progress_of("images") as progress:
         for number, (name, read, named) in enumerate(entries):
@@ -91,7 +95,7 @@ def read_pictures(sources: Sequence[str], *, max_images: int) -> "Iterator[tuple
             num_good += 1
             progress(number + 1, len(entries))
     if not num_good:
-        raise FovealError(f"none of the {len(entries)} images of {', '.join(sources)} can be read; check the source")
+        raise FovealError(f"none of the {len(entries)} images of {where} can be read; check the source")
 
 
 def _entries(source: str) -> list[_Entry]:

@@ -23,6 +23,7 @@ def similar(
     """Draw how similar all patches of IMAGE and OTHERS are to the patch of IMAGE under a point, on one scale."""
     check_picture_target(out)
     place = _point(point)
+    pictures = read_pictures(others, max_images=max_images) if others else ()
     import foveal
     from foveal.features.seen import see
     from foveal.features.similar import similarity_maps, similarity_picture
@@ -30,12 +31,10 @@ def similar(
     loaded = foveal.load(model)
     first = see(loaded, read_picture(image), size=size, fit=fit, name=image.name)  # type: ignore[arg-type]
     first.geometry.patch_at(*place)  # a wrong point is said before the other images are read
-    seen = [first]
-    if others:
-        seen += [
-            see(loaded, pixels, size=size, fit=fit, name=name)  # type: ignore[arg-type]  # checked by Preprocess
-            for name, pixels in read_pictures(others, max_images=max_images)
-        ]
+    seen = [
+        first,
+        *(see(loaded, pixels, size=size, fit=fit, name=name) for name, pixels in pictures),  # type: ignore[arg-type]
+    ]
     maps = similarity_maps(first, seen[1:], point=place)
     picture = similarity_picture(seen, maps, point=place, cell_size=cell_size)
     write_picture(out, picture)
