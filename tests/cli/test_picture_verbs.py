@@ -73,6 +73,17 @@ def test_match_says_how_many(
         assert picture.size == (2 * 448 + 28, 16 + 358)
 
 
+def test_match_without_common_foreground_says_what_to_try(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in (("dark", 0), ("light", 255)):
+        Image.new("RGB", (28, 28), (value,) * 3).save(tmp_path / f"{name}.png")
+    pair = [str(tmp_path / "dark.png"), str(tmp_path / "light.png")]
+    out = str(tmp_path / "match.png")
+    assert main(["match", *pair, "--model", str(model_folder), "--out", out]) == 0
+    assert "0 of 0 mutual nearest patches; one picture has no foreground" in capsys.readouterr().out
+
+
 def test_similar_lists_the_best_place_of_each_other_picture(
     model_folder: Path, cats: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

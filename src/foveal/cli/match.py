@@ -35,4 +35,5 @@ def match(
     found = match_patches(first, second, keep_foreground=not keep_background, nms=nms, max_matches=max_matches)
     picture = match_picture(first, second, found, cell_size=cell_size)
     write_picture(out, picture)
-    typer.echo(f"wrote {out}: {len(found.similarity)} of {found.num_mutual} mutual nearest patches")
+    hint = "" if found.num_mutual else "; one picture has no foreground beside the other: try --keep-background"
+    typer.echo(f"wrote {out}: {len(found.similarity)} of {found.num_mutual} mutual nearest patches{hint}")

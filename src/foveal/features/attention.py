@@ -60,15 +60,20 @@ def attention_maps(
         name: for labels; "" takes the file's name where there is one.
 
     Raises:
-        FovealError: a layer that the model does not have, or no picture.
+        FovealError: a layer that the model does not have, no picture, or an engine without attention weights.
 
     Example:
         >>> attention_maps(foveal.load("model"), "cat.jpg", size=224).cls.shape  # doctest: +SKIP
         (6, 16, 24)
     """
+    attention = getattr(model.engine, "attention", None)  # compiled and foreign engines do not show their inside
+    if attention is None:
+        raise FovealError(
+            f"{type(model.engine).__name__} gives no attention weights; load a model folder with PyTorch as the engine"
+        )
     prepared = prepare(model, image, size=size, fit=fit, name=name)
     num_prefix = 1 + model.card.backbone.num_registers
-    weights = model.engine.attention(prepared.batch, layer=layer, queries=range(num_prefix))[0]
+    weights = attention(prepared.batch, layer=layer, queries=range(num_prefix))[0]
     maps = weights[..., num_prefix:].transpose(0, 1).unflatten(-1, prepared.geometry.grid).cpu().numpy()
     return AttentionMaps(prepared.pixels, maps[0], maps[1:], prepared.name)
 

@@ -31,6 +31,14 @@ def test_a_model_without_registers_has_no_register_maps(plain_model: Model, pict
         attention_picture([maps], registers=True)
 
 
+def test_an_engine_that_shows_no_attention_is_named(model: Model, pictures: list[np.ndarray]) -> None:
+    class CompiledEngine:
+        encode = model.engine.encode
+
+    with pytest.raises(FovealError, match="CompiledEngine gives no attention weights; load"):
+        attention_maps(Model(CompiledEngine(), model.card), pictures[0])  # type: ignore[arg-type]
+
+
 def _maps(*heads: list[list[float]]) -> AttentionMaps:
     values = np.array(heads, dtype=np.float32)
     return AttentionMaps(np.full((4, 6, 3), 77, np.uint8), values, values[None] * 2, name="x")
