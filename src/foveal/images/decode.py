@@ -99,10 +99,10 @@ def decode(data: bytes, *, limits: DecodeLimits = DEFAULT_LIMITS, min_short_side
         [[[255, 0, 0], [0, 0, 255]]]
     """
     format_name = _check_format(data, limits)
-    with _border(format_name, limits):
+    with _border(format_name):
         if format_name == "JPEG":
             return _decode_jpeg(data, limits, min_short_side)
-        with _open(data, format_name) as image:
+        with _strict_pillow(max_pixels=limits.max_pixels), _open(data, format_name) as image:
             return _upright_rgb(image, limits)
 
 
@@ -112,7 +112,7 @@ def from_pillow(image: Image.Image, *, limits: DecodeLimits = DEFAULT_LIMITS) ->
     Raises:
         BadImageError: "too_many_pixels", "unsupported_pixels", "truncated" or "corrupt" (Pillow decodes at first use).
     """
-    with _border("Pillow image", limits):
+    with _border("Pillow image"), _strict_pillow(max_pixels=limits.max_pixels):
         return _upright_rgb(image, limits)
 
 
@@ -123,10 +123,10 @@ def read_size(data: bytes, *, limits: DecodeLimits = DEFAULT_LIMITS) -> tuple[in
         BadImageError: as `decode`; damage beyond the header is not seen here.
     """
     format_name = _check_format(data, limits)
-    with _border(format_name, limits):
+    with _border(format_name), _strict_pillow(max_pixels=limits.max_pixels):
         if format_name == "JPEG":
             header = jpeg.read_header(data)
-            width, height, orientation = header.width, header.height, header.orientation
+            width, height, orientation = header.width, header.height, jpeg.orientation(header)
         else:
             with _open(data, format_name) as image:
                 width, height = image.size
@@ -153,13 +153,16 @@ def _decode_jpeg(data: bytes, limits: DecodeLimits, min_short_side: int | None) 
         )
     shrink = jpeg.reduction(header.width, header.height, min_short_side=min_short_side)
     pixels = jpeg.decode_fast(data, header=header, shrink=shrink)
-    if pixels is None:
-        with _open(data, "JPEG") as image:
-            _check_pixels(*image.size, limits)
-            if shrink > 1:
-                image.draft(image.mode, (image.width // shrink, image.height // shrink))
-            pixels = pillow_to_rgb(image)
-    return upright(pixels, orientation=header.orientation)
+    if pixels is not None and not header.exif:
+        return pixels  # without the cost of shielding Pillow, which took no part
+    with _strict_pillow(max_pixels=limits.max_pixels):
+        if pixels is None:
+            with _open(data, "JPEG") as image:
+                _check_pixels(*image.size, limits)
+                if shrink > 1:
+                    image.draft(image.mode, (image.width // shrink, image.height // shrink))
+                pixels = pillow_to_rgb(image)
+        return upright(pixels, orientation=jpeg.orientation(header))
 
 
 def _open(data: bytes, format_name: str) -> ImageFile.ImageFile:
@@ -205,11 +208,10 @@ def _check_pixels(width: int, height: int, limits: DecodeLimits) -> None:
 
 
 @contextmanager
-def _border(format_name: str, limits: DecodeLimits) -> Iterator[None]:
-    """Let nothing but BadImageError out of the decoding of one image, whatever Pillow throws at damaged bytes."""
+def _border(format_name: str) -> Iterator[None]:
+    """Let nothing but BadImageError out of the decoding of one image, whatever a library throws at damaged bytes."""
     try:
-        with _strict_pillow(max_pixels=limits.max_pixels):
-            yield
+        yield
     except BadImageError:
         raise
     except Image.DecompressionBombError as error:

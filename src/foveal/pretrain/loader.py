@@ -3,6 +3,7 @@
 import signal
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -110,7 +111,7 @@ def micro_batches(images: ImageSet, recipe: Recipe, *, start: int, end: int) -> 
         sampler=range(start, end),
         num_workers=recipe.num_workers,
         prefetch_factor=4 if recipe.num_workers else None,
-        worker_init_fn=_quiet_worker,
+        worker_init_fn=_start_worker,
         generator=torch.Generator().manual_seed(0),  # else the loader would draw from the global one
     )
 
@@ -137,8 +138,12 @@ def _crop_major(crops: list[np.ndarray]) -> Tensor:
     return torch.from_numpy(stacked.reshape(-1, *stacked.shape[2:]))
 
 
-def _quiet_worker(_worker: int) -> None:
-    """Leave signals that are sent to the whole process group to the main process, which saves and then ends workers."""
+def _start_worker(_worker: int) -> None:
+    """Give OpenCV one thread, as PyTorch has in a worker, and leave signals to the main process.
+
+    Signals reach the whole process group; the main process saves and then ends the workers.
+    """
+    cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _overhear)
 

@@ -166,9 +166,9 @@ def _crop_box(draws: list[float], height: int, width: int, *, scale: Range, rati
     nearest allowed ratio. This is torchvision's RandomResizedCrop.
     """
     log_low, log_high = math.log(ratio[0]), math.log(ratio[1])
-    for area_draw, ratio_draw in zip(draws[0 : 2 * _CROP_TRIES : 2], draws[1 : 2 * _CROP_TRIES : 2], strict=True):
-        area = height * width * (scale[0] + (scale[1] - scale[0]) * area_draw)
-        aspect = math.exp(log_low + (log_high - log_low) * ratio_draw)
+    for k in range(0, 2 * _CROP_TRIES, 2):
+        area = height * width * (scale[0] + (scale[1] - scale[0]) * draws[k])
+        aspect = math.exp(log_low + (log_high - log_low) * draws[k + 1])
         box_w, box_h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < box_w <= width and 0 < box_h <= height:
             top_draw, left_draw = draws[2 * _CROP_TRIES : 2 * _CROP_TRIES + 2]
