@@ -36,7 +36,7 @@ def reason_of(data: bytes, **options) -> tuple[str, str]:
     return caught.value.reason, str(caught.value)
 
 
-# ---- TIFF -------------------------------------------------------------------------------------------------------------
+# ---- TIFF -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", ["u1", "u2"])
@@ -101,6 +101,13 @@ def test_a_colour_tiff_has_a_luma_and_a_wrong_count_is_named():
     reason, message = reason_of(tiff(bands(4)), channels=6)
     assert reason == "wrong_channels"
     assert "this TIFF has 4 channels, asked for are 6; use a model and channels=4" in message
+    assert reason_of(tiff(bands(6)), channels=1)[0] == "wrong_channels"
+    reason, message = reason_of(tiff(bands(6)))
+    assert reason == "unsupported_pixels"
+    assert "holds bands that are no picture" in message
+    file = io.BytesIO()
+    Image.new("LA", (5, 4), (90, 255)).save(file, "TIFF")
+    assert decode(file.getvalue(), channels=1).tolist() == [[[90]] * 5] * 4
 
 
 @pytest.mark.parametrize("dtype", ["f4", "i2", "u4"])
@@ -159,7 +166,7 @@ def test_without_tifffile_the_extra_is_named(monkeypatch):
     assert not isinstance(caught.value, BadImageError)
 
 
-# ---- pictures in one and four channels --------------------------------------------------------------------------------
+# ---- pictures in one and four channels ------------------------------------------------------------------------------
 
 
 def test_one_channel_of_a_colour_picture_is_pillows_luma(photo, encode, each_jpeg_decoder):
@@ -189,7 +196,7 @@ def test_four_channels_are_rgba_as_stored_and_never_made_up(encode):
     assert reason_of(encode(values, "PNG"), channels=7)[0] == "wrong_channels"
 
 
-# ---- preprocessing ----------------------------------------------------------------------------------------------------
+# ---- preprocessing --------------------------------------------------------------------------------------------------
 
 
 def plain(channels: int, **options) -> Preprocess:
@@ -263,7 +270,7 @@ def test_pairs_that_cannot_be_are_refused(settings, message):
         Preprocess(**settings)
 
 
-# ---- statistics -------------------------------------------------------------------------------------------------------
+# ---- statistics -----------------------------------------------------------------------------------------------------
 
 
 def test_statistics_are_those_of_all_pixels(tmp_path):
@@ -285,5 +292,5 @@ def test_statistics_refuse_a_constant_channel_and_an_unreadable_set(tmp_path):
     (tmp_path / "a.tif").write_bytes(tiff(values))
     with pytest.raises(ImageSetError, match="channel 1 has the same value everywhere"):
         channel_statistics(ImageSet.open(tmp_path), channels=2)
-    with pytest.raises(ImageSetError, match="none of 1 images can be read as 4 channels .1 wrong_channels"):
+    with pytest.raises(ImageSetError, match=r"none of 1 images can be read as 4 channels \(1 wrong_channels"):
         channel_statistics(ImageSet.open(tmp_path), channels=4)

@@ -18,7 +18,7 @@ def inflate_patch_embedding(state: Mapping[str, Tensor], *, channels: int) -> di
 
     so that a patch whose (normalised) channels are all alike is embedded as before, from any number of channels to any
     other: 3 to 1 is the sum, 3 to C the mean repeated and scaled by 3 / C. What told colours apart is lost; so give
-    the new channels' own mean and std in the card, and train on. Other tensors, the bias too, are passed on as they are.
+    the new channels' own mean and std in the card, and train on. The other tensors are passed on as they are.
 
     Args:
         state: as `VisionTransformer.state_dict()` names it; not changed.

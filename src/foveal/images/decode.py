@@ -271,6 +271,11 @@ def _border(format_name: str) -> Iterator[None]:
             "too_many_pixels", f"{error}; shrink the image, or raise DecodeLimits.max_pixels"
         ) from error
     except Exception as error:  # the border "decoding one sample"; the caller counts by reason
+        if "unknown pixel mode" in str(error):  # of Pillow's TIFF plugin
+            raise BadImageError(
+                "unsupported_pixels",
+                f"this {format_name} holds bands that are no picture; read them with a model of as many channels",
+            ) from error
         cut = isinstance(error, EOFError) or "truncated" in str(error).lower()
         reason = "truncated" if cut else "corrupt"
         detail = f"{type(error).__name__}: {error}"

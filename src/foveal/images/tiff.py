@@ -39,6 +39,8 @@ def read_bands(data: bytes, *, channels: int, max_pixels: int) -> np.ndarray | N
         first = pages[0]
         _check_size(first, max_pixels)
         if channels == 1 and not _is_plain_grey(first):
+            if _holds_bands(first):
+                raise wrong_channels("TIFF", first.samplesperpixel, channels)
             return None
         bands = np.concatenate([_read_page(page, data) for page in pages], axis=2)
         tag = first.tags.get(ORIENTATION_TAG)
@@ -81,6 +83,13 @@ def _pages(file: Any, channels: int) -> list[Any]:
 def _is_plain_grey(page: Any) -> bool:
     grey = page.samplesperpixel == 1 and page.photometric in (_MIN_IS_WHITE, _MIN_IS_BLACK)
     return grey and page.dtype in (np.uint8, np.uint16) and page.bitspersample in (8, 16)
+
+
+def _holds_bands(page: Any) -> bool:
+    """Say whether there are more samples than a grey or colour picture and its alpha have."""
+    alpha = bool(page.extrasamples) and page.extrasamples[0] in (1, 2)
+    picture = 1 if page.photometric in (_MIN_IS_WHITE, _MIN_IS_BLACK) else 4
+    return page.samplesperpixel > picture + (alpha and picture == 1)
 
 
 def _check_size(page: Any, max_pixels: int) -> None:

@@ -21,8 +21,8 @@ def test_a_picture_with_all_channels_alike_keeps_its_features(old: int, new: int
     before, after = network(old), network(new)
     after.load_state_dict(inflate_patch_embedding(before.state_dict(), channels=new))
     grey = torch.randn(2, 1, 14, 28, generator=torch.Generator().manual_seed(2))
-    expected = before([grey.expand(-1, old, -1, -1)])[0]
-    found = after([grey.expand(-1, new, -1, -1)])[0]
+    expected = before(grey.expand(-1, old, -1, -1))
+    found = after(grey.expand(-1, new, -1, -1))
     for a, b in zip(expected, found, strict=True):
         assert torch.allclose(a, b, rtol=0, atol=2e-5)
 
