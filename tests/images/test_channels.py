@@ -43,7 +43,7 @@ def reason_of(data: bytes, **options) -> tuple[str, str]:
 @pytest.mark.parametrize("channels", [1, 2, 4, 9])
 @pytest.mark.parametrize(
     "layout",
-    [{}, {"planar": True}, {"tile": (16, 32)}, {"planar": True, "tile": (32, 16)}, {"rowsperstrip": 5}, {"pages": True}],
+    [{}, {"planar": True}, {"tile": (16, 32)}, {"planar": True, "tile": (32, 16)}, {"rowsperstrip": 5}, {"pages": 1}],
 )  # fmt: skip
 @pytest.mark.parametrize("compression", [None, "zlib"])
 def test_bands_come_back_as_they_were_written(dtype, channels, layout, compression):

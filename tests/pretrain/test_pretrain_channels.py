@@ -16,7 +16,7 @@ from foveal.backbone.weights import read_card
 from foveal.errors import BadImageError, FovealError, RecipeError, RunError
 from foveal.images.imageset import ImageSet
 from foveal.pretrain import augment, views
-from foveal.pretrain.loader import MicroBatches, RawBatch, to_batch
+from foveal.pretrain.loader import MicroBatches, RawBatch, micro_batches, to_batch
 from foveal.pretrain.loop import pretrain
 from foveal.pretrain.recipe import load_recipe
 from foveal.pretrain.run import read_metrics
@@ -221,6 +221,16 @@ def test_a_run_from_tiff_files_to_features_and_knn(tiny_yaml: Path, tmp_path: Pa
     with pytest.raises(BadImageError, match=f"this TIFF has 6 channels, asked for are {channels}") as caught:
         model.extract(tmp_path / "six.tif")
     assert caught.value.reason == "wrong_channels"
+
+
+def test_a_worker_hands_over_sixteen_bits(tiny_yaml: Path, tmp_path: Path) -> None:
+    images = folder_of(tmp_path / "set", channels=2)
+    recipe = recipe_of(tiny_yaml, images, tmp_path / "run", "backbone.channels=2", "num_workers=1")
+    set_of = ImageSet.open(images)
+    from_worker = next(iter(micro_batches(set_of, recipe, start=1, end=2)))
+    here = MicroBatches(set_of, recipe)[1]
+    assert from_worker.global_crops.dtype == torch.uint16
+    assert np.array_equal(from_worker.local_crops.numpy(), here.local_crops.numpy())
 
 
 def test_statistics_are_kept_with_the_run_and_other_ones_are_another_run(tiny_yaml: Path, tmp_path: Path) -> None:
