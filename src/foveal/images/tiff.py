@@ -37,15 +37,17 @@ def read_bands(data: bytes, *, channels: int, max_pixels: int) -> np.ndarray | N
     with _tifffile().TiffFile(io.BytesIO(data)) as file:
         pages = _pages(file, channels)
         first = pages[0]
-        _check_size(first, max_pixels)
+        for page in pages:
+            _check_size(page, max_pixels)
         if channels == 1 and not _is_plain_grey(first):
             if _holds_bands(first):
                 raise wrong_channels("TIFF", first.samplesperpixel, channels)
             return None
+        found = sum(page.samplesperpixel for page in pages)
+        if found != channels:
+            raise wrong_channels("TIFF", found, channels)
         bands = np.concatenate([_read_page(page, data) for page in pages], axis=2)
         tag = first.tags.get(ORIENTATION_TAG)
-    if bands.shape[2] != channels:
-        raise wrong_channels("TIFF", bands.shape[2], channels)
     if channels == 1 and first.photometric == _MIN_IS_WHITE:
         bands = np.iinfo(bands.dtype).max - bands
     orientation = tag.value if tag is not None and tag.value in range(1, 9) else 1
