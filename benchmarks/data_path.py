@@ -2,13 +2,17 @@
 
     python benchmarks/data_path.py                      # photographs of scikit-image
     python benchmarks/data_path.py --images some/folder # your own
+    python benchmarks/data_path.py --torchvision        # with a second peer, where torchvision is installed
 
 Two settings: "photo", 500 x 375 JPEG quality 90 with 2 x 224 and 8 x 98 crops, and "small", 32 x 32 PNG with 2 x 32 and
-4 x 20 crops. The peer is the official pipeline written with Pillow (crop, resize, ImageEnhance, HSV, torch convolution
-for the blur), run on the same random choices. Both end at uint8 crops: normalisation belongs to the device.
+4 x 20 crops. The first peer is the official pipeline written with Pillow (crop, resize, ImageEnhance, HSV, torch
+convolution for the blur), run on the same random choices, to uint8 crops as ours: normalisation belongs to the device.
+The second is composed of torchvision's own transforms with the published parameters and its own random choices; it
+ends at normalised float32 crops, and so does the row of ours that names it.
 
 All rows are measured in turns of a few images, so that a machine that changes its speed changes it for all of them.
-Columns: the median and the best turn.
+Columns: the median and the best turn, and the median of each turn's speed over the last peer's in the same turn. Time
+is that of the processor, so that other processes on the same core do not count (those that share its cache do).
 """
 
 import argparse
@@ -29,7 +33,8 @@ from rich.console import Console
 from rich.table import Table
 
 from foveal.images.decode import decode
-from foveal.pretrain import augment, views
+from foveal.images.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from foveal.pretrain import augment, loader, views
 from foveal.pretrain.views import ViewPlan, ViewSettings
 
 BICUBIC = Image.Resampling.BICUBIC
@@ -114,6 +119,46 @@ def pillow_pipeline(data: bytes, index: int, settings: ViewSettings) -> list[np.
     return [pillow_view(image, p, size=size, settings=settings) for p, size in chosen]
 
 
+# ---- the peer: torchvision's transforms ---------------------------------------------------------------------------
+
+
+def torchvision_pipeline(settings: ViewSettings) -> Callable[[bytes, int], object]:
+    """Return a function from the bytes of one file to its crops as normalised tensors, by torchvision's transforms."""
+    # A torchvision built for another torch lacks its compiled operators, and fails on import where these are unknown.
+    # The transforms need none of them.
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for name in ("nms", "qnms"):
+        if not hasattr(torch.ops.torchvision, name):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    from torchvision import transforms as T
+
+    def view(size: int, scale: tuple[float, float], blur: float, solarize: float) -> Callable[[Image.Image], Any]:
+        jitter = T.ColorJitter(settings.brightness, settings.contrast, settings.saturation, settings.hue)
+        return T.Compose(
+            [
+                T.RandomResizedCrop(size, scale=scale, ratio=settings.ratio, interpolation=T.InterpolationMode.BICUBIC),
+                T.RandomHorizontalFlip(settings.hflip_probability),
+                T.RandomApply([jitter], p=settings.jitter_probability),
+                T.RandomGrayscale(settings.grayscale_probability),
+                T.RandomApply([T.GaussianBlur(settings.blur_kernel_size, settings.blur_sigma)], p=blur),
+                T.RandomSolarize(settings.solarize_threshold, p=solarize),
+                T.ToTensor(),
+                T.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+            ]
+        )
+
+    blurs = views._BLUR_PROBABILITIES[settings.blur]
+    solarize = (0.0, settings.solarize_probability)
+    globals_ = [view(settings.global_size, settings.global_scale, blurs[k], solarize[k]) for k in range(2)]
+    local = view(settings.local_size, settings.local_scale, blurs[2], 0.0)
+
+    def run(data: bytes, _index: int) -> object:
+        image = Image.open(io.BytesIO(data)).convert("RGB")
+        return [transform(image) for transform in [*globals_, *[local] * settings.num_local]]
+
+    return run
+
+
 # ---- measuring ----------------------------------------------------------------------------------------------------
 
 
@@ -122,20 +167,39 @@ def foveal_pipeline(data: bytes, index: int, settings: ViewSettings) -> views.Vi
     return views.make_views(decode(data), settings=settings, seed=0, epoch=0, index=index)
 
 
-def measure(files: list[bytes], settings: ViewSettings, *, turns: int, per_turn: int) -> dict[str, list[float]]:
-    """Return seconds per image, one number a turn, of decoding alone and of both pipelines."""
+def normalised_pipeline(data: bytes, index: int, settings: ViewSettings) -> object:
+    """Return the crops of one file, by this package, normalised here instead of on the device."""
+    crops = foveal_pipeline(data, index, settings)
+    return [
+        loader._normalise(torch.from_numpy(group), list(IMAGENET_MEAN), list(IMAGENET_STD))
+        for group in (crops.global_crops, crops.local_crops)
+    ]
+
+
+def pipelines(settings: ViewSettings, *, torchvision: bool) -> dict[str, Callable[[bytes, int], object]]:
+    """Return what is measured, by the name of its row; the last row is the one that the others are compared with."""
     rows: dict[str, Callable[[bytes, int], object]] = {
         "decode alone": lambda data, index: decode(data),
         "decode + views": lambda data, index: foveal_pipeline(data, index, settings),
-        "the same with Pillow": lambda data, index: pillow_pipeline(data, index, settings),
+        "decode + views + normalise": lambda data, index: normalised_pipeline(data, index, settings),
+        "the same choices with Pillow": lambda data, index: pillow_pipeline(data, index, settings),
     }
+    if torchvision:
+        rows["torchvision's transforms"] = torchvision_pipeline(settings)
+    return rows
+
+
+def measure(
+    rows: dict[str, Callable[[bytes, int], object]], files: list[bytes], *, turns: int, per_turn: int
+) -> dict[str, list[float]]:
+    """Return seconds per image of every row, one number a turn."""
     seconds: dict[str, list[float]] = {name: [] for name in rows}
     for turn in range(turns):
         for name, run in rows.items():
-            start = time.perf_counter()
+            start = time.process_time()
             for index in range(turn * per_turn, (turn + 1) * per_turn):
                 run(files[index % len(files)], index)
-            seconds[name].append((time.perf_counter() - start) / per_turn)
+            seconds[name].append((time.process_time() - start) / per_turn)
     return seconds
 
 
@@ -144,9 +208,9 @@ def profile(files: list[bytes], settings: ViewSettings, *, num_images: int) -> d
     spent: dict[str, float] = defaultdict(float)
 
     def timed(name: str, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        start = time.perf_counter()
+        start = time.process_time()
         result = function(*args, **options)
-        spent[name] += (time.perf_counter() - start) / num_images
+        spent[name] += (time.process_time() - start) / num_images
         return result
 
     for index in range(num_images):
@@ -169,9 +233,11 @@ def profile(files: list[bytes], settings: ViewSettings, *, num_images: int) -> d
 def report(name: str, seconds: dict[str, list[float]], spent: dict[str, float]) -> None:
     """Print both tables."""
     console = Console()
-    speeds = Table("one core, images/s", "median", "best", title=name)
+    peer = list(seconds)[-1]
+    speeds = Table("one core, images/s", "median", "best", f"times {peer}", title=name)
     for row, values in seconds.items():
-        speeds.add_row(row, f"{1 / median(values):,.0f}", f"{1 / min(values):,.0f}")
+        times = median(theirs / ours for theirs, ours in zip(seconds[peer], values, strict=True))
+        speeds.add_row(row, f"{1 / median(values):,.0f}", f"{1 / min(values):,.0f}", f"{times:.1f}")
     console.print(speeds)
     parts = Table("operation", "us per image", "share", title=f"{name}: where the time goes")
     for row, value in spent.items():
@@ -185,6 +251,7 @@ def main() -> None:
     parser.add_argument("--images", type=Path, help="folder of photographs; default: those of scikit-image")
     parser.add_argument("--mode", choices=[*MODES, "both"], default="both")
     parser.add_argument("--turns", type=int, default=15)
+    parser.add_argument("--torchvision", action="store_true", help="measure torchvision's transforms too")
     args = parser.parse_args()
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
@@ -193,8 +260,9 @@ def main() -> None:
         size, format_name, settings = MODES[name]
         files = [encode(image, size=size, format_name=format_name) for image in photographs]
         per_turn = 12 if name == "photo" else 100
-        measure(files, settings, turns=1, per_turn=per_turn)  # warm up
-        seconds = measure(files, settings, turns=args.turns, per_turn=per_turn)
+        rows = pipelines(settings, torchvision=args.torchvision)
+        measure(rows, files, turns=1, per_turn=per_turn)  # warm up
+        seconds = measure(rows, files, turns=args.turns, per_turn=per_turn)
         report(name, seconds, profile(files, settings, num_images=10 * per_turn))
 
 

@@ -80,7 +80,7 @@ def test_resize_default_follows_the_crop():
         ({"mode": "pad", "crop_size": 224}, 'crop_size=224 has no effect in mode "pad"'),
         ({"patch_size": 0}, "must be at least 1"),
         ({"std": (1.0, 0.0, 1.0)}, "std above 0"),
-        ({"mean": (0.5,)}, "three numbers each"),
+        ({"mean": (0.5,)}, "a number each"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings, message):

@@ -261,11 +261,14 @@ def test_read_only_and_mirrored_memory_is_accepted(photo: np.ndarray) -> None:
         assert as_bytes(make_views(image, settings=settings, seed=0, epoch=0, index=0)) == expected
 
 
-@pytest.mark.parametrize(("shape", "dtype"), [((5, 7), "u1"), ((5, 7, 4), "u1"), ((0, 7, 3), "u1"), ((5, 7, 3), "f8")])
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [((5, 7), "u1"), ((0, 7, 3), "u1"), ((5, 7, 0), "u1"), ((5, 7, 3), "f8"), ((5, 7, 3), "u2"), ((5, 7, 4), "i2")],
+)
 def test_other_arrays_are_refused(shape: tuple[int, ...], dtype: str) -> None:
-    with pytest.raises(BadImageError, match="decode it as RGB") as caught:
+    with pytest.raises(BadImageError, match="decode it as such") as caught:
         make_views(np.zeros(shape, dtype), settings=ViewSettings(), seed=0, epoch=0, index=0)
-    assert caught.value.reason == "not_rgb8"
+    assert caught.value.reason == "not_an_image"
 
 
 @pytest.mark.parametrize(

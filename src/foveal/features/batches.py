@@ -26,6 +26,7 @@ def prepared_batches(
     prepare: Callable[[np.ndarray], np.ndarray],
     *,
     batch_size: int,
+    channels: int = 3,
     num_threads: int = 2,
     bad: Counter[str] | None = None,
     ledger: BadImageLedger | None = None,
@@ -35,8 +36,9 @@ def prepared_batches(
 
     Args:
         images: the set.
-        prepare: turns (H, W, 3) uint8 into what is wanted; runs in threads.
+        prepare: turns (H, W, channels) as decoded into what is wanted; runs in threads.
         batch_size: images in each batch; the last may be smaller.
+        channels: what to decode to; see `foveal.images.decode.decode`.
         num_threads: decoding threads. At most two batches wait.
         bad: filled with the number of skipped images by reason.
         ledger: records the bad images and stops at too many; None only counts and warns.
@@ -57,7 +59,7 @@ def prepared_batches(
 
     def load(index: int) -> np.ndarray | BadImageError:
         try:
-            return prepare(images.decode(index))
+            return prepare(images.decode(index, channels=channels))
         except BadImageError as error:
             return error
 

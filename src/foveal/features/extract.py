@@ -19,7 +19,7 @@ from foveal.errors import FovealError
 from foveal.features.batches import Progress, prepared_batches
 from foveal.images.imageset import ImageSet
 from foveal.images.ledger import BadImageLedger
-from foveal.images.preprocess import ImageLike, Mode, Preprocess
+from foveal.images.preprocess import ImageLike, Mode, Preprocess, Size, scaled
 
 What = Literal["cls", "registers", "patches"]
 
@@ -66,13 +66,14 @@ class Model:
         self.engine = engine
         self.card = card
 
-    def preprocessing(self, *, size: int | None = None, fit: Mode = "crop") -> Preprocess:
+    def preprocessing(self, *, size: Size | None = None, fit: Mode = "crop") -> Preprocess:
         """Return the transform that `extract` applies for these arguments."""
         card = self.card
-        resize_size, crop_size = size, None
+        resize_size: Size | None = size
+        crop_size: Size | None = None
         if fit == "crop":
             crop_size = card.crop_size if size is None else size
-            resize_size = card.resize_size if size is None else round(size * card.resize_size / card.crop_size)
+            resize_size = card.resize_size if size is None else scaled(size, card.resize_size / card.crop_size)
         return Preprocess(
             mode=fit,
             resize_size=resize_size,
@@ -86,16 +87,18 @@ class Model:
         self,
         images: ImageLike | Iterable[ImageLike],
         *,
-        size: int | None = None,
+        size: Size | None = None,
         fit: Mode = "crop",
         batch_size: int = 32,
     ) -> Features:
         """Return the features of some pictures.
 
         Args:
-            images: a path, a Pillow image or an (H, W, 3) uint8 array, or several of them mixed.
+            images: a path, a Pillow image or an array, or several of them mixed. Arrays are (H, W, 3) uint8 for RGB
+                models, (H, W, C) uint8 or uint16 for models of C other channels.
             size: pixels. With fit "crop" the side of the crop (None: the card's); with "resize" and "pad" the short
-                side before fitting (None: each picture keeps its own size).
+                side before fitting (None: each picture keeps its own size). With fit "crop" and "resize" it may be
+                (height, width): the size of the result.
             fit: how a picture becomes a whole number of patches: "crop" (short side resized, centre cut out, as
                 published), "resize" (each side to the nearest multiple) or "pad" (zeros around, after normalisation).
             batch_size: pictures at a time.
@@ -122,7 +125,7 @@ class Model:
         images: ImageSet,
         *,
         what: Sequence[What] = ("cls",),
-        size: int | None = None,
+        size: Size | None = None,
         fit: Mode = "crop",
         batch_size: int = 32,
         num_threads: int = 2,
@@ -154,7 +157,7 @@ class Model:
         images: ImageSet,
         *,
         what: Sequence[What] = ("cls",),
-        size: int | None = None,
+        size: Size | None = None,
         fit: Mode = "crop",
         batch_size: int = 32,
         num_threads: int = 2,
@@ -187,6 +190,7 @@ class Model:
             images,
             self.preprocessing(size=size, fit=fit),
             batch_size=batch_size,
+            channels=self.card.backbone.channels,
             num_threads=num_threads,
             bad=bad,
             ledger=ledger,

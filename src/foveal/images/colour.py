@@ -1,4 +1,4 @@
-"""Turn whatever Pillow decoded into (H, W, 3) uint8 RGB, upright. Each conversion is a decision, written down."""
+"""Turn whatever Pillow decoded into upright RGB, grey or RGBA. Each conversion is a decision, written down."""
 
 from collections.abc import Callable
 
@@ -32,8 +32,7 @@ def pillow_to_rgb(image: Image.Image) -> np.ndarray:
         BadImageError: reason "unsupported_pixels" for other modes and for values of unknown range.
     """
     if image.mode in _SIXTEEN_BIT_MODES or image.mode in ("I", "F"):
-        grey = _wide_grey_to_uint8(np.asarray(image))
-        return np.repeat(grey[:, :, None], 3, axis=2)
+        return wide_grey_to_rgb(np.asarray(image))
     if image.mode not in _PLAIN_MODES:
         raise BadImageError(
             "unsupported_pixels",
@@ -44,12 +43,53 @@ def pillow_to_rgb(image: Image.Image) -> np.ndarray:
     return np.array(image.convert("RGB"))  # a copy: Pillow's own view is read-only
 
 
-def _wide_grey_to_uint8(values: np.ndarray) -> np.ndarray:
+def pillow_to_grey(image: Image.Image) -> np.ndarray:
+    """Return the pixels of a Pillow image as (H, W, 1): uint16 for 16-bit grey, as stored; else the `luma` of its RGB.
+
+    Raises:
+        BadImageError: as `pillow_to_rgb`.
+    """
+    if image.mode in _SIXTEEN_BIT_MODES or image.mode == "I":
+        return _checked_range(np.asarray(image).astype(np.int64), 0, 65535).astype(np.uint16)[:, :, None]
+    return luma(pillow_to_rgb(image))
+
+
+def pillow_to_rgba(image: Image.Image) -> np.ndarray:
+    """Return the pixels of a Pillow image with transparency as (H, W, 4) uint8, colours as stored.
+
+    Raises:
+        BadImageError: reason "wrong_channels" for an image without transparency.
+    """
+    if image.mode not in ("LA", "La", "PA", "RGBA", "RGBa") and "transparency" not in image.info:
+        raise BadImageError(
+            "wrong_channels",
+            f"an image of mode {image.mode} has no alpha, asked for are 4 channels; "
+            "write the 4 channels to a TIFF, or use a model of 1 or 3 channels",
+        )
+    return np.array(image.convert("RGBA"))
+
+
+def luma(rgb: np.ndarray) -> np.ndarray:
+    """Return the grey of (H, W, 3) uint8 RGB as (H, W, 1) uint8: 0.299 R + 0.587 G + 0.114 B (ITU-R BT.601), rounded.
+
+    In the integers that Pillow uses, so that grey stays what it was.
+    """
+    weighted = rgb.astype(np.uint32) @ np.array([19595, 38470, 7471], dtype=np.uint32)
+    return ((weighted + 0x8000) >> 16).astype(np.uint8)[:, :, None]
+
+
+def wide_grey_to_rgb(values: np.ndarray) -> np.ndarray:
+    """Return (H, W) grey of more than 8 bits as (H, W, 3) uint8; see the table at `pillow_to_rgb`."""
     if values.dtype.kind == "f":
         low, high, scale = 0.0, 1.0, 255.0
     else:
         values = values.astype(np.int64)
         low, high, scale = 0, 65535, 1 / 257
+    grey = np.floor(_checked_range(values, low, high) * scale + 0.5).astype(np.uint8)
+    return np.repeat(grey[:, :, None], 3, axis=2)
+
+
+def _checked_range(values: np.ndarray, low: float, high: float) -> np.ndarray:
     inside = bool(((values >= low) & (values <= high)).all())  # also False for NaN
     if not inside:
         raise BadImageError(
@@ -57,7 +97,7 @@ def _wide_grey_to_uint8(values: np.ndarray) -> np.ndarray:
             f"values from {values.min()} to {values.max()}; allowed are {low} to {high} "
             "in this pixel type; scale the image to 8 or 16 bit first",
         )
-    return np.floor(values * scale + 0.5).astype(np.uint8)
+    return values
 
 
 def _on_white(image: Image.Image) -> Image.Image:

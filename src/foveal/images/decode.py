@@ -1,4 +1,4 @@
-"""The only door through which image bytes enter: limits first, then pixels, upright RGB uint8."""
+"""The only door through which image bytes enter: limits first, then pixels, upright RGB uint8 by default."""
 
 import io
 import threading
@@ -20,9 +20,20 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from foveal.errors import BadImageError
+from foveal.errors import BadImageError, FovealError
 from foveal.images import jpeg
-from foveal.images.colour import exif_orientation, pillow_to_rgb, swaps_sides, upright
+from foveal.images.colour import (
+    exif_orientation,
+    luma,
+    pillow_to_grey,
+    pillow_to_rgb,
+    pillow_to_rgba,
+    swaps_sides,
+    upright,
+    wide_grey_to_rgb,
+)
+from foveal.images.dicom import is_dicom, read_dicom, read_dicom_size
+from foveal.images.tiff import read_bands, read_tiff_size, wrong_channels
 
 # The plugin classes are called directly: Image.open would try other formats too and hide why a file was refused.
 _PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
@@ -34,7 +45,8 @@ _PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
     "GIF": GifImagePlugin.GifImageFile,
     "PPM": PpmImagePlugin.PpmImageFile,
 }
-ALLOWED_FORMATS = tuple(_PLUGINS)
+ALLOWED_FORMATS = (*_PLUGINS, "DICOM")
+_CONVERSIONS = {1: pillow_to_grey, 3: pillow_to_rgb, 4: pillow_to_rgba}
 
 _MAGIC = {
     b"\xff\xd8\xff": "JPEG",
@@ -74,59 +86,90 @@ class DecodeLimits:
 DEFAULT_LIMITS = DecodeLimits()
 
 
-def decode(data: bytes, *, limits: DecodeLimits = DEFAULT_LIMITS, min_short_side: int | None = None) -> np.ndarray:
-    """Decode one image to upright RGB.
+def decode(
+    data: bytes, *, channels: int = 3, limits: DecodeLimits = DEFAULT_LIMITS, min_short_side: int | None = None
+) -> np.ndarray:
+    """Decode one image: to upright RGB, or to as many channels as are asked for.
 
     The first frame of an animation and the first page of a TIFF are taken. What becomes of grey, 16-bit, palette,
     transparent and CMYK images is listed at `foveal.images.colour.pillow_to_rgb`; EXIF orientation is applied.
     Common JPEGs are decoded by simplejpeg where it is installed, everything else by Pillow.
 
+    | channels | what comes back |
+    |---|---|
+    | 3 | RGB uint8, of every format |
+    | 1 | 16-bit grey as uint16, as stored; any other picture as its luma, uint8 (`foveal.images.colour.luma`) |
+    | 4 | RGBA uint8 of an image with transparency, colours as stored; the bands of a TIFF |
+    | others | the bands of a TIFF, uint8 or uint16 as stored: `foveal.images.tiff.read_bands` |
+
+    DICOM is 16-bit grey, by `foveal.images.dicom.read_dicom`; asked for RGB, it is treated as such. Bands of a TIFF
+    need the extra `tiff`, DICOM the extra `dicom`.
+
     Args:
         data: the bytes of one file, in one of `ALLOWED_FORMATS`.
+        channels: how many to return, at least 1.
         limits: what the image may cost.
         min_short_side: where given, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size (a multiple faster for large
             photographs) as long as its short side stays at least this many pixels. Other formats come in full size.
 
     Returns:
-        (H, W, 3) uint8, C-contiguous, owned by the caller.
+        (H, W, channels) uint8 or uint16, C-contiguous, owned by the caller.
 
     Raises:
         BadImageError: with a stable reason: "empty", "too_many_bytes", "unknown_format", "format_not_allowed",
-            "too_many_pixels", "too_many_scans", "unsupported_pixels", "truncated", "corrupt".
+            "too_many_pixels", "too_many_scans", "unsupported_pixels", "wrong_channels", "truncated", "corrupt".
+        FovealError: the file needs an extra that is not installed.
 
     Example:
         >>> decode(b"P6 2 1 255 \\xff\\x00\\x00\\x00\\x00\\xff").tolist()
         [[[255, 0, 0], [0, 0, 255]]]
+        >>> decode(b"P6 2 1 255 \\xff\\x00\\x00\\x00\\x00\\xff", channels=1).tolist()
+        [[[76], [29]]]
     """
     format_name = _check_format(data, limits)
-    with _border(format_name, limits):
-        if format_name == "JPEG":
-            return _decode_jpeg(data, limits, min_short_side)
-        with _open(data, format_name) as image:
-            return _upright_rgb(image, limits)
+    with _border(format_name):
+        if format_name == "JPEG" and channels in (1, 3):
+            rgb = _decode_jpeg(data, limits, min_short_side)
+            return rgb if channels == 3 else luma(rgb)
+        with _strict_libraries(max_pixels=limits.max_pixels):
+            if format_name == "DICOM":
+                return _decode_dicom(data, limits, channels)
+            if format_name == "TIFF" and channels != 3:
+                bands = read_bands(data, channels=channels, max_pixels=limits.max_pixels)
+                if bands is not None:
+                    return bands
+            with _open(data, format_name) as image:
+                return _upright(image, limits, channels)
 
 
-def from_pillow(image: Image.Image, *, limits: DecodeLimits = DEFAULT_LIMITS) -> np.ndarray:
-    """Return a Pillow image that the caller opened or made as (H, W, 3) uint8 upright RGB, by the rules of `decode`.
+def from_pillow(image: Image.Image, *, channels: int = 3, limits: DecodeLimits = DEFAULT_LIMITS) -> np.ndarray:
+    """Return a Pillow image that the caller opened or made as (H, W, channels), upright, by the rules of `decode`.
 
     Raises:
-        BadImageError: "too_many_pixels", "unsupported_pixels", "truncated" or "corrupt" (Pillow decodes at first use).
+        BadImageError: "too_many_pixels", "unsupported_pixels", "wrong_channels", "truncated" or "corrupt" (Pillow
+            decodes at first use).
     """
-    with _border("Pillow image", limits):
-        return _upright_rgb(image, limits)
+    with _border("Pillow image"), _strict_libraries(max_pixels=limits.max_pixels):
+        return _upright(image, limits, channels)
 
 
-def read_size(data: bytes, *, limits: DecodeLimits = DEFAULT_LIMITS) -> tuple[int, int]:
+def read_size(data: bytes, *, channels: int = 3, limits: DecodeLimits = DEFAULT_LIMITS) -> tuple[int, int]:
     """Return (width, height) in pixels as `decode` would give them (upright), from the header alone.
+
+    Whether the image has so many `channels` is not checked; they decide which reader is asked.
 
     Raises:
         BadImageError: as `decode`; damage beyond the header is not seen here.
     """
     format_name = _check_format(data, limits)
-    with _border(format_name, limits):
+    with _border(format_name), _strict_libraries(max_pixels=limits.max_pixels):
         if format_name == "JPEG":
             header = jpeg.read_header(data)
-            width, height, orientation = header.width, header.height, header.orientation
+            width, height, orientation = header.width, header.height, jpeg.orientation(header)
+        elif format_name == "DICOM":
+            (width, height), orientation = read_dicom_size(data, max_pixels=limits.max_pixels), 1
+        elif format_name == "TIFF" and channels != 3:
+            width, height, orientation = read_tiff_size(data)
         else:
             with _open(data, format_name) as image:
                 width, height = image.size
@@ -136,11 +179,20 @@ def read_size(data: bytes, *, limits: DecodeLimits = DEFAULT_LIMITS) -> tuple[in
         return (height, width) if swaps_sides(orientation) else (width, height)
 
 
-def _upright_rgb(image: Image.Image, limits: DecodeLimits) -> np.ndarray:
+def _upright(image: Image.Image, limits: DecodeLimits, channels: int) -> np.ndarray:
+    if channels not in _CONVERSIONS:
+        raise wrong_channels(f"image of mode {image.mode}", len(image.getbands()), channels)
     _check_pixels(*image.size, limits)
     image.load()
     orientation = exif_orientation(image.getexif)  # after load(): the TIFF plugin turns the pixels there itself
-    return upright(pillow_to_rgb(image), orientation=orientation)
+    return upright(_CONVERSIONS[channels](image), orientation=orientation)
+
+
+def _decode_dicom(data: bytes, limits: DecodeLimits, channels: int) -> np.ndarray:
+    if channels not in (1, 3):
+        raise wrong_channels("DICOM", 1, channels)
+    grey = read_dicom(data, max_pixels=limits.max_pixels)
+    return grey if channels == 1 else wide_grey_to_rgb(grey[:, :, 0])
 
 
 def _decode_jpeg(data: bytes, limits: DecodeLimits, min_short_side: int | None) -> np.ndarray:
@@ -153,13 +205,16 @@ def _decode_jpeg(data: bytes, limits: DecodeLimits, min_short_side: int | None) 
         )
     shrink = jpeg.reduction(header.width, header.height, min_short_side=min_short_side)
     pixels = jpeg.decode_fast(data, header=header, shrink=shrink)
-    if pixels is None:
-        with _open(data, "JPEG") as image:
-            _check_pixels(*image.size, limits)
-            if shrink > 1:
-                image.draft(image.mode, (image.width // shrink, image.height // shrink))
-            pixels = pillow_to_rgb(image)
-    return upright(pixels, orientation=header.orientation)
+    if pixels is not None and not header.exif:
+        return pixels  # without the cost of shielding Pillow, which took no part
+    with _strict_libraries(max_pixels=limits.max_pixels):
+        if pixels is None:
+            with _open(data, "JPEG") as image:
+                _check_pixels(*image.size, limits)
+                if shrink > 1:
+                    image.draft(image.mode, (image.width // shrink, image.height // shrink))
+                pixels = pillow_to_rgb(image)
+        return upright(pixels, orientation=jpeg.orientation(header))
 
 
 def _open(data: bytes, format_name: str) -> ImageFile.ImageFile:
@@ -175,11 +230,11 @@ def _check_format(data: bytes, limits: DecodeLimits) -> str:
             f"the image has {len(data)} bytes, allowed are {limits.max_bytes}; "
             "shrink it, or raise DecodeLimits.max_bytes",
         )
-    format_name = _sniff(data)
+    format_name = "DICOM" if is_dicom(data) else _sniff(data)
     allowed = ", ".join(ALLOWED_FORMATS)
     if format_name is None:
         raise BadImageError("unknown_format", f"the bytes start with {data[:8]!r}, which is none of {allowed}")
-    if format_name not in _PLUGINS:
+    if format_name not in ALLOWED_FORMATS:
         raise BadImageError("format_not_allowed", f"{format_name} is not read; convert the image to one of {allowed}")
     return format_name
 
@@ -205,26 +260,30 @@ def _check_pixels(width: int, height: int, limits: DecodeLimits) -> None:
 
 
 @contextmanager
-def _border(format_name: str, limits: DecodeLimits) -> Iterator[None]:
-    """Let nothing but BadImageError out of the decoding of one image, whatever Pillow throws at damaged bytes."""
+def _border(format_name: str) -> Iterator[None]:
+    """Let nothing but BadImageError out of the decoding of one image, whatever a library throws at damaged bytes."""
     try:
-        with _strict_pillow(max_pixels=limits.max_pixels):
-            yield
-    except BadImageError:
+        yield
+    except FovealError:
         raise
     except Image.DecompressionBombError as error:
         raise BadImageError(
             "too_many_pixels", f"{error}; shrink the image, or raise DecodeLimits.max_pixels"
         ) from error
     except Exception as error:  # the border "decoding one sample"; the caller counts by reason
+        if "unknown pixel mode" in str(error):  # of Pillow's TIFF plugin
+            raise BadImageError(
+                "unsupported_pixels",
+                f"this {format_name} holds bands that are no picture; read them with a model of as many channels",
+            ) from error
         cut = isinstance(error, EOFError) or "truncated" in str(error).lower()
         reason = "truncated" if cut else "corrupt"
         detail = f"{type(error).__name__}: {error}"
         raise BadImageError(reason, f"this {format_name} is {reason} ({detail}); copy or download it again") from error
 
 
-class _StrictPillow:
-    """Shield decoding from Pillow's process-wide switches and from its warnings, and put all back afterwards.
+class _StrictLibraries:
+    """Shield decoding from Pillow's process-wide switches and the libraries' warnings, and put all back afterwards.
 
     ImageFile.LOAD_TRUNCATED_IMAGES, where somebody set it, would pass off half an image as a whole one, and
     Image.MAX_IMAGE_PIXELS would refuse or warn by another limit than ours. These and the warning filters are
@@ -256,8 +315,8 @@ class _StrictPillow:
         self._restore.callback(setattr, ImageFile, "LOAD_TRUNCATED_IMAGES", ImageFile.LOAD_TRUNCATED_IMAGES)
         self._restore.callback(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
         self._restore.enter_context(warnings.catch_warnings())
-        warnings.filterwarnings("ignore", module=r"PIL\.")
+        warnings.filterwarnings("ignore", module=r"(PIL|pydicom|tifffile)\.")
         ImageFile.LOAD_TRUNCATED_IMAGES = False
 
 
-_strict_pillow = _StrictPillow()
+_strict_libraries = _StrictLibraries()

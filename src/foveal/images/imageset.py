@@ -95,16 +95,21 @@ class ImageSet:
         return self._reader.read(self.uri(index))
 
     def decode(
-        self, index: int, *, limits: DecodeLimits = DEFAULT_LIMITS, min_short_side: int | None = None
+        self,
+        index: int,
+        *,
+        channels: int = 3,
+        limits: DecodeLimits = DEFAULT_LIMITS,
+        min_short_side: int | None = None,
     ) -> np.ndarray:
-        """Return one image as (H, W, 3) uint8 upright RGB; see `foveal.images.decode.decode`.
+        """Return one image as (H, W, 3) uint8 upright RGB, or in other channels; see `foveal.images.decode.decode`.
 
         Raises:
             BadImageError: "unreadable" or a reason of `decode`; the message starts with the uri.
         """
         data = self.read(index)
         try:
-            return decode(data, limits=limits, min_short_side=min_short_side)
+            return decode(data, channels=channels, limits=limits, min_short_side=min_short_side)
         except BadImageError as error:
             raise BadImageError(error.reason, f"{self.uri(index)}: {error}") from error
 

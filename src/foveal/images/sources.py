@@ -20,7 +20,7 @@ from foveal.images.shards import Row, parquet_rows, tar_rows
 
 _log = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".dcm", ".dicom")
 SCHEMA = pa.schema(
     [
         pa.field("uri", pa.string(), nullable=False),

@@ -1,4 +1,6 @@
-"""Photometric operations on one small RGB crop: uint8 in, uint8 out, rounded and clipped after each operation.
+"""Photometric operations on one small crop: integers in, integers out, rounded and clipped after each operation.
+
+On RGB uint8, unless an operation says that it takes any number of channels C and uint16 too.
 
 The formulas are those of torchvision's ColorJitter, RandomGrayscale, GaussianBlur and RandomSolarize. Differences that
 the tests bound: Pillow truncates where these round (1 grey level), and hue is quantised to 1/256 of a turn as in
@@ -8,11 +10,12 @@ Legend: H W pixels of the crop.
 """
 
 import math
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
 
-Image = np.ndarray  # (H, W, 3) uint8
+Image = np.ndarray  # (H, W, 3) uint8, or (H, W, C) uint8 or uint16
 
 GREY_WEIGHTS = (0.299, 0.587, 0.114)  # ITU-R BT.601 luma
 _IDENTITY = np.eye(3, 4)
@@ -20,8 +23,8 @@ _GREY_ROWS = np.tile(np.array([*GREY_WEIGHTS, 0.0]), (3, 1))
 
 
 def hflip(image: Image) -> Image:
-    """Return the image mirrored left to right. Image (H, W, 3)."""
-    return cv2.flip(image, 1)
+    """Return the image mirrored left to right. Image (H, W, C), any integers."""
+    return cv2.flip(image, 1).reshape(image.shape)  # OpenCV drops an axis of one channel
 
 
 def adjust_brightness(image: Image, factor: float) -> Image:
@@ -35,6 +38,18 @@ def adjust_contrast(image: Image, factor: float) -> Image:
     matrix = factor * _IDENTITY
     matrix[:, 3] = (1 - factor) * mean
     return cv2.transform(image, matrix)
+
+
+def adjust_channels(image: Image, factors: Sequence[float], *, around_mean: bool) -> Image:
+    """Return factor_c * image_c + (1 - factor_c) * m_c for each channel c.
+
+    With m_c the mean of the channel this is contrast, with m_c = 0 brightness. Image (H, W, C), uint8 or uint16.
+    """
+    factor = np.asarray(factors, dtype=np.float32)
+    pixels = image * factor
+    if around_mean:
+        pixels += ((1 - factor) * image.mean(axis=(0, 1))).astype(np.float32)
+    return np.clip(np.rint(pixels), 0, np.iinfo(image.dtype).max).astype(image.dtype)
 
 
 def adjust_saturation(image: Image, factor: float) -> Image:
@@ -69,7 +84,7 @@ def gaussian_blur(image: Image, *, sigma: float, kernel_size: int) -> Image:
     centre (else the blur would brighten or darken the image) and the taps that round to 0 cut off.
 
     Args:
-        image: (H, W, 3).
+        image: (H, W, C), uint8 or uint16.
         sigma: Standard deviation in pixels, > 0.
         kernel_size: Taps, odd.
     """
@@ -79,7 +94,7 @@ def gaussian_blur(image: Image, *, sigma: float, kernel_size: int) -> Image:
     if not side:
         return image
     kernel = np.array([*reversed(side), 256 - 2 * sum(side), *side]) / 256
-    return cv2.sepFilter2D(image, -1, kernel, kernel, borderType=cv2.BORDER_REFLECT_101)
+    return cv2.sepFilter2D(image, -1, kernel, kernel, borderType=cv2.BORDER_REFLECT_101).reshape(image.shape)
 
 
 def solarize(image: Image, threshold: int) -> Image:

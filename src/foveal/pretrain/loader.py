@@ -1,8 +1,10 @@
 """From image numbers to micro-batches of views: the same bytes whatever the number of workers."""
 
 import signal
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -30,10 +32,10 @@ class BadImage(NamedTuple):
 class RawBatch(NamedTuple):
     """A micro-batch of B images as the workers make it.
 
-    global_crops: (2 B, S, S, 3) uint8, first crops of all images, then second; local_crops: (V B, s, s, 3), crop after
-    crop; masks: (2 B, P) bool; bad: the images that were replaced; failure: where no image was left to replace one, the
-    reason, and then there are no crops. It is a value, because an exception that crosses a process border brings its
-    traceback along in its message.
+    global_crops: (2 B, S, S, C) uint8 or uint16, first crops of all images, then second; local_crops: (V B, s, s, C),
+    crop after crop; masks: (2 B, P) bool; bad: the images that were replaced; failure: where no image was left to
+    replace one, the reason, and then there are no crops. It is a value, because an exception that crosses a process
+    border brings its traceback along in its message.
     """
 
     global_crops: Tensor
@@ -95,7 +97,7 @@ class MicroBatches(Dataset[RawBatch]):
                 replacement(index, attempt - 1, num_images=num_images, seed=seed, epoch=epoch) if attempt else index
             )
             try:
-                image = self.images.decode(chosen)
+                image = self.images.decode(chosen, channels=self.recipe.backbone.channels)
                 return make_views(image, settings=self.recipe.views, seed=seed, epoch=epoch, index=chosen)
             except BadImageError as error:
                 bad.append(BadImage(chosen, error.reason, str(error)))
@@ -110,13 +112,16 @@ def micro_batches(images: ImageSet, recipe: Recipe, *, start: int, end: int) -> 
         sampler=range(start, end),
         num_workers=recipe.num_workers,
         prefetch_factor=4 if recipe.num_workers else None,
-        worker_init_fn=_quiet_worker,
+        worker_init_fn=_start_worker,
         generator=torch.Generator().manual_seed(0),  # else the loader would draw from the global one
     )
 
 
-def to_batch(raw: RawBatch, *, mean: list[float], std: list[float], device: torch.device) -> Batch:
-    """Move a micro-batch to the device and normalise its crops to float32 (B, C, H, W)."""
+def to_batch(raw: RawBatch, *, mean: Sequence[float], std: Sequence[float], device: torch.device) -> Batch:
+    """Move a micro-batch to the device and normalise its crops to float32 (B, C, H, W).
+
+    `mean` and `std` are shares of full scale: 255 for uint8, 65535 for uint16.
+    """
     return Batch(
         _normalise(raw.global_crops.to(device, non_blocking=True), mean, std),
         _normalise(raw.local_crops.to(device, non_blocking=True), mean, std),
@@ -124,21 +129,28 @@ def to_batch(raw: RawBatch, *, mean: list[float], std: list[float], device: torc
     )
 
 
-def _normalise(crops: Tensor, mean: list[float], std: list[float]) -> Tensor:
-    factor = torch.tensor([1 / (255 * s) for s in std], device=crops.device).view(1, -1, 1, 1)
+def _normalise(crops: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    full = torch.iinfo(crops.dtype).max
+    factor = torch.tensor([1 / (full * s) for s in std], device=crops.device).view(1, -1, 1, 1)
     offset = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=crops.device).view(1, -1, 1, 1)
     channels_first = crops.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
     return channels_first.mul_(factor).add_(offset)
 
 
 def _crop_major(crops: list[np.ndarray]) -> Tensor:
-    """(V, S, S, 3) of each image -> (V B, S, S, 3), crop after crop."""
+    """(V, S, S, C) of each image -> (V B, S, S, C), crop after crop; 8-bit images beside 16-bit ones become 16-bit."""
+    if len({crop.dtype for crop in crops}) > 1:
+        crops = [crop if crop.dtype == np.uint16 else crop.astype(np.uint16) * np.uint16(257) for crop in crops]
     stacked = np.stack(crops, axis=1)
     return torch.from_numpy(stacked.reshape(-1, *stacked.shape[2:]))
 
 
-def _quiet_worker(_worker: int) -> None:
-    """Leave signals that are sent to the whole process group to the main process, which saves and then ends workers."""
+def _start_worker(_worker: int) -> None:
+    """Give OpenCV one thread, as PyTorch has in a worker, and leave signals to the main process.
+
+    Signals reach the whole process group; the main process saves and then ends the workers.
+    """
+    cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _overhear)
 

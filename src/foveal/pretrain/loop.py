@@ -21,17 +21,18 @@ from foveal.backbone.weights import Card, check_tensors, save_model
 from foveal.errors import DivergedError, ImageSetError, RecipeError, RunError, WeightsError
 from foveal.images.imageset import ImageSet
 from foveal.images.ledger import BadImageLedger
-from foveal.images.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from foveal.images.statistics import channel_statistics
 from foveal.pretrain.checkpoint import load_newest, save_checkpoint
 from foveal.pretrain.loader import RawBatch, micro_batches, to_batch
 from foveal.pretrain.optimizer import adamw, clip_each, parameter_groups, set_rates
 from foveal.pretrain.probe import KNNProbe
-from foveal.pretrain.recipe import Recipe
-from foveal.pretrain.run import CHECKPOINTS, LEDGER, MODEL, RunFolder
+from foveal.pretrain.recipe import Normalise, Recipe
+from foveal.pretrain.run import CHECKPOINTS, LEDGER, MODEL, RunFolder, stored_normalise
 from foveal.pretrain.schedules import linear_then_constant, warmup_cosine
 from foveal.pretrain.step import EMA, Centers, Network, accumulate_gradients, is_finite
 
 _MAX_SKIPPED_IN_A_ROW = 10
+_STATISTICS_IMAGES = 1000  # measured for the statistics of channels other than RGB
 _DEPTH_STREAM = 3  # keeps the draws of stochastic depth apart from those of views and masks
 
 logger = logging.getLogger(__name__)
@@ -72,11 +73,12 @@ def pretrain(
 
     Raises:
         RunError: the run folder is another run's, or in use.
-        ImageSetError: no images, or more unusable ones than `max_bad_share`.
+        ImageSetError: no images, more unusable ones than `max_bad_share`, or a channel without variation.
         CheckpointError: a checkpoint cannot be written (earlier ones stay) or none is intact.
         DivergedError: too many steps in a row were not finite.
     """
     images = ImageSet.open(recipe.images)
+    recipe = with_statistics(recipe, images)
     folder = RunFolder(recipe, images_hash=images.hash)
     try:
         trainer = Trainer(recipe, folder=folder, images=images)
@@ -85,6 +87,17 @@ def pretrain(
             return trainer.run(stop_after=stop_after, listener=listener, caught=caught)
     finally:
         folder.close()
+
+
+def with_statistics(recipe: Recipe, images: ImageSet) -> Recipe:
+    """Return the recipe with the statistics of its channels: those given, those of its run so far, or measured now."""
+    if recipe.backbone.channels == 3 or recipe.normalise.mean is not None:
+        return recipe
+    normalise = stored_normalise(recipe)
+    if normalise is None:
+        mean, std = channel_statistics(images, channels=recipe.backbone.channels, max_images=_STATISTICS_IMAGES)
+        normalise = Normalise(mean=tuple(mean), std=tuple(std))
+    return recipe.model_copy(update={"normalise": normalise})
 
 
 def build_networks(recipe: Recipe, device: torch.device | str = "cpu") -> tuple[Network, Network]:
@@ -102,8 +115,8 @@ def model_card(recipe: Recipe, *, step: int, images_hash: str) -> Card:
     return Card(
         name=f"{recipe.backbone.variant}/{recipe.backbone.patch_size}",
         backbone=recipe.backbone,
-        mean=list(IMAGENET_MEAN),
-        std=list(IMAGENET_STD),
+        mean=list(recipe.channel_mean),
+        std=list(recipe.channel_std),
         crop_size=crop,
         resize_size=recipe.features.resize_size or round(crop * 256 / 224),
         licence="your own: trained from scratch by foveal on the images named in lineage",
@@ -219,7 +232,7 @@ class Trainer:
         share = recipe.micro_batch / recipe.batch_size
         for number, micro in enumerate(raw):
             self._record_bad(micro)
-            batch = to_batch(micro, mean=list(IMAGENET_MEAN), std=list(IMAGENET_STD), device=self.device)
+            batch = to_batch(micro, mean=recipe.channel_mean, std=recipe.channel_std, device=self.device)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
                 losses = accumulate_gradients(
                     self.student,

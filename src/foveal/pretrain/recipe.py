@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from foveal.backbone.variants import BackboneConfig, multiple_of_patch
 from foveal.errors import RecipeError, nearest
+from foveal.images.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from foveal.pretrain.step import HeadSize, ObjectiveSettings
 from foveal.pretrain.views import ViewSettings
 
@@ -51,6 +52,17 @@ class Objective(_Settings):
     def settings(self) -> ObjectiveSettings:
         """Return the values as the training step takes them."""
         return ObjectiveSettings(**self.model_dump())
+
+
+class Normalise(_Settings):
+    """Mean and standard deviation of each channel, in shares of full scale (0..1).
+
+    null: ImageNet's for 3 channels; for others they are measured over up to 1,000 images when a run starts, and written
+    to its recipe and card.
+    """
+
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
 
 
 class Masks(_Settings):
@@ -129,6 +141,7 @@ class Recipe(_Settings):
     heads: Heads = Heads()
     objective: Objective = Objective()
     views: ViewSettings = ViewSettings()
+    normalise: Normalise = Normalise()
     masks: Masks = Masks()
     teacher: Teacher = Teacher()
     optimizer: Optimizer = Optimizer()
@@ -171,6 +184,30 @@ class Recipe(_Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_normalise(self) -> "Recipe":
+        mean, std, channels = self.normalise.mean, self.normalise.std, self.backbone.channels
+        if (mean is None) != (std is None):
+            raise ValueError("normalise.mean and normalise.std belong together; give both, or neither")
+        if mean is not None and std is not None and not len(mean) == len(std) == channels:
+            raise ValueError(
+                f"normalise.mean has {len(mean)} numbers and normalise.std {len(std)}; "
+                f"backbone.channels={channels} needs {channels} each"
+            )
+        if std is not None and min(std) <= 0:
+            raise ValueError(f"normalise.std={list(std)}; every number must be above 0")
+        return self
+
+    @property
+    def channel_mean(self) -> tuple[float, ...]:
+        """Mean of each channel; for other than 3, only of a recipe whose statistics are given or measured."""
+        return self.normalise.mean or _imagenet(IMAGENET_MEAN, self.backbone.channels)
+
+    @property
+    def channel_std(self) -> tuple[float, ...]:
+        """Standard deviation of each channel; see `channel_mean`."""
+        return self.normalise.std or _imagenet(IMAGENET_STD, self.backbone.channels)
+
     @property
     def micro_batch(self) -> int:
         """Images of one forward pass."""
@@ -180,6 +217,12 @@ class Recipe(_Settings):
     def lr(self) -> float:
         """Peak learning rate: base_lr sqrt(batch_size / 1024)."""
         return self.optimizer.base_lr * math.sqrt(self.batch_size / 1024)
+
+
+def _imagenet(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    if channels != len(values):
+        raise RecipeError(f"backbone.channels={channels} has no standard statistics; set normalise.mean and .std")
+    return values
 
 
 def recipe_names() -> list[str]:

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import IO, Any
 
 import yaml
+from pydantic import ValidationError
 
 from foveal.errors import RunError
 from foveal.files import write_atomically
-from foveal.pretrain.recipe import Recipe, dump_recipe
+from foveal.pretrain.recipe import Normalise, Recipe, dump_recipe
 
 RECIPE, METRICS, LEDGER, CHECKPOINTS, MODEL = "recipe.yaml", "metrics.jsonl", "bad_images.jsonl", "checkpoints", "model"
 # Written before the recipe, and all that is there when a process is killed at its very start.
@@ -102,6 +103,16 @@ def read_metrics(run: str | Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return lines
+
+
+def stored_normalise(recipe: Recipe) -> Normalise | None:
+    """Return the channel statistics that an earlier start of this run has measured; None where it is new."""
+    path = Path(recipe.out) / RECIPE
+    try:
+        found = Normalise.model_validate(yaml.safe_load(path.read_text())["normalise"])
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValidationError):
+        return None  # no run, or one that RunFolder will refuse
+    return found if found.mean is not None and len(found.mean) == recipe.backbone.channels else None
 
 
 def _check_same(stored: Path, recipe: Recipe, images_hash: str) -> None:

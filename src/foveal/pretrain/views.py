@@ -4,12 +4,15 @@ Chance and pixels are kept apart. `plan_views` turns random numbers into plans (
 factors) without looking at a pixel; `make_views` carries the plans out. All uniforms of a view are drawn up front at
 fixed places, so that switching one operation off, or asking for more local views, changes no other choice.
 
-Legend: H W pixels, L local views, S and s size of a global and a local crop.
+Images of other than 3 channels are no colour pictures: crop, flip, blur, and the jitter's brightness and contrast are
+applied to them, the latter two with a factor for each channel; saturation, hue, grayscale and solarize are not.
+
+Legend: H W pixels, C channels, L local views, S and s size of a global and a local crop.
 """
 
 import itertools
 import math
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -23,6 +26,7 @@ from foveal.pretrain.augment import Image
 _NUM_GLOBAL = 2
 _CROP_TRIES = 10
 _VIEW_STREAM = 1  # keeps these draws apart from those of masks.py
+_CHANNEL_STREAM = 4  # the factors of channels other than RGB; 2 and 3 are masks and stochastic depth
 _NUM_DRAWS = 2 * _CROP_TRIES + 13
 _JITTER_ORDERS = tuple(itertools.permutations(range(4)))
 _JITTER = (augment.adjust_brightness, augment.adjust_contrast, augment.adjust_saturation, augment.adjust_hue)
@@ -87,13 +91,14 @@ class ViewPlan(NamedTuple):
     grayscale: bool
     blur_sigma: float | None
     solarize: bool
+    channel_factors: tuple[tuple[float, ...], ...] | None = None  # brightness and contrast of each; None for RGB
 
 
 class Views(NamedTuple):
-    """The crops of one image, RGB uint8, not normalised."""
+    """The crops of one image, in its channels and integers, not normalised."""
 
-    global_crops: Image  # (2, S, S, 3)
-    local_crops: Image  # (L, s, s, 3)
+    global_crops: Image  # (2, S, S, C)
+    local_crops: Image  # (L, s, s, C)
 
 
 def make_views(image: Image, *, settings: ViewSettings, seed: int, epoch: int, index: int) -> Views:
@@ -104,43 +109,70 @@ def make_views(image: Image, *, settings: ViewSettings, seed: int, epoch: int, i
     mean) of Pillow's, rows before columns.
 
     Args:
-        image: (H, W, 3) RGB uint8, of any size.
+        image: (H, W, 3) RGB uint8, or (H, W, C) uint8 or uint16 with C other than 3; of any size.
         settings: What the views look like.
         seed: Seed of the run, any integer.
         epoch: Epoch of the sample, from 0.
         index: Number of the image in its set, from 0.
 
     Raises:
-        BadImageError: The array is not (H, W, 3) uint8 with at least one pixel.
+        BadImageError: The array is none of these, or has no pixel.
 
     Example:
         >>> image = np.zeros((30, 40, 3), dtype=np.uint8)
         >>> make_views(image, settings=ViewSettings(), seed=0, epoch=0, index=7).local_crops.shape
         (8, 98, 98, 3)
     """
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+    is_rgb = image.ndim == 3 and image.shape[2] == 3
+    if image.ndim != 3 or image.size == 0 or image.dtype not in ((np.uint8,) if is_rgb else (np.uint8, np.uint16)):
         raise BadImageError(
-            "not_rgb8", f"image is {image.dtype} of shape {image.shape}; views need uint8 (H, W, 3): decode it as RGB."
+            "not_an_image",
+            f"image is {image.dtype} of shape {image.shape}; views need RGB uint8 (H, W, 3), "
+            "or uint8 or uint16 (H, W, C) in other channels: decode it as such.",
         )
-    height, width, _ = image.shape
-    plans = plan_views(height, width, settings=settings, seed=seed, epoch=epoch, index=index)
-    global_crops = np.empty((_NUM_GLOBAL, settings.global_size, settings.global_size, 3), dtype=np.uint8)
-    local_crops = np.empty((settings.num_local, settings.local_size, settings.local_size, 3), dtype=np.uint8)
+    height, width, channels = image.shape
+    plans = plan_views(height, width, channels=channels, settings=settings, seed=seed, epoch=epoch, index=index)
+    global_crops, local_crops = (
+        np.empty((num, size, size, channels), dtype=image.dtype)
+        for num, size in ((_NUM_GLOBAL, settings.global_size), (settings.num_local, settings.local_size))
+    )
     for plan, crop in zip(plans, itertools.chain(global_crops, local_crops), strict=True):
         crop[...] = _render(image, plan, size=crop.shape[0], settings=settings)
     return Views(global_crops, local_crops)
 
 
-def plan_views(height: int, width: int, *, settings: ViewSettings, seed: int, epoch: int, index: int) -> list[ViewPlan]:
+def plan_views(
+    height: int, width: int, *, channels: int = 3, settings: ViewSettings, seed: int, epoch: int, index: int
+) -> list[ViewPlan]:
     """Return the plans of the two global views and then of the local views, for an image of height x width pixels.
 
-    View v reads the v-th block of one Philox stream keyed by (seed, epoch, index), and nothing else.
+    View v reads the v-th block of one Philox stream keyed by (seed, epoch, index), and nothing else. With other than 3
+    channels it reads the factors of its channels from a second such stream.
     """
     num_views = _NUM_GLOBAL + settings.num_local
+    draws = _draws(_VIEW_STREAM, (num_views, _NUM_DRAWS), seed=seed, epoch=epoch, index=index)
+    plans = [_plan(draws[view], height, width, view=view, settings=settings) for view in range(num_views)]
+    if channels == 3:
+        return plans
+    factors = _draws(_CHANNEL_STREAM, (num_views, 2, channels), seed=seed, epoch=epoch, index=index)
+    return [_without_colour(plan, factors[view], settings) for view, plan in enumerate(plans)]
+
+
+def _draws(stream: int, shape: tuple[int, ...], *, seed: int, epoch: int, index: int) -> Any:
+    """Return nested lists of uniforms in [0, 1)."""
     key = np.array([seed % 2**64, epoch], dtype=np.uint64)
-    stream = np.random.Philox(key=key, counter=np.array([0, 0, _VIEW_STREAM, index], dtype=np.uint64))
-    draws = np.random.Generator(stream).random((num_views, _NUM_DRAWS)).tolist()
-    return [_plan(draws[view], height, width, view=view, settings=settings) for view in range(num_views)]
+    bits = np.random.Philox(key=key, counter=np.array([0, 0, stream, index], dtype=np.uint64))
+    return np.random.Generator(bits).random(shape).tolist()
+
+
+def _without_colour(plan: ViewPlan, draws: list[list[float]], settings: ViewSettings) -> ViewPlan:
+    """Return the plan without operations on colour, and with brightness and contrast factors for each channel."""
+    factors = tuple(
+        tuple(1 + strength * (2 * draw - 1) for draw in row)
+        for strength, row in zip((settings.brightness, settings.contrast), draws, strict=True)
+    )
+    jitter = tuple(pair for pair in plan.jitter if pair[0] < len(factors))
+    return plan._replace(jitter=jitter, grayscale=False, solarize=False, channel_factors=factors)
 
 
 def _plan(draws: list[float], height: int, width: int, *, view: int, settings: ViewSettings) -> ViewPlan:
@@ -166,9 +198,9 @@ def _crop_box(draws: list[float], height: int, width: int, *, scale: Range, rati
     nearest allowed ratio. This is torchvision's RandomResizedCrop.
     """
     log_low, log_high = math.log(ratio[0]), math.log(ratio[1])
-    for area_draw, ratio_draw in zip(draws[0 : 2 * _CROP_TRIES : 2], draws[1 : 2 * _CROP_TRIES : 2], strict=True):
-        area = height * width * (scale[0] + (scale[1] - scale[0]) * area_draw)
-        aspect = math.exp(log_low + (log_high - log_low) * ratio_draw)
+    for k in range(0, 2 * _CROP_TRIES, 2):
+        area = height * width * (scale[0] + (scale[1] - scale[0]) * draws[k])
+        aspect = math.exp(log_low + (log_high - log_low) * draws[k + 1])
         box_w, box_h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < box_w <= width and 0 < box_h <= height:
             top_draw, left_draw = draws[2 * _CROP_TRIES : 2 * _CROP_TRIES + 2]
@@ -190,12 +222,15 @@ def _jitter(order: float, factors: list[float], settings: ViewSettings) -> tuple
 
 
 def _render(image: Image, plan: ViewPlan, *, size: int, settings: ViewSettings) -> Image:
-    """Return the (size, size, 3) crop that the plan describes."""
+    """Return the (size, size, C) crop that the plan describes."""
     crop = _resized_crop(image, plan.box, size=size)
     if plan.hflip:
         crop = augment.hflip(crop)
     for operation, factor in plan.jitter:
-        crop = _JITTER[operation](crop, factor)
+        if plan.channel_factors is None:
+            crop = _JITTER[operation](crop, factor)
+        else:
+            crop = augment.adjust_channels(crop, plan.channel_factors[operation], around_mean=operation == 1)
     if plan.grayscale:
         crop = augment.to_grayscale(crop)
     if plan.blur_sigma is not None:
@@ -206,12 +241,20 @@ def _render(image: Image, plan: ViewPlan, *, size: int, settings: ViewSettings) 
 
 
 def _resized_crop(image: Image, box: tuple[int, int, int, int], *, size: int) -> Image:
-    """Return the box (top, left, height, width) of the image at (size, size, 3), antialiased bicubic.
+    """Return the box (top, left, height, width) of the image at (size, size, C), antialiased bicubic.
 
-    PyTorch's 8-bit kernel works on interleaved pixels when the strides say "channels last", and is several times
-    faster than Pillow's with the same weights. The box is copied first: torch refuses read-only or mirrored memory.
+    For RGB, PyTorch's 8-bit kernel works on interleaved pixels when the strides say "channels last", and is several
+    times faster than Pillow's with the same weights. The box is copied first: torch refuses read-only or mirrored
+    memory. Other images are resized in float32, then rounded and clipped.
     """
     top, left, height, width = box
-    pixels = image[top : top + height, left : left + width].copy().reshape(1, height, width, 3).transpose(0, 3, 1, 2)
+    pixels = image[top : top + height, left : left + width]
+    if image.shape[2] == 3:
+        pixels = pixels.copy().reshape(1, height, width, 3).transpose(0, 3, 1, 2)
+    else:
+        pixels = pixels.transpose(2, 0, 1)[None].astype(np.float32, order="C")
     resized = F.interpolate(torch.from_numpy(pixels), size=(size, size), mode="bicubic", antialias=True)
-    return resized.numpy()[0].transpose(1, 2, 0)
+    crop = resized.numpy()[0].transpose(1, 2, 0)
+    if image.shape[2] == 3:
+        return crop
+    return np.clip(np.rint(crop), 0, np.iinfo(image.dtype).max).astype(image.dtype, order="C")
