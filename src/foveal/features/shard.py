@@ -253,9 +253,11 @@ class _ArrayFile:
 
     def close(self) -> None:
         """Put the number of rows into the header; NumPy leaves room there for a first dimension that grows."""
-        self._file.seek(0)
-        self._write_header()
-        self._file.close()
+        try:
+            self._file.seek(0)
+            self._write_header()
+        finally:
+            self._file.close()
 
     def _write_header(self) -> None:
         header = {
