@@ -299,8 +299,13 @@ def test_a_shard_of_bad_images_alone_is_empty(model: Model, many: Path, tmp_path
 
 
 def test_a_set_without_one_readable_image_is_an_error(model: Model, many: Path, tmp_path: Path) -> None:
-    extraction = open_extraction(tmp_path / "store", model, ImageSet.open(many).subset([3]), SMALL)
     with pytest.raises(ImageSetError, match="none of the 1 images can be read"):
+        open_extraction(tmp_path / "store", model, ImageSet.open(many).subset([3]), SMALL)
+    assert not (tmp_path / "store/card.json").exists()
+    extraction = open_extraction(tmp_path / "store", model, ImageSet.open(many).subset([2, 3]), SMALL)
+    for path in many.rglob("*.png"):
+        path.unlink()
+    with pytest.raises(ImageSetError, match=r"2 of 2 images are bad \(2 unreadable\)"):
         extraction.run()
 
 

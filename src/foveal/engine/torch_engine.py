@@ -38,7 +38,7 @@ class TorchEngine:
 
     @property
     def description(self) -> dict[str, str]:
-        """What decides the bits of the result, for stamps: name, precision, device and version of the library."""
+        """Return what a stamp says of this engine."""
         return {
             "name": "torch",
             "precision": self.precision,
@@ -60,3 +60,6 @@ class TorchEngine:
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
             found = self.backbone.intermediate(batch.to(self.device), layers, norm=norm)
         return [Tokens(*(part.float() for part in tokens)) for tokens in found]
+
+    def settle(self, images: Tensor) -> None:
+        """Do nothing: this engine has nothing to decide."""

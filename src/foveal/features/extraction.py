@@ -1,13 +1,17 @@
 """Extraction of an image set into a feature store: open or continue it, extract shards, verify, sum up."""
 
+import itertools
 import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import torch
 
 from foveal.errors import BadImageError, FovealError, ImageSetError
 from foveal.features import patch_pca
@@ -22,6 +26,8 @@ from foveal.files import remove_abandoned, staging_of, write_atomically
 from foveal.images.imageset import ImageSet
 from foveal.images.ledger import max_bad_of
 from foveal.images.preprocess import Preprocess
+
+_NUM_SETTLED = 32
 
 
 @dataclass(frozen=True)
@@ -146,6 +152,7 @@ def open_extraction(
         store.mkdir(parents=True, exist_ok=True)
         remove_abandoned(store)
         remove_abandoned(store / SHARDS)
+        settle_engine(model, images, settings)
         if not (store / CARD).is_file():
             card = _new_card(model, images, settings)
             _check_space(store, card, card.num_images)
@@ -171,7 +178,7 @@ def open_extraction(
 
 
 def join_extraction(store: Path, model: Model, images: ImageSet, settings: StoreSettings) -> Extraction:
-    """Return the extraction of a store that is there already, as a worker needs it.
+    """Return the extraction of a store that is there already; the engine must be settled.
 
     Raises:
         FovealError: no store, or one of another stamp or image set.
@@ -180,6 +187,21 @@ def join_extraction(store: Path, model: Model, images: ImageSet, settings: Store
     check_same_stamp(card.stamp, make_stamp(model, settings), where=str(store))
     check_same_images(store, card, images)
     return Extraction(store, card, model, images, model.preprocessing(size=settings.size, fit=settings.fit))
+
+
+def settle_engine(model: Model, images: ImageSet, settings: StoreSettings) -> None:
+    """Let an engine that chooses by itself choose on the first images of the set, so that the stamp can name it.
+
+    Raises:
+        ImageSetError: not one image can be read.
+    """
+    preprocess = model.preprocessing(size=settings.size, fit=settings.fit)
+    arrays = list(itertools.islice(_readable(images, preprocess), _NUM_SETTLED))
+    batch = torch.from_numpy(np.stack([array for array in arrays if array.shape == arrays[0].shape]))
+    if settings.layers is None:
+        model.engine.settle(batch)
+    else:  # a choice holds for the blocks that it was made for
+        model.engine.intermediate(batch, sorted(settings.layers))
 
 
 def check_target(store: str | Path) -> Path:
@@ -231,6 +253,7 @@ def finish(store: Path) -> dict[str, Any] | None:
         },
     }
     try:
+        remove_abandoned(store / SHARDS)
         path = store / SUMMARY
         write_atomically(path, json.dumps(summary, indent=2) + "\n", staging=staging_of(path))
     except OSError as error:
@@ -264,13 +287,22 @@ def _grid(images: ImageSet, preprocess: Preprocess) -> tuple[int, int]:
     patch = preprocess.patch_size
     if preprocess.crop_size is not None:
         return preprocess.crop_size // patch, preprocess.crop_size // patch
+    _, height, width = next(_readable(images, preprocess)).shape
+    return height // patch, width // patch
+
+
+def _readable(images: ImageSet, preprocess: Preprocess) -> Iterator[np.ndarray]:
+    """Yield the readable images of a set, prepared; ImageSetError when there is none."""
+    found = False
     for row in range(len(images)):
         try:
-            _, height, width = preprocess(images.decode(row)).shape
-            return height // patch, width // patch
+            array = preprocess(images.decode(row))
         except BadImageError:
             continue  # listed with its reason by its shard
-    raise ImageSetError(f"none of the {len(images)} images can be read; check the source")
+        found = True
+        yield array
+    if not found:
+        raise ImageSetError(f"none of the {len(images)} images can be read; check the source")
 
 
 def check_same_images(store: Path, card: StoreCard, images: ImageSet) -> None:

@@ -8,12 +8,13 @@ import functools
 import importlib
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import foveal
 from foveal.errors import FovealError
 from foveal.features.batches import Progress
-from foveal.features.extraction import Extraction, bad_images, finish, join_extraction
+from foveal.features.extraction import Extraction, bad_images, finish, join_extraction, settle_engine
 from foveal.features.stamp import StoreSettings
 from foveal.features.store import read_done
 from foveal.images.imageset import ImageSet
@@ -117,10 +118,9 @@ def extract_one(store: str, job: Job, shard: int, *, num_threads: int, max_bad_s
 
 @functools.lru_cache(maxsize=1)
 def _opened(store: str, job: Job) -> Extraction:
-    from pathlib import Path
-
-    model = foveal.load(job.model, **dict(job.load_options))
-    return join_extraction(Path(store), model, ImageSet.open(job.images), job.settings)
+    model, images = foveal.load(job.model, **dict(job.load_options)), ImageSet.open(job.images)
+    settle_engine(model, images, job.settings)
+    return join_extraction(Path(store), model, images, job.settings)
 
 
 def _result(ray: Any, reference: Any, shard: int) -> None:
