@@ -3,7 +3,7 @@
     python benchmarks/store_bytes.py --images some/folder --limit 64
     python benchmarks/store_bytes.py --images some/folder --model model   # your weights
 
-Without --model the weights are random with LayerScale 1: trained weights have outlier channels, so measure yours. The PCA
+Without --model the weights are random with LayerScale 1; trained weights have outlier channels: measure yours. The PCA
 is fitted on the images that are measured. Cosines are those of each patch to its float32 tokens, after mapping back.
 """
 
@@ -39,7 +39,7 @@ WAYS = {
 
 def random_model() -> Model:
     """Return ViT-S/14 with random weights."""
-    config = backbone_config("vit_small", layerscale_init=1.0)
+    config = backbone_config("vits", layerscale_init=1.0)
     backbone = VisionTransformer(config).init_weights(torch.Generator().manual_seed(0))
     return Model(TorchEngine(backbone), Card(name="random ViT-S/14", backbone=config))
 
