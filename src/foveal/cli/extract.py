@@ -106,7 +106,7 @@ def _extract(
     import foveal
     from foveal.features.extraction import open_extraction, shards_of_part
 
-    with progress_of("fitting the PCA") as progress:
+    with progress_of("preparing") as progress:
         extraction = open_extraction(out, foveal.load(model), images, settings, progress=progress)
     _announce(extraction)
     with progress_of("extracting") as progress:
