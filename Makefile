@@ -26,6 +26,7 @@ bench: .venv/dev
 	$(BIN)/python benchmarks/data_path.py
 	$(BIN)/python benchmarks/training_step.py
 	$(BIN)/python benchmarks/pretrain_small.py
+	$(BIN)/python benchmarks/extract.py
 
 .venv/demo: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

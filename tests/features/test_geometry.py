@@ -14,6 +14,8 @@ SETTINGS = [
     {"mode": "resize", "resize_size": 45},
     {"mode": "pad"},
     {"mode": "pad", "resize_size": 45},
+    {"mode": "crop", "crop_size": (28, 56), "resize_size": (32, 60)},
+    {"mode": "resize", "resize_size": (42, 35)},
 ]
 
 

@@ -41,7 +41,7 @@ def test_installed_wheel_runs_the_demo_and_every_verb(environment: Path, tmp_pat
     run(foveal, "pca", "--model", model, picture, "--out", "pca.png", cwd=tmp_path)
     assert (tmp_path / "pca.png").read_bytes().startswith(b"\x89PNG")
     run(foveal, "extract", "--model", model, images, "--out", "features", cwd=tmp_path)
-    assert (tmp_path / "features/cls.npy").is_file()
+    assert (tmp_path / "features/summary.json").is_file()
 
 
 def test_every_built_in_recipe_is_in_the_wheel(environment: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 from foveal.errors import BadImageError, FovealError, ImageSetError
 from foveal.images.decode import DecodeLimits, decode, from_pillow, read_size
 from foveal.images.imageset import ImageSet
-from foveal.images.preprocess import Preprocess, resize_short_side, resize_to_cover, to_array
+from foveal.images.preprocess import Preprocess, covering_shape, resize, short_side_shape, to_array
 from foveal.images.statistics import channel_statistics
 
 tifffile = pytest.importorskip("tifffile", reason="the extra tiff is not installed")
@@ -206,8 +206,8 @@ def plain(channels: int, **options) -> Preprocess:
 def test_eight_bit_channels_are_resized_as_rgb_is():
     pixels = bands(3, "u1")
     four = np.concatenate([pixels, pixels[:, :, :1]], axis=2)
-    ours = resize_short_side(four, size=21)
-    assert np.array_equal(ours[:, :, :3], resize_short_side(pixels, size=21))
+    ours = resize(four, height=21, width=29)
+    assert np.array_equal(ours[:, :, :3], resize(pixels, height=21, width=29))
     assert np.array_equal(ours[:, :, 3], ours[:, :, 0])
 
 
@@ -215,8 +215,9 @@ def test_sixteen_bit_channels_are_resized_as_eight_bit_ones_within_rounding(phot
     """An 8-bit resize of a smooth picture rounds after rows and after columns: 1 level at most, 0.5 in the mean."""
     small = np.ascontiguousarray(photo[:, :, :1])
     wide = small.astype(np.uint16) * 257
-    for size in (21, 90):
-        difference = resize_short_side(wide, size=size) / 257 - resize_short_side(small, size=size).astype(float)
+    for height, width in ((21, 29), (90, 128)):
+        eight = resize(small, height=height, width=width).astype(float)
+        difference = resize(wide, height=height, width=width) / 257 - eight
         assert np.abs(difference).max() <= 1.1
         assert np.abs(difference).mean() < 0.5
 
@@ -249,10 +250,9 @@ def test_sizes_that_are_not_square():
     assert plain(2, crop_size=(28, 56))(pixels).shape == (2, 28, 56)
     assert Preprocess(crop_size=(28, 56)).resize_size == (32, 64)
     assert plain(2, mode="resize", resize_size=(42, 14))(pixels).shape == (2, 42, 14)
-    assert resize_to_cover(pixels, height=30, width=41).shape == (30, 100, 2)
-    assert resize_to_cover(pixels, height=30, width=131).shape == (39, 131, 2)
-    square = resize_to_cover(pixels, height=30, width=30)
-    assert np.array_equal(square, resize_short_side(pixels, size=30))
+    assert covering_shape(60, 200, (30, 41)) == (30, 100)
+    assert covering_shape(60, 200, (30, 131)) == (39, 131)
+    assert covering_shape(60, 200, (30, 30)) == short_side_shape(60, 200, size=30)
 
 
 @pytest.mark.parametrize(

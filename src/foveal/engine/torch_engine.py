@@ -36,6 +36,16 @@ class TorchEngine:
         self.precision = precision
         self.backbone = backbone.to(self.device).eval()
 
+    @property
+    def description(self) -> dict[str, str]:
+        """Return what a stamp says of this engine."""
+        return {
+            "name": "torch",
+            "precision": self.precision,
+            "device": self.device.type,
+            "version": torch.__version__,
+        }
+
     def encode(self, batch: Tensor) -> Tokens:
         """Return the tokens of the last block after the final norm.
 
@@ -56,3 +66,6 @@ class TorchEngine:
         """Return the attention weights (B, heads, Q, N) of one block; see `VisionTransformer.attention`."""
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
             return self.backbone.attention(batch.to(self.device), layer=layer, queries=queries)
+
+    def settle(self, images: Tensor) -> None:
+        """Do nothing: this engine has nothing to decide."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from foveal.errors import FovealError
-from foveal.images.preprocess import Preprocess, nearest_multiple, short_side_shape
+from foveal.images.preprocess import Preprocess, nearest_multiple, sides
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,10 @@ class Geometry:
             Geometry(original=(300, 400), resized=(256, 341), offset=(16, 58), seen=(224, 224), patch_size=14)
         """
         patch = preprocess.patch_size
-        resized = (height, width)
-        if preprocess.resize_size is not None:
-            resized = short_side_shape(height, width, size=preprocess.resize_size)
+        resized = preprocess.resized_shape(height, width)
         if preprocess.mode == "crop":
             assert preprocess.crop_size is not None  # set in Preprocess.__post_init__
-            seen = (preprocess.crop_size, preprocess.crop_size)
+            seen = sides(preprocess.crop_size)
             offset = (round((resized[0] - seen[0]) / 2), round((resized[1] - seen[1]) / 2))
         elif preprocess.mode == "resize":
             resized = seen = (nearest_multiple(resized[0], patch), nearest_multiple(resized[1], patch))

@@ -61,7 +61,7 @@ class Preprocess:
     def __post_init__(self) -> None:
         if self.mode not in get_args(Mode):
             raise FovealError(f"mode={self.mode!r}; allowed are {', '.join(get_args(Mode))}")
-        if self.patch_size < 1 or (self.resize_size is not None and min(_sides(self.resize_size)) < 1):
+        if self.patch_size < 1 or (self.resize_size is not None and min(sides(self.resize_size)) < 1):
             raise FovealError(f"patch_size={self.patch_size}, resize_size={self.resize_size}; both must be at least 1")
         if len(self.mean) != len(self.std) or not self.mean or min(self.std) <= 0:
             raise FovealError(f"mean={self.mean}, std={self.std}; give a number each for every channel, std above 0")
@@ -85,13 +85,13 @@ class Preprocess:
         self._check_multiples("crop_size", crop_size)
         if isinstance(crop_size, tuple) != isinstance(resize_size, tuple):
             raise FovealError(f"crop_size={crop_size} beside resize_size={resize_size}; give both as pairs, or neither")
-        if any(side < crop for side, crop in zip(_sides(resize_size), _sides(crop_size), strict=True)):
+        if any(side < crop for side, crop in zip(sides(resize_size), sides(crop_size), strict=True)):
             raise FovealError(f"resize_size={resize_size} is below crop_size={crop_size}; use {crop_size} or more")
         object.__setattr__(self, "crop_size", crop_size)
         object.__setattr__(self, "resize_size", resize_size)
 
     def _check_multiples(self, name: str, size: Size) -> None:
-        for side in _sides(size):
+        for side in sides(size):
             if side < 1 or side % self.patch_size:
                 lower = side // self.patch_size * self.patch_size
                 raise FovealError(
@@ -106,19 +106,24 @@ class Preprocess:
             image: whatever `to_array` takes.
         """
         pixels = to_array(image, channels=self.channels)
-        if isinstance(self.resize_size, tuple):
-            cover = resize_to_cover if self.mode == "crop" else _resize
-            pixels = cover(pixels, height=self.resize_size[0], width=self.resize_size[1])
-        elif self.resize_size is not None:
-            pixels = resize_short_side(pixels, size=self.resize_size)
+        height, width = self.resized_shape(*pixels.shape[:2])
+        pixels = resize(pixels, height=height, width=width)
         if self.mode == "crop":
             assert self.crop_size is not None  # set in __post_init__
             pixels = center_crop(pixels, size=self.crop_size)
         elif self.mode == "resize":
             height, width = (nearest_multiple(side, self.patch_size) for side in pixels.shape[:2])
-            pixels = _resize(pixels, height=height, width=width)
+            pixels = resize(pixels, height=height, width=width)
         array = normalise(pixels, mean=self.mean, std=self.std)
         return pad_to_multiple(array, multiple=self.patch_size) if self.mode == "pad" else array
+
+    def resized_shape(self, height: int, width: int) -> tuple[int, int]:
+        """Return the (height, width) to which `resize_size` brings a picture, before it is cut, fitted or padded."""
+        if self.resize_size is None:
+            return height, width
+        if not isinstance(self.resize_size, tuple):
+            return short_side_shape(height, width, size=self.resize_size)
+        return covering_shape(height, width, self.resize_size) if self.mode == "crop" else self.resize_size
 
 
 def scaled(size: Size, factor: float) -> Size:
@@ -126,7 +131,8 @@ def scaled(size: Size, factor: float) -> Size:
     return (round(size[0] * factor), round(size[1] * factor)) if isinstance(size, tuple) else round(size * factor)
 
 
-def _sides(size: Size) -> tuple[int, int]:
+def sides(size: Size) -> tuple[int, int]:
+    """Return a size as (height, width)."""
     return size if isinstance(size, tuple) else (size, size)
 
 
@@ -196,39 +202,22 @@ def _checked_array(image: np.ndarray) -> np.ndarray:
     raise FovealError(f"an image array of shape {image.shape}; {allowed}{hint}")
 
 
-def resize_short_side(pixels: np.ndarray, *, size: int) -> np.ndarray:
-    """Resize so that the short side is `size`; the long side is int(size * long / short), as torchvision rounds it.
-
-    Args:
-        pixels: (H, W, C).
-        size: pixels.
-    """
-    height, width = short_side_shape(*pixels.shape[:2], size=size)
-    return _resize(pixels, height=height, width=width)
-
-
 def short_side_shape(height: int, width: int, *, size: int) -> tuple[int, int]:
-    """Return the (height, width) that `resize_short_side` gives a picture of this height and width."""
+    """Return the (height, width) of this short side; the long one is int(size * long / short), as torchvision has it."""
     if height <= width:
         return size, int(size * width / height)
     return int(size * height / width), size
 
 
-def resize_to_cover(pixels: np.ndarray, *, height: int, width: int) -> np.ndarray:
-    """Resize so that the picture just covers height x width, keeping its proportions; for a square, the short side.
-
-    Args:
-        pixels: (H, W, C).
-        height: pixels.
-        width: pixels.
-    """
-    old_h, old_w = pixels.shape[:2]
-    if old_h * width <= old_w * height:  # the picture is the wider one: its height decides
-        return _resize(pixels, height=height, width=int(height * old_w / old_h))
-    return _resize(pixels, height=int(width * old_h / old_w), width=width)
+def covering_shape(height: int, width: int, size: tuple[int, int]) -> tuple[int, int]:
+    """Return the smallest (height, width) of the same proportions that covers `size`; for a square, the short side."""
+    if height * size[1] <= width * size[0]:  # the picture is the wider one: its height decides
+        return size[0], int(size[0] * width / height)
+    return int(size[1] * height / width), size[1]
 
 
-def _resize(pixels: np.ndarray, *, height: int, width: int) -> np.ndarray:
+def resize(pixels: np.ndarray, *, height: int, width: int) -> np.ndarray:
+    """Resize (H, W, C) with Pillow's antialiased bicubic, channel by channel."""
     if pixels.shape[:2] == (height, width):
         return pixels
     if height * width > DEFAULT_LIMITS.max_pixels:
@@ -255,7 +244,7 @@ def _resize_plane(plane: np.ndarray, *, height: int, width: int) -> np.ndarray:
 
 def center_crop(pixels: np.ndarray, *, size: Size) -> np.ndarray:
     """Cut the centre `size` out of (H, W, C); an odd margin is rounded half to even, as torchvision does."""
-    height, width = _sides(size)
+    height, width = sides(size)
     top, left = round((pixels.shape[0] - height) / 2), round((pixels.shape[1] - width) / 2)
     return pixels[top : top + height, left : left + width]
 
