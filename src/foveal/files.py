@@ -1,19 +1,26 @@
 """Files and folders that are whole or absent: the one way in which artefacts reach the disk."""
 
+import errno
 import hashlib
 import os
 import shutil
+import socket
 from contextlib import suppress
 from pathlib import Path
 
 
-def write_atomically(path: Path, data: str | bytes) -> None:
+def write_atomically(path: Path, data: str | bytes, *, staging: Path | None = None) -> None:
     """Write a file under a temporary name beside it, sync it and rename it: a reader sees the old or the new.
+
+    Args:
+        path: the file.
+        data: its contents.
+        staging: the temporary name; `staging_of(path)` where several processes may write the same file.
 
     Raises:
         OSError: it cannot be written; nothing is left behind.
     """
-    staging = path.with_name(f".{path.name}.tmp")
+    staging = staging or path.with_name(f".{path.name}.tmp")
     try:
         staging.write_bytes(data.encode() if isinstance(data, str) else data)
         sync(staging)
@@ -42,6 +49,51 @@ def publish(staging: Path, folder: Path) -> None:
     staging.rename(folder)
     sync(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def publish_new(staging: Path, folder: Path) -> bool:
+    """Move a finished folder into place, synced, unless one is there already; which of several processes wins is moot.
+
+    Returns:
+        False when `folder` was there first; then `staging` is removed.
+
+    Raises:
+        OSError: something cannot be synced or renamed.
+    """
+    for path in (*sorted(staging.iterdir()), staging):
+        sync(path)
+    try:
+        staging.rename(folder)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        shutil.rmtree(staging, ignore_errors=True)
+        return False
+    sync(folder.parent)
+    return True
+
+
+def staging_of(path: Path) -> Path:
+    """Return a hidden name beside a path that belongs to this process alone, on whichever machine of a shared disk."""
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove what processes of this machine left in a folder under `staging_of` names when they were killed."""
+    for path in folder.glob(f".*.{socket.gethostname()}.*.tmp"):
+        pid = path.name.removesuffix(".tmp").rpartition(".")[2]
+        if pid.isdecimal() and int(pid) != os.getpid() and not _is_alive(int(pid)):
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def sync(path: Path) -> None:

@@ -2,7 +2,6 @@ import json
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -111,23 +110,3 @@ def test_pca_explains_what_does_not_work(
     assert main(["pca", str(photos / "cat" / "1.png"), "--model", str(model_folder), *extra]) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.glob("*.png"))
-
-
-def test_extract_writes_a_feature_folder(
-    model_folder: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (photos / "cat" / "1.png").write_bytes(b"damaged")
-    out = tmp_path / "features"
-    assert main(["extract", str(photos), "--model", str(model_folder), "--out", str(out), "--patches"]) == 0
-    assert "cls.npy (23, 48), patches.npy (23, 4, 4, 48); 1 bad images skipped" in capsys.readouterr().out
-    assert np.load(out / "cls.npy").shape == (23, 48)
-    assert json.loads((out / "card.json").read_text())["model"]["sha256"] == _cards_hash(model_folder)
-
-
-def test_extract_refuses_to_write_over_something_else(
-    model_folder: Path, photos: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["extract", str(photos), "--model", str(model_folder), "--out", str(photos)]) == 2
-    assert "exists and is not a feature folder; choose another place" in capsys.readouterr().err
-    assert main(["extract", "no/where", "--model", str(model_folder), "--out", "features"]) == 2
-    assert "no/where does not exist" in capsys.readouterr().err

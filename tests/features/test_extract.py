@@ -176,7 +176,7 @@ def test_decoding_stays_at_most_two_batches_ahead(model: Model, photos: Path) ->
 
 @pytest.mark.parametrize("options", [{"what": ()}, {"what": ("cls", "pixels")}, {"batch_size": 0}, {"num_threads": 0}])
 def test_impossible_requests_are_named(model: Model, photos: Path, options: dict[str, Any]) -> None:
-    with pytest.raises(FovealError, match=r"what=|batch_size="):
+    with pytest.raises(FovealError, match=r"tokens=|batch_size="):
         model.extract_set(ImageSet.open(photos), **options)
 
 

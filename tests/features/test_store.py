@@ -1,75 +1,433 @@
+"""Extraction into a store, in one process, and reading it back."""
+
+import hashlib
 import json
+import logging
+import os
+import resource
+import shutil
+import signal
+import tarfile
+import tracemalloc
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
-import foveal
+from foveal.backbone.weights import WEIGHTS
 from foveal.errors import FovealError, ImageSetError
 from foveal.features.extract import Model
-from foveal.features.store import write_features
+from foveal.features.extraction import check_target, open_extraction, shards_of_part
+from foveal.features.packing import unpack
+from foveal.features.stamp import StoreSettings
+from foveal.features.store import FeatureStore
+from foveal.features.unchanged import verify_store
 from foveal.images.imageset import ImageSet
 
-
-def test_folder_holds_arrays_rows_and_card(model: Model, photos: Path, tmp_path: Path) -> None:
-    images = ImageSet.open(photos)
-    card = write_features(tmp_path / "out", model, images, what=("cls", "patches"), batch_size=2)
-    expected = model.extract_set(images, what=("cls", "patches"), batch_size=2)
-    cls, patches = np.load(tmp_path / "out" / "cls.npy"), np.load(tmp_path / "out" / "patches.npy")
-    assert cls.dtype == np.float32
-    assert np.array_equal(cls, expected.arrays["cls"].numpy())
-    assert np.array_equal(patches, expected.arrays["patches"].half().numpy())
-    rows = pq.read_table(tmp_path / "out" / "rows.parquet").to_pydict()
-    assert rows["index"] == expected.indices.tolist()
-    assert rows["uri"] == [images.uri(i) for i in rows["index"]]
-    assert rows["label"] == ["cat", "cat", "dog", "dog", "dog"]
-    assert json.loads((tmp_path / "out" / "card.json").read_text()) == json.loads(json.dumps(card))
-    assert card["arrays"]["patches.npy"] == {"shape": [5, 4, 4, 48], "dtype": "float16"}
-    assert card["preprocessing"]["crop_size"] == 28
-    assert card["image_set"] == {"hash": images.hash, "num_images": 6}
-    assert sum(card["bad"].values()) == 1
-    assert card["versions"]["foveal"] == foveal.__version__
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "photos"]
+SMALL = StoreSettings(batch_size=3, shard_size=5)
+ALL = replace(SMALL, tokens=("cls", "registers", "patches", "mean"))
 
 
-def test_an_earlier_feature_folder_is_replaced_and_nothing_else(model: Model, photos: Path, tmp_path: Path) -> None:
-    images = ImageSet.open(photos)
-    write_features(tmp_path / "out", model, images, what=("cls", "registers"))
-    write_features(tmp_path / "out", model, images.subset([0, 1]))
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["card.json", "cls.npy", "rows.parquet"]
-    assert np.load(tmp_path / "out" / "cls.npy").shape == (2, 48)
-    before = sorted(photos.rglob("*"))
-    with pytest.raises(FovealError, match="exists and is not a feature folder"):
-        write_features(photos, model, images)
-    assert sorted(photos.rglob("*")) == before
+@pytest.fixture
+def many(tmp_path: Path) -> Path:
+    """Thirteen pictures of one size, with a damaged one fourth in order."""
+    for i in range(13):
+        path = tmp_path / "many" / ("cat" if i < 7 else "dog") / f"{i:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture = np.random.default_rng(i).integers(0, 256, (31, 43, 3), dtype=np.uint8)
+        Image.fromarray(picture).save(path)
+    (tmp_path / "many" / "cat" / "03.png").write_bytes(b"\x89PNG\r\n\x1a\n and nothing more")
+    return tmp_path / "many"
 
 
-def test_a_failure_leaves_the_earlier_folder_and_no_rest(model: Model, photos: Path, tmp_path: Path) -> None:
-    images = ImageSet.open(photos)
-    write_features(tmp_path / "out", model, images)
-    damaged = images.subset([i for i in range(len(images)) if "damaged" in images.uri(i)])
-    with pytest.raises(ImageSetError, match="none of the 1 images"):
-        write_features(tmp_path / "out", model, damaged)
-    with pytest.raises(FovealError, match=r"patches of shapes|different patch grids"):
-        write_features(tmp_path / "out", model, images, what=("patches",), fit="resize", batch_size=1)
-    assert np.load(tmp_path / "out" / "cls.npy").shape == (5, 48)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "photos"]
+@pytest.fixture
+def store_of(model: Model, many: Path, tmp_path: Path) -> Any:
+    def make(settings: StoreSettings, name: str = "store") -> FeatureStore:
+        open_extraction(tmp_path / name, model, ImageSet.open(many), settings).run()
+        return FeatureStore.open(tmp_path / name)
+
+    return make
 
 
-def test_a_place_that_cannot_be_written_is_an_error(model: Model, photos: Path, tmp_path: Path) -> None:
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+def test_store_holds_the_features_of_the_set(model: Model, many: Path, store_of: Any, dtype: Any) -> None:
+    store = store_of(replace(ALL, dtype=dtype))
+    images = ImageSet.open(many)
+    expected = model.extract_set(images, what=ALL.tokens, batch_size=4)
+    assert store.complete
+    assert len(store) == 12
+    assert store.names == ["cls", "registers", "patches", "mean"]
+    assert store.shape("patches") == (4, 4, 48)
+    assert store.rows.column("row").to_pylist() == expected.indices.tolist()  # none missing, none twice
+    for name in store.names:
+        wanted = expected.arrays[name].numpy()
+        # rounding: half a step of 254 for int8, 2^-11 for float16; float32 only by another number of rows in a product
+        bound = {"float32": 1e-5, "float16": 2e-3, "int8": 0.5 / 127 + 1e-4}[dtype] * np.abs(wanted).max()
+        found = store.read(name)
+        assert found.dtype == np.float32
+        assert found.shape == wanted.shape
+        assert np.abs(found - wanted).max() <= bound
+
+
+def test_sidecar_has_one_row_an_image(store_of: Any, many: Path) -> None:
+    store = store_of(SMALL)
+    rows = store.rows.to_pydict()
+    assert rows["uri"][:4] == ["cat/00.png", "cat/01.png", "cat/02.png", "cat/04.png"]
+    assert rows["id"] == rows["uri"]
+    assert rows["label"] == ["cat"] * 6 + ["dog"] * 6
+    assert set(zip(rows["width"], rows["height"], strict=True)) == {(43, 31)}
+    data = (many / "cat/04.png").read_bytes()
+    assert rows["sha256"][3] == hashlib.sha256(data).hexdigest()
+    assert rows["bytes"][3] == len(data)
+    bad = store.bad_rows.to_pylist()
+    assert [(row["row"], row["uri"], row["reason"]) for row in bad] == [(3, "cat/03.png", "corrupt")]
+    assert bad[0]["sha256"] is not None
+    assert "cat/03.png" in (store.path / "bad_images" / "00000.jsonl").read_text()
+
+
+def test_summary_tells_what_it_costs_and_loses(store_of: Any) -> None:
+    store = store_of(replace(ALL, dtype="int8"))
+    summary = json.loads((store.path / "summary.json").read_text())
+    assert summary["bytes_per_image"] == {"cls": 52, "registers": 104, "patches": 832, "mean": 52}
+    assert summary["num_features"] == 12
+    assert summary["bad"] == {"corrupt": 1}
+    stored = sum(path.stat().st_size for path in (store.path / "shards").rglob("*.*") if path.name != "done.json")
+    assert summary["bytes"] == stored
+    assert 0.999 < summary["cosine"]["patches"]["min"] <= summary["cosine"]["patches"]["mean"] < 1
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_rows_are_read_in_any_order_across_shards(store_of: Any, dtype: Any) -> None:
+    store = store_of(replace(ALL, dtype=dtype))
+    whole = store.read("patches")
+    for rows in ([11, 0, 4, 4, 3], np.array([2, 3, 4]), [], slice(2, 9, 3), slice(None, -5), None):
+        expected = whole if rows is None else whole[rows if len(np.shape(rows)) == 0 else np.asarray(rows, int)]
+        assert np.array_equal(store.read("patches", rows), expected)
+    blocks = list(store.blocks("patches", rows_per_block=5))
+    assert [len(block) for block in blocks] == [5, 5, 2]
+    assert np.array_equal(np.concatenate(blocks), whole)
+    codes = np.load(store.path / "shards/00001/patches.npy", mmap_mode="r")
+    scale = np.load(store.path / "shards/00001/patches.scale.npy") if dtype == "int8" else None
+    assert np.array_equal(unpack(codes, scale), whole[4:9])  # the first shard has lost one of five
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "message"),
+    [
+        ("patch", None, "has no 'patch'; it has cls, patches; did you mean 'patches'"),
+        ("cls", [0, 12], "rows from 0 to 12; .* has 0 to 11"),
+        ("cls", [-1], "rows from -1"),
+        ("cls", [0.5], "one list of integers"),
+    ],
+)
+def test_what_is_not_in_the_store_is_named(store_of: Any, name: str, rows: Any, message: str) -> None:
+    store = store_of(replace(SMALL, tokens=("cls", "patches")))
+    with pytest.raises(FovealError, match=message):
+        store.read(name, rows)
+    with pytest.raises(FovealError, match="rows_per_block=0"):
+        next(store.blocks("cls", rows_per_block=0))
+
+
+def test_finished_shards_are_not_redone_and_bytes_are_the_same(model: Model, many: Path, tmp_path: Path) -> None:
+    images = ImageSet.open(many)
+    settings = replace(ALL, dtype="int8", layers=(0, 1), pca=5)
+    open_extraction(tmp_path / "whole", model, images, settings).run()
+    second = open_extraction(tmp_path / "parts", model, images, settings)
+    assert second.run([1]) is None
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "parts").rglob("*")}
+    partial = FeatureStore.open(tmp_path / "parts")
+    assert not partial.complete
+    assert partial.rows.column("row").to_pylist() == [5, 6, 7, 8, 9]
+    again = open_extraction(tmp_path / "parts", model, images, settings)
+    assert again.missing() == [0, 2]
+    seen: list[tuple[int, int]] = []
+    assert again.run(progress=lambda done, total: seen.append((done, total))) is not None
+    assert seen == [(5 + 3, 13), (5 + 5, 13), (5 + 5 + 3, 13)]
+    after = {path: path.stat().st_mtime_ns for path in before}
+    assert {path for path in before if before[path] != after[path]} <= {tmp_path / "parts", tmp_path / "parts/shards"}
+    assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
+
+
+def test_unfinished_store_opens_with_a_warning(
+    model: Model, many: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    extraction = open_extraction(tmp_path / "store", model, ImageSet.open(many), SMALL)
+    with pytest.raises(FovealError, match="has no finished shard yet"):
+        FeatureStore.open(tmp_path / "store")
+    extraction.run([2])
+    with caplog.at_level(logging.WARNING):
+        assert len(FeatureStore.open(tmp_path / "store")) == 3
+    assert "is unfinished: 1 of 3 shards" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dtype": "int8"}, "dtype is float16 in the store and int8 now"),
+        ({"tokens": ("cls", "mean")}, r"tokens is \['cls'\] in the store and \['cls', 'mean'\] now"),
+        ({"layers": (1,)}, r"layers is None in the store and \[1\] now"),
+        ({"batch_size": 4}, "batch_size is 3 in the store and 4 now"),
+        ({"size": 35}, "preprocessing.crop_size is 28 in the store and 35 now"),
+    ],
+)
+def test_another_stamp_is_refused(
+    model: Model, many: Path, tmp_path: Path, store_of: Any, change: dict[str, Any], message: str
+) -> None:
+    before = contents(store_of(SMALL).path)
+    with pytest.raises(FovealError, match=rf"another stamp: .*{message}.*or choose another --out"):
+        open_extraction(tmp_path / "store", model, ImageSet.open(many), replace(SMALL, **change))
+    assert contents(tmp_path / "store") == before
+
+
+def test_another_model_is_refused(model: Model, many: Path, tmp_path: Path, store_of: Any) -> None:
+    store_of(SMALL)
+    other = Model(model.engine, model.card.model_copy(update={"sha256": {WEIGHTS: "0" * 64}}))
+    with pytest.raises(FovealError, match=r"model\.sha256 is None in the store and 0000"):
+        open_extraction(tmp_path / "store", other, ImageSet.open(many), SMALL)
+
+
+def test_another_image_set_is_refused(model: Model, many: Path, tmp_path: Path, store_of: Any) -> None:
+    store_of(SMALL)
+    with pytest.raises(ImageSetError, match=r"another image set: 13 images, .*this one has 12"):
+        open_extraction(tmp_path / "store", model, ImageSet.open(many).subset(range(12)), SMALL)
+
+
+def change_keeping_size_and_time(path: Path) -> None:
+    data, status = bytearray(path.read_bytes()), path.stat()
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def test_images_that_changed_since_are_named(model: Model, many: Path, tmp_path: Path) -> None:
+    open_extraction(tmp_path / "store", model, ImageSet.open(many), SMALL).run([0, 1])
+    change_keeping_size_and_time(many / "cat" / "05.png")
+    change_keeping_size_and_time(many / "dog" / "11.png")  # of a shard that is not extracted yet
+    images = ImageSet.open(many)
+    with pytest.raises(ImageSetError, match=r"changed since shard 1 of .* was extracted: cat/05.png; .*remove .*00001"):
+        open_extraction(tmp_path / "store", model, images, SMALL)
+    shutil.rmtree(tmp_path / "store/shards/00001")
+    open_extraction(tmp_path / "store", model, images, SMALL).run()
+    store = FeatureStore.open(tmp_path / "store")
+    assert verify_store(store.path, store.card, images) == 13
+
+
+def test_touched_images_that_are_the_same_are_accepted(model: Model, many: Path, tmp_path: Path) -> None:
+    extraction = open_extraction(tmp_path / "store", model, ImageSet.open(many), SMALL)
+    extraction.run([0])
+    for path in many.rglob("*.png"):
+        path.touch()
+    assert open_extraction(tmp_path / "store", model, ImageSet.open(many), SMALL).run() is not None
+
+
+def test_images_that_differ_from_their_manifest_stop_the_extraction(model: Model, many: Path, tmp_path: Path) -> None:
+    ImageSet.open(many).save(tmp_path / "set")
+    with (many / "dog" / "09.png").open("ab") as file:
+        file.write(b"more")
+    extraction = open_extraction(tmp_path / "store", model, ImageSet.open(tmp_path / "set"), SMALL)
+    with pytest.raises(ImageSetError, match=r"dog/09.png has changed: its bytes is \d+, and the image set says \d+"):
+        extraction.run()
+    assert sorted(path.name for path in (tmp_path / "store/shards").iterdir()) == ["00000"]  # the finished one stays
+
+
+def test_verify_finds_damage_and_changes(model: Model, many: Path, store_of: Any) -> None:
+    store = store_of(replace(SMALL, tokens=("patches",), pca=3))
+    images = ImageSet.open(many)
+    assert verify_store(store.path, store.card, images) == 13
+    change_keeping_size_and_time(many / "dog" / "12.png")
+    with pytest.raises(ImageSetError, match=r"since shard 2 of .*: dog/12.png"):
+        verify_store(store.path, store.card, images)
+    (many / "dog" / "12.png").unlink()
+    with pytest.raises(ImageSetError, match=r"since shard 2 of .*: dog/12.png"):
+        verify_store(store.path, store.card, images)
+    change_keeping_size_and_time(store.path / "shards/00001/patches.npy")
+    with pytest.raises(FovealError, match=r"00001/patches.npy is damaged; remove .*00001 and run"):
+        verify_store(store.path, store.card, images)
+    change_keeping_size_and_time(store.path / "pca/patches.mean.npy")
+    with pytest.raises(FovealError, match=r"pca/patches.mean.npy is damaged"):
+        verify_store(store.path, store.card, images)
+
+
+def test_pca_keeps_what_a_second_implementation_keeps(model: Model, many: Path, store_of: Any) -> None:
+    store = store_of(replace(SMALL, tokens=("cls", "patches"), pca=5, dtype="float32"))
+    assert store.shape("patches") == (4, 4, 5)
+    assert store.shape("cls") == (48,)
+    patches = model.extract_set(ImageSet.open(many), what=("patches",)).arrays["patches"].numpy()
+    rows = patches.reshape(-1, 48).astype(np.float64)  # fewer than the sample takes: all of them
+    centred = rows - rows.mean(axis=0)
+    vectors = np.linalg.svd(centred, full_matrices=False)[2][:5]
+    projection = store.projection("patches")
+    assert store.projection("cls") is None
+    restored = projection.invert(store.read("patches")).reshape(-1, 48)
+    np.testing.assert_allclose(restored, centred @ vectors.T @ vectors + rows.mean(axis=0), atol=1e-4)
+    kept = json.loads((store.path / "pca/pca.json").read_text())["variance_kept"]["patches"]
+    assert kept == pytest.approx(np.var(centred @ vectors.T, axis=0).sum() / np.var(rows, axis=0).sum(), abs=1e-5)
+
+
+def test_too_many_bad_images_stop_within_and_across_shards(model: Model, many: Path, tmp_path: Path) -> None:
+    for name in ("cat/01.png", "dog/11.png"):
+        (many / name).write_bytes(b"damaged")
+    extraction = open_extraction(tmp_path / "store", model, ImageSet.open(many), SMALL)
+    with pytest.raises(ImageSetError, match=r"2 of 13 images are bad .*00000.jsonl"):
+        extraction.run()
+    assert extraction.missing() == [0, 1, 2]
+    extraction.run([0], max_bad_share=0.2)
+    with pytest.raises(ImageSetError, match=r"2 of 13 images are bad .*raise max_bad_share to go on"):
+        extraction.run()
+    assert extraction.run(max_bad_share=0.25)["num_features"] == 10
+
+
+def test_a_shard_of_bad_images_alone_is_empty(model: Model, many: Path, tmp_path: Path) -> None:
+    for name in ("10", "11", "12"):
+        (many / "dog" / f"{name}.png").write_bytes(b"damaged")
+    extraction = open_extraction(tmp_path / "store", model, ImageSet.open(many), ALL)
+    extraction.run(max_bad_share=0.5)
+    store = FeatureStore.open(tmp_path / "store")
+    assert store.read("patches").shape == (9, 4, 4, 48)
+    assert np.load(store.path / "shards/00002/patches.npy").shape == (0, 4, 4, 48)
+    assert len(store.bad_rows) == 4
+
+
+def test_a_set_without_one_readable_image_is_an_error(model: Model, many: Path, tmp_path: Path) -> None:
+    extraction = open_extraction(tmp_path / "store", model, ImageSet.open(many).subset([3]), SMALL)
+    with pytest.raises(ImageSetError, match="none of the 1 images can be read"):
+        extraction.run()
+
+
+def test_patches_of_mixed_sizes_are_refused_by_name(model: Model, many: Path, tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((60, 30, 3), np.uint8)).save(many / "dog" / "08.png")
+    images = ImageSet.open(many)
+    extraction = open_extraction(tmp_path / "patches", model, images, replace(ALL, fit="resize"))
+    assert extraction.card.shapes["patches"] == (4, 6, 48)
+    with pytest.raises(FovealError, match=r"dog/08.png gives 9 x 4 patches, and the first image of the set 4 x 6"):
+        extraction.run()
+    mixed = open_extraction(tmp_path / "vectors", model, images, replace(SMALL, tokens=("cls", "mean"), fit="resize"))
+    assert mixed.run()["num_features"] == 12
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"tokens": ("cls", "pixels")}, "tokens=cls,pixels"),
+        ({"dtype": "float64"}, "dtype='float64'"),
+        ({"pca": 4}, "pca=4 has no effect without patches"),
+        ({"pca": 48, "tokens": ("patches",)}, "choose 1 to 47 components"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"size": 30}, "30 is not a multiple of"),
+    ],
+)
+def test_impossible_settings_leave_nothing(
+    model: Model, many: Path, tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(FovealError, match=message):
+        open_extraction(tmp_path / "store", model, ImageSet.open(many), replace(SMALL, **settings))
+    assert not (tmp_path / "store/card.json").exists()
+
+
+def test_other_folders_are_left_alone(model: Model, many: Path, tmp_path: Path) -> None:
+    before = contents(many)
+    with pytest.raises(FovealError, match="exists and is not a feature store; choose another place"):
+        open_extraction(many, model, ImageSet.open(many), SMALL)
+    assert contents(many) == before
+    with pytest.raises(FovealError, match=r"is not a feature store: it has no card\.json"):
+        FeatureStore.open(many)
     (tmp_path / "file").write_text("in the way")
+    with pytest.raises(FovealError, match="not a feature store"):
+        check_target(tmp_path / "file")
     with pytest.raises(FovealError, match="cannot be written"):
-        write_features(tmp_path / "file" / "out", model, ImageSet.open(photos))
-    with pytest.raises(FovealError, match="not a feature folder"):
-        write_features(tmp_path / "file", model, ImageSet.open(photos))
+        open_extraction(tmp_path / "file" / "store", model, ImageSet.open(many), SMALL)
 
 
-def test_features_beyond_float16_are_refused(photos: Path, tmp_path: Path, model: Model) -> None:
-    class Loud(Model):
-        def _encode(self, arrays, what):  # type: ignore[no-untyped-def]
-            return {name: torch.full((len(arrays), 2, 2, 3), 1e5) for name in what}
+@pytest.mark.parametrize("text", ["{", "[]", '{"kind": "foveal image set", "version": 1}', "{}"])
+def test_damaged_cards_are_errors(tmp_path: Path, text: str) -> None:
+    (tmp_path / "card.json").write_text(text)
+    with pytest.raises(FovealError, match=r"cannot be understood|says kind"):
+        FeatureStore.open(tmp_path)
 
-    with pytest.raises(FovealError, match="patches features are not finite in float16"):
-        write_features(tmp_path / "out", Loud(model.engine, model.card), ImageSet.open(photos), what=("patches",))
+
+def test_a_disk_that_is_too_small_is_refused_before_the_work(
+    model: Model, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(FovealError, match=r"needs 1,248 bytes for 13 more images, 1,000 are free; .*dtype int8"):
+        open_extraction(tmp_path / "store", model, ImageSet.open(many), SMALL)
+    assert not (tmp_path / "store/card.json").exists()
+    small = replace(SMALL, dtype="int8")
+    assert open_extraction(tmp_path / "store", model, ImageSet.open(many), small).run() is not None
+
+
+def test_a_disk_that_fills_up_keeps_the_finished_shards(model: Model, many: Path, tmp_path: Path) -> None:
+    """A limit on the size of files stands in for the disk."""
+    extraction = open_extraction(tmp_path / "store", model, ImageSet.open(many), replace(SMALL, tokens=("patches",)))
+    extraction.run([0])
+    before = contents(tmp_path / "store")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4000, limits[1]))
+        with pytest.raises(FovealError, match=r"cannot be written .*finished shards stay"):
+            extraction.run()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert contents(tmp_path / "store") == before
+    assert extraction.run() is not None
+
+
+def test_memory_does_not_grow_with_the_set(model: Model, many: Path, tmp_path: Path) -> None:
+    images = ImageSet.open(many)
+
+    def peak(repeats: int) -> int:
+        rows = [row for _ in range(repeats) for row in range(13) if row != 3]
+        settings = replace(SMALL, tokens=("patches",), dtype="float32", shard_size=10_000)
+        extraction = open_extraction(tmp_path / f"store{repeats}", model, images.subset(rows), settings)
+        tracemalloc.start()
+        extraction.run()
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    peak(1)
+    small, large = peak(4), peak(24)
+    stored = 20 * 12 * 16 * 48 * 4  # bytes by which the second store is larger: 0.7 MB
+    assert large - small < stored / 3  # its sidecar grows, the features do not stay
+
+
+def test_parts_of_a_job_array_are_complete_and_disjoint() -> None:
+    parts = [list(shards_of_part(f"{i}/3", 8)) for i in range(3)]
+    assert parts == [[0, 3, 6], [1, 4, 7], [2, 5]]
+    for wrong in ("3/3", "1", "a/2", "-1/2", "1/", ""):
+        with pytest.raises(FovealError, match="write i/n"):
+            shards_of_part(wrong, 8)
+
+
+def test_tar_and_parquet_sources_are_extracted_and_watched(model: Model, many: Path, tmp_path: Path) -> None:
+    files = sorted(many.rglob("*.png"))
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for path in files:
+            tar.add(path, path.name)
+    pq.write_table(pa.table({"image": [path.read_bytes() for path in files]}), tmp_path / "a.parquet")
+    expected = model.extract_set(ImageSet.open(many), batch_size=3).arrays["cls"]
+    for source in (tmp_path / "a.tar", tmp_path / "a.parquet"):
+        out = tmp_path / f"store{source.suffix}"
+        open_extraction(out, model, ImageSet.open(source), replace(SMALL, dtype="float32")).run()
+        torch.testing.assert_close(torch.from_numpy(FeatureStore.open(out).read("cls")), expected, atol=1e-5, rtol=0)
+    uri = ImageSet.open(tmp_path / "a.tar").uri(0)
+    data = bytearray((tmp_path / "a.tar").read_bytes())
+    data[int(uri.partition("#")[2].partition("+")[0])] ^= 1
+    (tmp_path / "a.tar").write_bytes(bytes(data))
+    with pytest.raises(ImageSetError, match=r"images have changed since shard 0 .*a.tar#"):
+        open_extraction(
+            out.with_suffix(".tar"), model, ImageSet.open(tmp_path / "a.tar"), replace(SMALL, dtype="float32")
+        )

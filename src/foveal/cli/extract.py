@@ -1,40 +1,174 @@
-"""`foveal extract`: features of an image set to a folder of arrays."""
+"""`foveal extract`: features of an image set into a feature store that can be interrupted and continued."""
 
+import os
+import shutil
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from foveal.cli.terminal import progress_of
+from foveal.errors import FovealError
+
+if TYPE_CHECKING:
+    from foveal.features.extraction import Extraction
+    from foveal.features.stamp import StoreSettings
+    from foveal.images.imageset import ImageSet
 
 
 def extract(
-    images: Annotated[str, typer.Argument(help="A folder, a .txt list, or .tar or .parquet shards.")],
+    images: Annotated[str, typer.Argument(help="A folder, a .txt list, .tar or .parquet shards, or an image set.")],
     model: Annotated[Path, typer.Option(help="Model folder.", exists=True, file_okay=False)],
-    out: Annotated[Path, typer.Option(help="Folder to write; an earlier feature folder is replaced.")],
-    patches: Annotated[bool, typer.Option("--patches", help="Also write patches.npy (float16; large).")] = False,
+    out: Annotated[Path, typer.Option(help="Feature store to make or to continue.")],
+    tokens: Annotated[str, typer.Option(help="Of cls, registers, patches, mean; separated by commas.")] = "cls",
+    layers: Annotated[
+        str | None, typer.Option(help="Blocks from 0, such as 5,11; through the final norm.  [default: the last]")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float16, int8 (a scale for each vector) or float32.")] = "float16",
+    pca: Annotated[int | None, typer.Option(help="Reduce patches to so many components.", min=1)] = None,
     size: Annotated[int | None, typer.Option(help="Pixels.  [default: the model's]", min=1)] = None,
     fit: Annotated[str, typer.Option(help="crop, resize or pad.")] = "crop",
     batch_size: Annotated[int, typer.Option(help="Images at a time.", min=1)] = 32,
+    shard_size: Annotated[int, typer.Option(help="Images in a shard, the most an interruption costs.", min=1)] = 1024,
+    max_bad_share: Annotated[float, typer.Option(help="Stop above this share of bad images.", min=0, max=1)] = 0.01,
+    shard: Annotated[
+        str | None, typer.Option(help="Only part i of n of the shards, i/n from 0/n: for job arrays.", metavar="i/n")
+    ] = None,
+    on: Annotated[str | None, typer.Option(help="Where to run: ray, for a Ray cluster.  [default: here]")] = None,
+    ray_address: Annotated[str | None, typer.Option(help="Of a cluster.  [default: RAY_ADDRESS or a new one]")] = None,
+    ray_cpus: Annotated[int | None, typer.Option(help="CPUs of one Ray task.  [default: 1]", min=1)] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Extract nothing; compare store and images with their sha256.")
+    ] = False,
 ) -> None:
-    """Extract frozen features of every readable image, with the rows and settings they belong to."""
-    import foveal
-    from foveal.features.store import check_target, write_features
+    """Extract frozen features of every readable image; run the same command again to continue after an interruption."""
+    _check_options(on=on, shard=shard, ray_address=ray_address, ray_cpus=ray_cpus)
+    from foveal.features.extraction import check_target
+    from foveal.features.stamp import StoreSettings
     from foveal.images.imageset import ImageSet
 
     check_target(out)
     image_set = ImageSet.open(images)
-    with progress_of("extracting") as progress:
-        card = write_features(
-            out,
-            foveal.load(model),
+    if verify:
+        _verify(out, image_set)
+        return
+    settings = StoreSettings(
+        tokens=tuple(part.strip() for part in tokens.split(",")),  # type: ignore[misc]  # checked with the model
+        layers=_numbers(layers),
+        dtype=dtype,  # type: ignore[arg-type]  # checked with the model
+        pca=pca,
+        size=size,
+        fit=fit,  # type: ignore[arg-type]  # checked by Preprocess
+        batch_size=batch_size,
+        shard_size=shard_size,
+    )
+    try:
+        summary = _extract(
+            images,
             image_set,
-            what=("cls", "patches") if patches else ("cls",),
-            size=size,
-            fit=fit,  # type: ignore[arg-type]  # checked by Preprocess
-            batch_size=batch_size,
-            progress=progress,
+            model,
+            out,
+            settings,
+            part=shard,
+            on=on,
+            address=ray_address,
+            cpus=ray_cpus or 1,
+            max_bad_share=max_bad_share,
         )
-    shapes = ", ".join(f"{name} {tuple(array['shape'])}" for name, array in card["arrays"].items())
-    skipped = f"; {sum(card['bad'].values())} bad images skipped" if card["bad"] else ""
-    typer.echo(f"wrote {out}: {shapes}{skipped}")
+    except KeyboardInterrupt:
+        typer.echo("the finished shards stay; run the same command again to continue", err=True)
+        raise
+    if summary is None:
+        typer.echo(f"part {shard} of {out} is done; other shards are missing still")
+        return
+    skipped = f", {sum(summary['bad'].values())} bad images skipped" if summary["bad"] else ""
+    typer.echo(f"wrote {out}: {summary['num_features']:,} images{skipped}, {_size(summary['bytes'])}")
+    for name, cosine in summary["cosine"].items():
+        typer.echo(
+            f"{name}: {summary['bytes_per_image'][name]:,} bytes an image, "
+            f"cosine to float32 {cosine['min']:.6f} at least, {cosine['mean']:.6f} in the mean"
+        )
+
+
+def _extract(
+    source: str,
+    images: "ImageSet",
+    model: Path,
+    out: Path,
+    settings: "StoreSettings",
+    *,
+    part: str | None,
+    on: str | None,
+    address: str | None,
+    cpus: int,
+    max_bad_share: float,
+) -> dict[str, Any] | None:
+    import foveal
+    from foveal.features.extraction import open_extraction, shards_of_part
+
+    with progress_of("fitting the PCA") as progress:
+        extraction = open_extraction(out, foveal.load(model), images, settings, progress=progress)
+    _announce(extraction)
+    with progress_of("extracting") as progress:
+        if on == "ray":
+            from foveal.features.ray_shards import Job, run_on_ray
+
+            job = Job(os.path.abspath(source), os.path.abspath(model), settings)
+            return run_on_ray(
+                extraction, job, address=address, num_cpus=cpus, max_bad_share=max_bad_share, progress=progress
+            )
+        shards = None if part is None else shards_of_part(part, extraction.card.num_shards)
+        return extraction.run(shards, max_bad_share=max_bad_share, progress=progress)
+
+
+def _announce(extraction: "Extraction") -> None:
+    """Say on stderr what is coming: bytes per image, of the whole set, and what is free."""
+    card, missing = extraction.card, extraction.missing()
+    each = sum(card.bytes_per_image.values())
+    arrays = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in card.shapes.items())
+    typer.echo(
+        f"{arrays} in {card.dtype}: {each:,} bytes an image, {_size(each * card.num_images)} for {card.num_images:,} "
+        f"images; {_size(shutil.disk_usage(extraction.store).free)} free",
+        err=True,
+    )
+    if len(missing) < card.num_shards:
+        typer.echo(f"continuing: {card.num_shards - len(missing)} of {card.num_shards} shards are finished", err=True)
+
+
+def _verify(out: Path, images: "ImageSet") -> None:
+    from foveal.features.extraction import check_same_images
+    from foveal.features.store import read_card
+    from foveal.features.unchanged import verify_store
+
+    card = read_card(out)
+    check_same_images(out, card, images)
+    with progress_of("comparing") as progress:
+        num_images = verify_store(out, card, images, progress=progress)
+    typer.echo(f"{out}: {num_images:,} of {card.num_images:,} images extracted; these and their features are unchanged")
+
+
+def _check_options(*, on: str | None, shard: str | None, ray_address: str | None, ray_cpus: int | None) -> None:
+    if on not in (None, "ray"):
+        raise FovealError(f"--on {on}; the one choice is ray, and without --on the work is done here")
+    if on is None and (ray_address is not None or ray_cpus is not None):
+        raise FovealError("--ray-address and --ray-cpus have no effect without --on ray; add that, or leave them out")
+    if on is not None and shard is not None:
+        raise FovealError("--shard has no effect beside --on ray, which takes all shards; leave one of them out")
+
+
+def _numbers(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise FovealError(f"--layers {text}; write block numbers separated by commas, such as 5,11") from error
+
+
+def _size(num_bytes: float) -> str:
+    """Return a number of bytes in the largest unit that leaves at least 1, decimal as disks are sold."""
+    units = ("bytes", "kB", "MB", "GB", "TB")
+    power = 0
+    while num_bytes >= 1000 and power < len(units) - 1:
+        num_bytes, power = num_bytes / 1000, power + 1
+    return f"{num_bytes:.0f} {units[power]}" if power == 0 else f"{num_bytes:.1f} {units[power]}"

@@ -36,6 +36,16 @@ class TorchEngine:
         self.precision = precision
         self.backbone = backbone.to(self.device).eval()
 
+    @property
+    def description(self) -> dict[str, str]:
+        """What decides the bits of the result, for stamps: name, precision, device and version of the library."""
+        return {
+            "name": "torch",
+            "precision": self.precision,
+            "device": self.device.type,
+            "version": torch.__version__,
+        }
+
     def encode(self, batch: Tensor) -> Tokens:
         """Return the tokens of the last block after the final norm.
 

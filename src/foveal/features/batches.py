@@ -61,7 +61,7 @@ def prepared_batches(
         except BadImageError as error:
             return error
 
-    for index, result in enumerate(_map_ahead(load, range(len(images)), num_threads, ahead=2 * batch_size)):
+    for index, result in enumerate(map_ahead(load, range(len(images)), num_threads, ahead=2 * batch_size)):
         if isinstance(result, BadImageError):
             bad[result.reason] += 1
             if ledger is not None:
@@ -83,10 +83,10 @@ def prepared_batches(
         logger.warning("%d of %d images skipped: %s", bad.total(), len(images), _listed(bad))
 
 
-def _map_ahead(
+def map_ahead(
     function: Callable[[_Item], _Result], items: Iterable[_Item], num_threads: int, *, ahead: int
 ) -> Iterator[_Result]:
-    """Yield function(item) in order, computed in threads with at most `ahead` results waiting."""
+    """Yield function(item) in the order of the items, computed in threads with at most `ahead` results waiting."""
     pool = ThreadPoolExecutor(num_threads)
     waiting: deque[Future[_Result]] = deque()
     try:

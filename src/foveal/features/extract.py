@@ -3,13 +3,11 @@
 Shapes: B images, D width, R registers, C channels, H W pixels; grid_h x grid_w patches.
 """
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,11 +15,10 @@ from foveal.backbone.weights import Card, load_model
 from foveal.engine.torch_engine import Precision, TorchEngine
 from foveal.errors import FovealError
 from foveal.features.batches import Progress, prepared_batches
+from foveal.features.tokens import Token, check_tokens, concatenate, encode_arrays
 from foveal.images.imageset import ImageSet
 from foveal.images.ledger import BadImageLedger
 from foveal.images.preprocess import ImageLike, Mode, Preprocess
-
-What = Literal["cls", "registers", "patches"]
 
 
 @dataclass(frozen=True)
@@ -112,16 +109,22 @@ class Model:
         pictures = list_of(images)
         preprocess = self.preprocessing(size=size, fit=fit)
         batches = [
-            self._encode([preprocess(picture) for picture in pictures[start : start + batch_size]], get_args(What))
+            encode_arrays(
+                self.engine,
+                [preprocess(picture) for picture in pictures[start : start + batch_size]],
+                tokens=("cls", "registers", "patches"),
+                patch_size=preprocess.patch_size,
+            )
             for start in range(0, len(pictures), batch_size)
         ]
-        return Features(**_concatenate(batches))
+        return Features(**concatenate(batches))
 
     def extract_set(
         self,
         images: ImageSet,
         *,
-        what: Sequence[What] = ("cls",),
+        what: Sequence[Token] = ("cls",),
+        layers: Sequence[int] | None = None,
         size: int | None = None,
         fit: Mode = "crop",
         batch_size: int = 32,
@@ -138,6 +141,7 @@ class Model:
         stream = self.stream_set(
             images,
             what=what,
+            layers=layers,
             size=size,
             fit=fit,
             batch_size=batch_size,
@@ -147,13 +151,14 @@ class Model:
             bad=bad,
         )
         indices, batches = zip(*stream, strict=True)
-        return SetFeatures(_concatenate(batches), torch.cat(indices), dict(bad))
+        return SetFeatures(concatenate(batches), torch.cat(indices), dict(bad))
 
     def stream_set(
         self,
         images: ImageSet,
         *,
-        what: Sequence[What] = ("cls",),
+        what: Sequence[Token] = ("cls",),
+        layers: Sequence[int] | None = None,
         size: int | None = None,
         fit: Mode = "crop",
         batch_size: int = 32,
@@ -169,7 +174,9 @@ class Model:
 
         Args:
             images: the set, read in its order.
-            what: which tokens, of "cls", "registers", "patches".
+            what: which tokens, of "cls", "registers", "patches", and "mean", that of the patch tokens.
+            layers: after which blocks, numbered from 0, through the final norm; the names are then "cls.layer5" and
+                the like. None is the last block, and plain names.
             size: see `extract`.
             fit: see `extract`.
             batch_size: images at a time.
@@ -181,8 +188,8 @@ class Model:
         Yields:
             Indices (b,) int64 into the set, and the tokens by name, float32 on the CPU.
         """
-        if not what or set(what) - set(get_args(What)):
-            raise FovealError(f"what={tuple(what)}; choose one or more of {', '.join(get_args(What))}")
+        check_tokens(what, layers, self.card.backbone)
+        patch_size = self.card.backbone.patch_size
         for indices, arrays in prepared_batches(
             images,
             self.preprocessing(size=size, fit=fit),
@@ -192,25 +199,7 @@ class Model:
             ledger=ledger,
             progress=progress,
         ):
-            yield indices, self._encode(arrays, what)
-
-    def _encode(self, arrays: Sequence[np.ndarray], what: Sequence[str]) -> dict[str, Tensor]:
-        """Run (C, H, W) arrays, those of equal size together, and return their tokens in the order given."""
-        by_shape: dict[tuple[int, ...], list[int]] = defaultdict(list)
-        for number, array in enumerate(arrays):
-            by_shape[array.shape].append(number)
-        patch = self.card.backbone.patch_size
-        parts = []
-        for (_, height, width), numbers in by_shape.items():
-            batch = torch.from_numpy(np.stack([arrays[number] for number in numbers]))
-            tokens = {
-                name: tokens.cpu() for name, tokens in self.engine.encode(batch)._asdict().items() if name in what
-            }
-            if "patches" in tokens:
-                tokens["patches"] = tokens["patches"].unflatten(1, (height // patch, width // patch))
-            parts.append(tokens)
-        place = torch.tensor([number for numbers in by_shape.values() for number in numbers]).argsort()
-        return {name: tokens[place] for name, tokens in _concatenate(parts).items()}
+            yield indices, encode_arrays(self.engine, arrays, tokens=what, layers=layers, patch_size=patch_size)
 
 
 def load(folder: str | Path, *, precision: Precision = "fp32", device: str | None = None) -> Model:
@@ -236,14 +225,3 @@ def list_of(images: ImageLike | Iterable[ImageLike]) -> list[ImageLike]:
     if not isinstance(images, Iterable) or not (pictures := list(images)):
         raise FovealError(f"{images!r} is no image; give a path, a Pillow image, an array, or a list of them")
     return pictures
-
-
-def _concatenate(batches: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    grids = sorted({tuple(batch["patches"].shape[1:3]) for batch in batches if "patches" in batch})
-    if len(grids) > 1:
-        listed = ", ".join(f"{h} x {w}" for h, w in grids[:4]) + (", ..." if len(grids) > 4 else "")
-        raise FovealError(
-            f"the images have different patch grids ({listed}), which cannot be stacked; use fit='crop', "
-            "extract images of one size at a time, or use extract_set, which gives cls vectors of mixed sizes"
-        )
-    return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}

@@ -1,166 +1,299 @@
-"""Features of an image set as a folder: arrays, one row of Parquet an image, and a card of how they were made."""
+"""The feature store: features of an image set in shards of a fixed number of images, and the reader of it.
+
+    STORE/card.json              what it is: stamp, image set, arrays, shard size; never changes
+    STORE/pca/                   the PCA of the patches, where one is used
+    STORE/shards/00000/          one folder for each `shard_size` images of the set, whole or absent:
+        cls.npy                    (n, ...) in the order of the set; n are the images that could be read
+        cls.scale.npy              int8 only: (n, ...) float32, one for each vector
+        rows.parquet               one row for each image of the shard, readable or not
+        done.json                  sha256 of the files, counts, cosine of what is stored to float32
+    STORE/bad_images/00000.jsonl the images of a shard that could not be read, as they were met
+    STORE/summary.json           written when every shard is done
+
+Shapes: n rows; per row D, (R, D) or (grid_h, grid_w, D).
+"""
 
 import json
-import os
-import shutil
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict
+import logging
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
-import PIL
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import torch
 
-import foveal
-from foveal.backbone.weights import WEIGHTS
-from foveal.errors import FovealError
-from foveal.features.batches import Progress
-from foveal.features.extract import Model, What
-from foveal.files import publish
-from foveal.images.imageset import ImageSet
-from foveal.images.preprocess import Mode
+from foveal.errors import FovealError, nearest
+from foveal.features.packing import SCALE_SUFFIX, Dtype, bytes_of, unpack
+from foveal.features.patch_pca import Projection
 
-KIND = "foveal features"
-CARD = "card.json"
-_DTYPES: dict[What, Any] = {"cls": np.float32, "registers": np.float16, "patches": np.float16}
+logger = logging.getLogger(__name__)
+
+KIND, VERSION = "foveal feature store", 1
+CARD, SHARDS, BAD_IMAGES, SUMMARY = "card.json", "shards", "bad_images", "summary.json"
+ROWS, DONE = "rows.parquet", "done.json"
+ROW_SCHEMA = pa.schema(
+    [
+        pa.field("row", pa.int64(), nullable=False),
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("sha256", pa.string()),
+        pa.field("bytes", pa.int64()),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("label", pa.string()),
+        pa.field("reason", pa.string()),
+    ]
+)
+_MAX_OPEN_FILES = 128
 
 
-def write_features(
-    folder: str | Path,
-    model: Model,
-    images: ImageSet,
-    *,
-    what: Sequence[What] = ("cls",),
-    size: int | None = None,
-    fit: Mode = "crop",
-    batch_size: int = 32,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Extract the features of a set into a folder, written under a temporary name, synced and renamed.
+@dataclass(frozen=True)
+class StoreCard:
+    """What a store says of itself, in card.json.
 
-    The folder holds `cls.npy` (n, D) float32; where asked for `registers.npy` (n, R, D) and `patches.npy`
-    (n, grid_h, grid_w, D), float16; `rows.parquet` with the index in the set, uri and label of each row; `card.json`.
-    Memory does not grow with the set, beyond its rows.
-
-    Args:
-        folder: where; an earlier feature folder is replaced, anything else is left alone.
-        model: a loaded model.
-        images: the set; images that cannot be decoded are skipped and counted in the card.
-        what: which tokens.
-        size: see `Model.extract`.
-        fit: see `Model.extract`.
-        batch_size: images at a time.
-        progress: called with (images done, images in all).
-
-    Returns:
-        The card.
-
-    Raises:
-        FovealError: the folder is something else, cannot be written, or the features overflow float16.
+    Attributes:
+        stamp: see `foveal.features.stamp`.
+        image_set: hash, num_images and root of the set.
+        shapes: of each array, for one image, without PCA's reduction left out: as stored.
     """
-    folder = check_target(folder)
-    staging = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(staging, ignore_errors=True)
-    bad: Counter[str] = Counter()
-    kept: list[int] = []
+
+    stamp: dict[str, Any]
+    image_set: dict[str, Any]
+    shapes: dict[str, tuple[int, ...]]
+
+    @property
+    def dtype(self) -> Dtype:
+        """The type of the arrays."""
+        dtype: Dtype = self.stamp["dtype"]
+        return dtype
+
+    @property
+    def num_images(self) -> int:
+        """Images in the set."""
+        return int(self.image_set["num_images"])
+
+    @property
+    def shard_size(self) -> int:
+        """Images in every shard but the last."""
+        return int(self.stamp["shard_size"])
+
+    @property
+    def num_shards(self) -> int:
+        """Shards of the whole set."""
+        return -(-self.num_images // self.shard_size)
+
+    @property
+    def bytes_per_image(self) -> dict[str, int]:
+        """Bytes that one image takes, by array."""
+        return {name: bytes_of(shape, self.dtype) for name, shape in self.shapes.items()}
+
+    def rows_of(self, shard: int) -> range:
+        """Return the rows of the image set that belong to a shard."""
+        return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.num_images))
+
+    def is_reduced(self, name: str) -> bool:
+        """Say whether an array holds coordinates of a PCA."""
+        return self.stamp["pca"] is not None and name.partition(".")[0] == "patches"
+
+    def to_json(self) -> str:
+        """Return the contents of card.json."""
+        return json.dumps({"kind": KIND, "version": VERSION, **asdict(self)}, indent=2) + "\n"
+
+
+def read_card(store: Path) -> StoreCard:
+    """Read the card of a store; FovealError when there is none or it cannot be understood."""
+    path = store / CARD
+    if not path.is_file():
+        raise FovealError(f"{store} is not a feature store: it has no {CARD}; make one with foveal extract")
     try:
-        staging.mkdir(parents=True)
-        writers = {name: _Appender(staging / f"{name}.npy", _DTYPES[name]) for name in what}
-        stream = model.stream_set(
-            images, what=what, size=size, fit=fit, batch_size=batch_size, progress=progress, bad=bad
-        )
-        for indices, tokens in stream:
-            kept += indices.tolist()
-            for name, writer in writers.items():
-                writer.append(tokens[name].numpy())
-        for writer in writers.values():
-            writer.finish()
-        rows = images.rows.select(["uri", "label"]).take(pa.array(kept)).append_column("index", pa.array(kept))
-        pq.write_table(rows, staging / "rows.parquet")
-        card = _card(model, images, size=size, fit=fit, writers=writers, bad=bad)
-        (staging / CARD).write_text(json.dumps(card, indent=2) + "\n")
-        publish(staging, folder)
-    except OSError as error:
-        raise FovealError(f"{folder} cannot be written ({error}); free space or choose another place") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    return card
+        found = json.loads(path.read_text())
+        kind, version = found.pop("kind"), found.pop("version")
+        if (kind, version) != (KIND, VERSION):
+            raise FovealError(f"{path} says kind {kind!r}, version {version!r}; this foveal reads {KIND!r}, {VERSION}")
+        shapes = {name: tuple(shape) for name, shape in found["shapes"].items()}
+        return StoreCard(found["stamp"], found["image_set"], shapes)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FovealError(
+            f"{path} cannot be understood ({error!r}); restore it, or extract into a new store"
+        ) from error
 
 
-def check_target(folder: str | Path) -> Path:
-    """Return the absolute path of a folder that features may be written to; FovealError where it is something else."""
-    folder = Path(os.path.abspath(folder))
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return folder
+def shard_folder(store: Path, shard: int) -> Path:
+    """Return where a shard lies."""
+    return store / SHARDS / f"{shard:05d}"
+
+
+def read_done(store: Path, shard: int) -> dict[str, Any] | None:
+    """Return the manifest of a finished shard, or None when it is not there; FovealError when it is damaged."""
+    path = shard_folder(store, shard) / DONE
     try:
-        if json.loads((folder / CARD).read_text()).get("kind") == KIND:
-            return folder
-    except (OSError, ValueError, AttributeError):
-        pass  # no card, or one that is not ours: refused below
-    raise FovealError(f"{folder} exists and is not a feature folder; choose another place or remove it")
+        done: dict[str, Any] = json.loads(path.read_text())
+        return done
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise FovealError(
+            f"{path} cannot be read ({error}); remove {path.parent} and run foveal extract again"
+        ) from error
 
 
-class _Appender:
-    """Writes an .npy file row by row; the number of rows enters the header at the end."""
+class FeatureStore:
+    """Features on the disk, read where they are asked for; nothing is loaded as a whole.
 
-    def __init__(self, path: Path, dtype: Any) -> None:
-        self.path = path
-        self.dtype = np.dtype(dtype)
-        self.shape: tuple[int, ...] | None = None
-        self.num_rows = 0
+    Row i of the arrays belongs to row i of `rows`. A store whose extraction is unfinished opens with a warning and
+    holds the finished shards.
 
-    def append(self, rows: np.ndarray) -> None:
-        """Add (b, ...) rows, rounded to the dtype of the file."""
-        with np.errstate(over="ignore"):
-            rounded = np.ascontiguousarray(rows, dtype=self.dtype)
-        if not np.isfinite(rounded).all():
-            raise FovealError(f"{self.path.stem} features are not finite in {self.dtype}; the model has diverged")
-        if self.shape is None:
-            self.shape = rows.shape[1:]
-            with open(self.path, "wb") as file:
-                self._write_header(file)
-        elif self.shape != rows.shape[1:]:
-            raise FovealError(
-                f"the images give {self.path.stem} of shapes {self.shape} and {rows.shape[1:]}; use fit 'crop'"
+    Attributes:
+        path: of the folder.
+        card: its card.
+        stamp: what decided the numbers: model, preprocessing, decoder, engine, tokens, layers, dtype and more.
+        complete: every shard is there.
+        names: of the arrays, such as "cls" or "patches.layer5".
+
+    Example:
+        >>> store = FeatureStore.open("features")  # doctest: +SKIP
+        >>> store.read("cls", [7, 3]).shape  # doctest: +SKIP
+        (2, 384)
+    """
+
+    def __init__(self, path: Path, card: StoreCard, manifests: dict[int, dict[str, Any]]) -> None:
+        """Take the manifests of the finished shards by number; see `open`."""
+        self.path, self.card = path, card
+        self.stamp = card.stamp
+        self.complete = len(manifests) == card.num_shards
+        self.names = list(card.shapes)
+        self._shards = sorted(manifests)
+        counts = [manifests[shard]["num_features"] for shard in self._shards]
+        self._starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+        self._open: OrderedDict[Path, np.ndarray] = OrderedDict()
+
+    @classmethod
+    def open(cls, path: str | Path) -> "FeatureStore":
+        """Open a store.
+
+        Raises:
+            FovealError: it is none, is damaged, or not one shard is finished.
+        """
+        path = Path(path)
+        card = read_card(path)
+        manifests = {}
+        for shard in range(card.num_shards):
+            if (done := read_done(path, shard)) is not None:
+                manifests[shard] = done
+        if not manifests:
+            raise FovealError(f"{path} has no finished shard yet; run foveal extract again to continue")
+        store = cls(path, card, manifests)
+        if not store.complete:
+            logger.warning(
+                "%s is unfinished: %d of %d shards; run foveal extract again to continue",
+                path,
+                len(manifests),
+                card.num_shards,
             )
-        with open(self.path, "ab") as file:
-            file.write(rounded.tobytes())
-        self.num_rows += len(rows)
+        return store
 
-    def finish(self) -> None:
-        """Put the number of rows into the header; NumPy leaves room there for a first dimension that grows."""
-        with open(self.path, "r+b") as file:
-            self._write_header(file)
+    def __len__(self) -> int:
+        """The number of rows of every array: the readable images of the finished shards."""
+        return int(self._starts[-1])
 
-    def _write_header(self, file: BinaryIO) -> None:
-        shape = (self.num_rows, *(self.shape or ()))
-        header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(file, header)
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of one row of an array."""
+        if name not in self.card.shapes:
+            raise FovealError(f"{self.path} has no {name!r}; it has {', '.join(self.names)}{nearest(name, self.names)}")
+        return self.card.shapes[name]
+
+    @cached_property
+    def rows(self) -> pa.Table:
+        """The images that the rows of the arrays belong to: row (in the set), id, uri, sha256, bytes and so on."""
+        return self._sidecar.filter(pc.is_null(self._sidecar.column("reason"))).drop_columns(["reason"])
+
+    @cached_property
+    def bad_rows(self) -> pa.Table:
+        """The images of the finished shards that could not be read, with the reason of each."""
+        return self._sidecar.filter(pc.is_valid(self._sidecar.column("reason")))
+
+    @cached_property
+    def _sidecar(self) -> pa.Table:
+        try:
+            tables = [pq.read_table(shard_folder(self.path, shard) / ROWS) for shard in self._shards]
+        except (OSError, pa.ArrowException) as error:
+            raise FovealError(
+                f"{self.path} is damaged ({error}); foveal extract --verify names what is wrong"
+            ) from error
+        return pa.concat_tables(tables)
+
+    def read(self, name: str, rows: Sequence[int] | np.ndarray | slice | None = None) -> np.ndarray:
+        """Return features as float32, dequantised; coordinates of a PCA stay coordinates (see `projection`).
+
+        Args:
+            name: of the array.
+            rows: numbers of rows in any order, repeats allowed; a slice; or None for all.
+
+        Returns:
+            (len(rows), *shape(name)).
+
+        Raises:
+            FovealError: an unknown name, a row outside the store, or a damaged file.
+        """
+        shape = self.shape(name)
+        wanted = self._numbers(rows)
+        found = np.empty((len(wanted), *shape), np.float32)
+        places = np.searchsorted(self._starts, wanted, side="right") - 1
+        for place in np.unique(places):
+            here = np.flatnonzero(places == place)
+            local = wanted[here] - self._starts[place]
+            values = self._array(self._shards[place], name)
+            scale = self._array(self._shards[place], name + SCALE_SUFFIX) if self.card.dtype == "int8" else None
+            chosen = _contiguous(local)
+            found[here] = unpack(values[chosen], None if scale is None else scale[chosen])
+        return found
+
+    def blocks(self, name: str, *, rows_per_block: int = 8192) -> Iterator[np.ndarray]:
+        """Yield the features in order of their rows, float32, `rows_per_block` at a time; the last may be smaller."""
+        if rows_per_block < 1:
+            raise FovealError(f"rows_per_block={rows_per_block}; it must be at least 1")
+        for start in range(0, len(self), rows_per_block):
+            yield self.read(name, slice(start, start + rows_per_block))
+
+    def projection(self, name: str) -> Projection | None:
+        """Return the PCA that an array holds the coordinates of, to map them back; None where it holds features."""
+        self.shape(name)
+        return Projection(self.path, name) if self.card.is_reduced(name) else None
+
+    def _numbers(self, rows: Sequence[int] | np.ndarray | slice | None) -> np.ndarray:
+        if rows is None or isinstance(rows, slice):
+            return np.arange(len(self))[rows or slice(None)]
+        wanted = np.asarray(rows)
+        wanted = wanted.astype(np.int64) if wanted.size == 0 else wanted
+        if wanted.ndim != 1 or wanted.dtype.kind not in "iu":
+            raise FovealError(f"rows of shape {wanted.shape} and type {wanted.dtype}; give one list of integers")
+        if wanted.size and (wanted.min() < 0 or wanted.max() >= len(self)):
+            raise FovealError(f"rows from {wanted.min()} to {wanted.max()}; {self.path} has 0 to {len(self) - 1}")
+        return wanted.astype(np.int64)
+
+    def _array(self, shard: int, name: str) -> np.ndarray:
+        """Return the memory map of one file, of which the most recent stay open."""
+        path = shard_folder(self.path, shard) / f"{name}.npy"
+        if path not in self._open:
+            try:
+                self._open[path] = np.load(path, mmap_mode="r", allow_pickle=False)
+            except (OSError, ValueError) as error:
+                raise FovealError(
+                    f"{path} cannot be read ({error}); foveal extract --verify names the damage"
+                ) from error
+            while len(self._open) > _MAX_OPEN_FILES:
+                self._open.popitem(last=False)
+        self._open.move_to_end(path)
+        return self._open[path]
 
 
-def _card(
-    model: Model, images: ImageSet, *, size: int | None, fit: Mode, writers: dict[What, _Appender], bad: Counter[str]
-) -> dict[str, Any]:
-    return {
-        "kind": KIND,
-        "version": 1,
-        "model": {"name": model.card.name, "sha256": model.card.sha256.get(WEIGHTS)},
-        "preprocessing": asdict(model.preprocessing(size=size, fit=fit)),
-        "engine": {"name": "torch", "precision": model.engine.precision, "device": model.engine.device.type},
-        "tokens": "last block, after the final norm",
-        "arrays": {
-            w.path.name: {"shape": [w.num_rows, *(w.shape or ())], "dtype": str(w.dtype)} for w in writers.values()
-        },
-        "image_set": {"hash": images.hash, "num_images": len(images)},
-        "bad": dict(bad),
-        "versions": {
-            "foveal": foveal.__version__,
-            "torch": torch.__version__,
-            "pillow": PIL.__version__,
-            "numpy": np.__version__,
-        },
-    }
+def _contiguous(numbers: np.ndarray) -> np.ndarray | slice:
+    """Return ascending neighbours as a slice, which a memory map gives without copying the pages."""
+    if len(numbers) and (np.diff(numbers) == 1).all():
+        return slice(int(numbers[0]), int(numbers[-1]) + 1)
+    return numbers

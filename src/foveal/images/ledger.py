@@ -52,8 +52,7 @@ class BadImageLedger:
     @property
     def max_bad(self) -> int:
         """The largest number of bad images that is tolerated."""
-        tolerated = int(self.max_bad_share * self.num_images + 1e-9)  # 0.29 * 100 is a little below 29
-        return max(1, tolerated) if self.max_bad_share > 0 else 0
+        return max_bad_of(self.num_images, self.max_bad_share)
 
     def record(self, uri: str, *, reason: str, message: str) -> bool:
         """Write down one bad image, unless it is known already.
@@ -96,3 +95,9 @@ class BadImageLedger:
             raise ImageSetError(
                 f"{self.path} is not a ledger of bad images ({error!r}); remove it to start a new one"
             ) from error
+
+
+def max_bad_of(num_images: int, max_bad_share: float) -> int:
+    """Return how many bad images a set may hold: the share of its size, but one at least where the share is above 0."""
+    tolerated = int(max_bad_share * num_images + 1e-9)  # 0.29 * 100 is a little below 29
+    return max(1, tolerated) if max_bad_share > 0 else 0
