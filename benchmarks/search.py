@@ -28,9 +28,10 @@ import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 
+from foveal.features.database import Database
 from foveal.features.index import Index, build_index, recall_of
 from foveal.features.neighbours import top_k_of_blocks
-from foveal.features.search import Database, Neighbours, search_exact
+from foveal.features.search import Neighbours, search_exact
 
 WIDTH, K, BATCH = 384, 10, 100
 Search = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from foveal.errors import FovealError
+from foveal.features.database import Database
 from foveal.features.index import Index, build_index, recall_of
-from foveal.features.search import Database, Neighbours, search_exact
+from foveal.features.search import Neighbours, search_exact
 
 pytest.importorskip("faiss", reason="faiss is not installed (extra ann)")
 

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from foveal.errors import FovealError
-from foveal.features import search
+from foveal.features import database, search
+from foveal.features.database import Database
 from foveal.features.neighbours import top_k
-from foveal.features.search import Database, Neighbours, rank_exactly, search_exact, without_self
+from foveal.features.search import Neighbours, rank_exactly, search_exact, without_self
 
 
 def _random(*shape: int, seed: int = 0) -> Tensor:
@@ -24,7 +25,7 @@ def _equal(found: Neighbours, expected: tuple[Tensor, Tensor]) -> None:
 @pytest.fixture(params=[64, 192, 100_000], ids=["many blocks", "some blocks", "one block"])
 def block_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Rows in a block, for features of width 5."""
-    monkeypatch.setattr(search, "_BLOCK_BYTES", {"cpu": 4 * 5 * request.param})
+    monkeypatch.setattr(database, "BLOCK_BYTES", {"cpu": 4 * 5 * request.param})
     return request.param
 
 

@@ -22,8 +22,9 @@ from torch import Tensor
 
 import foveal
 from foveal.errors import FovealError
+from foveal.features.database import Database
 from foveal.features.neighbours import check_k
-from foveal.features.search import Database, Neighbours, check_queries, rank_exactly, search_exact, without_self
+from foveal.features.search import Neighbours, check_queries, rank_exactly, search_exact, without_self
 from foveal.files import publish, sha256_of
 
 logger = logging.getLogger(__name__)

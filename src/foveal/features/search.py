@@ -4,27 +4,21 @@ Shapes: Q queries, N database rows, D width, k neighbours, C candidates.
 """
 
 import logging
-from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple, get_args
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from foveal.errors import FovealError
+from foveal.features.database import LANES, Database
 from foveal.features.neighbours import check_k, order_candidates, top_k_of_blocks
 
 logger = logging.getLogger(__name__)
 
 SearchPrecision = Literal["fp32", "bf16"]
 
-# A block of rows should stay in a CPU's cache, where it is read three times; a GPU wants larger ones.
-_BLOCK_BYTES = {"cpu": 8 * 2**20}
-_BLOCK_BYTES_ELSEWHERE = 128 * 2**20
 _SCORES_AT_A_TIME = 2**22
-_LANES = 64  # similarities under one maximum
-_SHORTEST, _LONGEST = 1e-12, 1e18  # lengths whose squares float32 can hold with all their digits
 
 
 class Neighbours(NamedTuple):
@@ -32,81 +26,6 @@ class Neighbours(NamedTuple):
 
     similarities: Tensor
     indices: Tensor
-
-
-class Database:
-    """Rows to search in, read in blocks or by number.
-
-    Args:
-        num_rows: N.
-        width: D.
-        blocks: called with a number of rows, gives the whole database in order in blocks of that many, (b, D) float32.
-        read: called with row numbers (m,) int64 in rising order, gives these rows, (m, D) float.
-
-    Example:
-        >>> Database.of_array(np.eye(3, dtype=np.float16)).num_rows
-        3
-    """
-
-    def __init__(
-        self,
-        *,
-        num_rows: int,
-        width: int,
-        blocks: Callable[[int], Iterator[Tensor]],
-        read: Callable[[np.ndarray], Tensor],
-    ) -> None:
-        self.num_rows = num_rows
-        self.width = width
-        self.blocks = blocks
-        self.read = read
-        self._inverse_lengths: Tensor | None = None
-
-    @classmethod
-    def of_array(cls, array: np.ndarray | Tensor) -> "Database":
-        """Search in an array (N, D) of any float type; a memory map is read as the search goes, never whole.
-
-        A tensor may lie on a GPU; then nothing is copied there when the search runs on it.
-        """
-        floating = array.is_floating_point() if isinstance(array, Tensor) else array.dtype.kind == "f"
-        if array.ndim != 2 or not floating or array.shape[1] == 0:
-            raise FovealError(f"a database {tuple(array.shape)} of {array.dtype}; give (rows, width) of a float type")
-
-        def blocks(size: int) -> Iterator[Tensor]:
-            for first in range(0, len(array), size):
-                yield _as_tensor(array[first : first + size]).float()
-
-        def read(numbers: np.ndarray) -> Tensor:
-            if isinstance(array, Tensor):
-                return array[torch.from_numpy(numbers).to(array.device)].cpu()
-            return torch.from_numpy(array[numbers])
-
-        return cls(num_rows=len(array), width=array.shape[1], blocks=blocks, read=read)
-
-    def scored_blocks(self, device: torch.device) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Yield (first row, rows (b, D) float32, 1 / their lengths (b,)) on a device, all of the database.
-
-        The lengths are kept (4 bytes a row): later searches do not compute them again.
-
-        Raises:
-            FovealError: a row that is not finite, or so short or long that float32 cannot square it.
-        """
-        size = _BLOCK_BYTES.get(device.type, _BLOCK_BYTES_ELSEWHERE) // (4 * self.width)
-        size = max(size // _LANES, 1) * _LANES
-        known, made, first = self._inverse_lengths, [], 0
-        for block in self.blocks(size):
-            block = block.to(device)
-            if known is not None:
-                inverse = known[first : first + len(block)].to(device)
-            else:
-                inverse = _inverse_lengths(block, first)
-                made.append(inverse.cpu())
-            yield first, block, inverse
-            first += len(block)
-        if first != self.num_rows:
-            raise FovealError(f"the database gave {first} of {self.num_rows} rows; its files changed, open it again")
-        if made:
-            self._inverse_lengths = torch.cat(made)
 
 
 def search_exact(
@@ -144,7 +63,7 @@ def search_exact(
     """
     if precision not in get_args(SearchPrecision):
         raise FovealError(f"precision='{precision}' is not known; choose {' or '.join(get_args(SearchPrecision))}")
-    device = torch.device(device)
+    device = _checked_device(device)
     _warn_of_emulated_bf16(precision, device)
     queries = check_queries(queries, database, k)
     similarities = torch.empty(len(queries), k)
@@ -164,7 +83,7 @@ def search_exact(
                     stage,
                 )
     if len(todo):
-        size = max(1, _BLOCK_BYTES["cpu"] // (8 * database.width))
+        size = database.block_rows(torch.device("cpu"))
         similarities[todo], indices[todo] = top_k_of_blocks(
             queries[todo],
             lambda: (block.cpu() for block in database.blocks(size)),
@@ -226,10 +145,9 @@ def _search_once(
     """Return neighbours after one pass in `precision`, and (Q,) bool: True where they are proven to be the answer."""
     num_candidates = min(database.num_rows, k + 32 if precision == "fp32" else 4 * k + 96)
     unit = F.normalize(queries.double(), dim=1, eps=1e-300).float().to(device)
-    size = max(_BLOCK_BYTES.get(device.type, _BLOCK_BYTES_ELSEWHERE) // (4 * database.width), 1)
     pools = [
         _Pool(part.bfloat16() if precision == "bf16" else part, num_candidates)
-        for part in unit.split(max(1, _SCORES_AT_A_TIME // size))
+        for part in unit.split(max(1, _SCORES_AT_A_TIME // database.block_rows(device)))
     ]
     for first, block, inverse in database.scored_blocks(device):
         rows = block.bfloat16() if precision == "bf16" else block
@@ -264,7 +182,7 @@ class _Pool:
             self._keep(slice(None), similarities, numbers)
             return
         floor = self.floor()
-        lanes = F.pad(similarities, (0, -len(rows) % _LANES), value=-torch.inf).unflatten(1, (_LANES, -1))
+        lanes = F.pad(similarities, (0, -len(rows) % LANES), value=-torch.inf).unflatten(1, (LANES, -1))
         # Most of the work ends with this maximum: only groups that hold something above the floor are looked into.
         query, group = (lanes.amax(dim=1) > floor[:, None]).nonzero(as_tuple=True)
         values = lanes[query, :, group]
@@ -293,27 +211,6 @@ class _Pool:
             self.similarities[queries], self.indices[queries] = best.values, numbers.gather(1, best.indices)
 
 
-def _as_tensor(block: np.ndarray | Tensor) -> Tensor:
-    """Return a part of an array as a tensor; of a read-only map a copy, which PyTorch does not take otherwise."""
-    if isinstance(block, Tensor):
-        return block
-    return torch.from_numpy(block if block.flags.writeable else np.array(block))
-
-
-def _inverse_lengths(block: Tensor, first: int) -> Tensor:
-    """Return (b,) 1 / length of each row, 0 for rows of zeros."""
-    lengths = torch.linalg.vector_norm(block, dim=1)
-    usable = (lengths > _SHORTEST) & (lengths < _LONGEST)
-    if not usable.all():
-        odd = (~usable).nonzero().squeeze(1)
-        for number in odd[(block[odd] != 0).any(dim=1)][:1].tolist():
-            raise FovealError(
-                f"row {first + number} of the database holds NaN or infinity, or has length {lengths[number]:.3g}, "
-                f"outside {_SHORTEST:g} to {_LONGEST:g}; extract it again, or scale the features"
-            )
-    return torch.where(usable, lengths.reciprocal(), 0.0)
-
-
 def _error_bound(precision: SearchPrecision, width: int, device: torch.device) -> float:
     """Return how far a computed cosine can be from the true one.
 
@@ -325,6 +222,16 @@ def _error_bound(precision: SearchPrecision, width: int, device: torch.device) -
     if precision == "fp32" and torch.get_float32_matmul_precision() == "highest":
         return (2 * width + 16) * 2.0**-24
     return 8 * 2.0**-9
+
+
+def _checked_device(device: str | torch.device) -> torch.device:
+    try:
+        found = torch.device(device)
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError) as error:
+        first = str(error).splitlines()[0]
+        raise FovealError(f"device='{device}' cannot be used ({first}); use cpu, or cuda where there is one") from error
+    return found
 
 
 def _warn_of_emulated_bf16(precision: SearchPrecision, device: torch.device) -> None:
