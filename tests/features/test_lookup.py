@@ -156,18 +156,18 @@ def test_gallery_shows_every_neighbour_and_a_missing_file_as_an_empty_cell(
     (tmp_path / "photos" / "copy.png").unlink()
     picture = folder / "photos" / "007.png"
     found = search_store(store, [picture, "row:3"], model=model, k=5, name="cls.layer1")
-    lines = gallery(store, found, cell_size=50)
+    lines = gallery(store, found, cell_size=30)
     assert [len(line) for line in lines] == [6, 6]
     assert [cell.similarity for cell in lines[1][1:]] == found.similarities[1].tolist()
-    assert lines[0][0].thumbnail.size == lines[0][1].thumbnail.size == (50, 36)
+    assert lines[0][0].thumbnail.size == lines[0][1].thumbnail.size == (30, 22)
     assert lines[0][2].thumbnail is None
     assert "1 of " in caplog.text
     assert "copy.png" in caplog.text
-    drawn = sheet(lines, cell_size=50)
-    assert drawn.size == (6 * 56 + 24, 2 * 74 + 6)
+    drawn = sheet(lines)
+    assert drawn.size == (6 * 70 + 24, 2 * 88 + 6)
     middle = np.asarray(Image.open(picture))[10:20, 15:28].reshape(-1, 3).mean(0)
-    shown = np.asarray(drawn)[6 + 20 : 6 + 30, 24 + 56 + 20 : 24 + 56 + 30].reshape(-1, 3).mean(0)
-    np.testing.assert_allclose(shown, middle, atol=8)  # of noise of +-20, 100 pixels
+    shown = np.asarray(drawn)[30:45, 115:135].reshape(-1, 3).mean(0)
+    np.testing.assert_allclose(shown, middle, atol=8)  # of noise of +-20, over hundreds of pixels
     html = page(lines, title="a <b>", how="exact")
     assert html.count("data:image/jpeg;base64,") == 11
     assert "a &lt;b&gt;" in html

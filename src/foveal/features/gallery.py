@@ -13,7 +13,7 @@ from pathlib import Path
 
 import jinja2
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
 import foveal
 from foveal.errors import BadImageError
@@ -23,7 +23,7 @@ from foveal.images.preprocess import ImageLike, to_rgb_array
 
 logger = logging.getLogger(__name__)
 
-_GAP, _TEXT = 6, 18
+_GAP, _TEXT, _SMALLEST_CELL = 6, 18, 64
 _INK, _FAINT, _EMPTY = (29, 35, 43), (85, 96, 110), (226, 230, 236)
 
 
@@ -73,8 +73,10 @@ def gallery(store: FeatureStore, result: SearchResult, *, cell_size: int = 160) 
     return lines
 
 
-def sheet(lines: Sequence[Sequence[Shown]], *, cell_size: int = 160) -> Image.Image:
-    """Draw a gallery as one picture: queries on the left, their neighbours to the right under their similarity."""
+def sheet(lines: Sequence[Sequence[Shown]]) -> Image.Image:
+    """Draw a gallery as one picture: queries on the left, their neighbours to the right above their similarity."""
+    thumbnails = [shown.thumbnail for line in lines for shown in line if shown.thumbnail is not None]
+    cell_size = max([_SMALLEST_CELL, *(max(thumbnail.size) for thumbnail in thumbnails)])
     step, row_height = cell_size + _GAP, cell_size + _TEXT + _GAP
     columns = max(len(line) for line in lines)
     split = 3 * _GAP  # between a query and its neighbours
@@ -134,7 +136,10 @@ def _query_thumbnail(store: FeatureStore, query: ImageLike, cell_size: int) -> I
 
 
 def _thumbnail(pixels: np.ndarray, cell_size: int) -> Image.Image:
-    return ImageOps.contain(Image.fromarray(pixels), (cell_size, cell_size), Image.Resampling.LANCZOS)
+    """Shrink to fit; small pictures stay as they are."""
+    thumbnail = Image.fromarray(pixels)
+    thumbnail.thumbnail((cell_size, cell_size), Image.Resampling.LANCZOS)
+    return thumbnail
 
 
 def _paste(
