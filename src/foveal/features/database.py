@@ -12,7 +12,7 @@ from torch import Tensor
 from foveal.errors import FovealError
 
 # A block of rows should stay in a CPU's cache, where it is read three times; a GPU wants larger ones.
-BLOCK_BYTES = {"cpu": 8 * 2**20}
+BLOCK_BYTES = {"cpu": 4 * 2**20}
 _BLOCK_BYTES_ELSEWHERE = 128 * 2**20
 LANES = 64  # similarities under one maximum; blocks are a multiple of it
 _SHORTEST, _LONGEST = 1e-12, 1e18  # lengths whose squares float32 can hold with all their digits
@@ -24,7 +24,8 @@ class Database:
     Args:
         num_rows: N.
         width: D.
-        blocks: called with a number of rows, gives the whole database in order in blocks of that many, (b, D) float32.
+        blocks: called with a number of rows, gives the whole database in order in blocks of that many, (b, D) float32;
+            a block may be overwritten when the next is asked for.
         read: called with row numbers (m,) int64 in rising order, gives these rows, (m, D) float.
 
     Example:
@@ -57,8 +58,15 @@ class Database:
             raise FovealError(f"a database {tuple(array.shape)} of {array.dtype}; give (rows, width) of a float type")
 
         def blocks(size: int) -> Iterator[Tensor]:
+            widened = None  # one buffer: fresh memory for each block costs more than the widening
             for first in range(0, len(array), size):
-                yield _as_tensor(array[first : first + size]).float()
+                block = _as_tensor(array[first : first + size])
+                if block.dtype == torch.float32:
+                    yield block
+                    continue
+                if widened is None:
+                    widened = torch.empty(block.shape, device=block.device)
+                yield widened[: len(block)].copy_(block)
 
         def read(numbers: np.ndarray) -> Tensor:
             if isinstance(array, Tensor):

@@ -44,7 +44,7 @@ def search_exact(
     collapsed model) that query is searched again, in fp32, then in fp64. So the precision changes the time, never the
     answer. bf16 pays on a processor with bf16 instructions and with many queries; one query is bound by memory.
 
-    Memory: a block of 8 MB (128 MB on a GPU) up to three times, 2^22 similarities, 12 * C bytes a query, 4 bytes a row.
+    Memory: a block of 4 MB (128 MB on a GPU) up to three times, 2^22 similarities, 12 * C bytes a query, 4 bytes a row.
 
     Args:
         queries: (Q, D) float, of any length; a row of zeros has similarity 0 to everything.
