@@ -4,7 +4,7 @@ Shapes: Q queries, N database rows, D width, k neighbours, C classes.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -54,14 +54,60 @@ def top_k(
         tensor([[1, 2]])
     """
     _check_pair(queries, database)
-    if not 1 <= k <= len(database):
-        raise FovealError(f"k={k} neighbours of a database of {len(database)} rows; choose k from 1 to {len(database)}")
-    index_bits = (len(database) - 1).bit_length()
-    keys = torch.cat(
-        [_top_keys(block, database, k, block_database, index_bits) for block in queries.split(block_queries)]
-    )
-    similarities = (keys >> index_bits).double() / _scale(index_bits)
-    return similarities.float(), _lowest_bits(~keys, index_bits)
+    blocks = database.split(block_database) if len(database) else ()
+    return top_k_of_blocks(queries, lambda: blocks, k=k, num_rows=len(database), block_queries=block_queries)
+
+
+def top_k_of_blocks(
+    queries: Tensor, blocks: Callable[[], Iterable[Tensor]], *, k: int, num_rows: int, block_queries: int = 1024
+) -> tuple[Tensor, Tensor]:
+    """Do what `top_k` does for a database that comes in blocks.
+
+    Args:
+        queries: (Q, D) float.
+        blocks: called once for each `block_queries` queries; gives the database in order, as (b, D) float tensors.
+        k: neighbours, 1 to num_rows.
+        num_rows: N, of all blocks together.
+        block_queries: queries at a time.
+    """
+    check_k(k, num_rows)
+    index_bits = _index_bits(num_rows)
+    keys = torch.cat([_top_keys(block, blocks(), k, index_bits) for block in queries.split(block_queries)])
+    return _read_keys(keys, index_bits)
+
+
+def order_candidates(
+    queries: Tensor, rows: Tensor, places: Tensor, indices: Tensor, *, k: int, num_rows: int
+) -> tuple[Tensor, Tensor]:
+    """Find the k most similar of a few candidate rows of each query, with the arithmetic and the order of `top_k`.
+
+    Args:
+        queries: (Q, D) float.
+        rows: (R, D) float, each row that is a candidate of some query.
+        places: (Q, C) int64 into `rows`; distinct for each query.
+        indices: (Q, C) int64, the numbers of these rows in a database of `num_rows`; a negative one is no candidate.
+        k: neighbours, 1 to C.
+        num_rows: N.
+
+    Returns:
+        Similarities (Q, k) float32 in falling order and indices (Q, k) int64; -inf and -1 where candidates ran out.
+    """
+    index_bits = _index_bits(num_rows)
+    left, left_lengths = _whole_rows(queries)
+    right, right_lengths = _whole_rows(rows)
+    products = torch.bmm(right[places], left[:, :, None]).squeeze(2)
+    similarities = products / (left_lengths[:, None] * right_lengths[places])
+    keys = torch.where(indices >= 0, _keys(similarities, indices, index_bits), torch.iinfo(torch.int64).min)
+    keys = keys.topk(k, dim=1).values
+    similarities, found = _read_keys(keys, index_bits)
+    missing = keys == torch.iinfo(torch.int64).min
+    return similarities.masked_fill(missing, -torch.inf), found.masked_fill(missing, -1)
+
+
+def check_k(k: int, num_rows: int) -> None:
+    """Raise FovealError unless a database of `num_rows` has k neighbours to give."""
+    if not 1 <= k <= num_rows:
+        raise FovealError(f"k={k} neighbours of a database of {num_rows} rows; choose k from 1 to {num_rows}")
 
 
 def knn_vote(
@@ -139,22 +185,37 @@ def knn_accuracy(
     return {k: _accuracy(torch.cat(ranks[k]), num_classes) for k in usable}
 
 
-def _top_keys(queries: Tensor, database: Tensor, k: int, block_database: int, index_bits: int) -> Tensor:
-    """Return (q, k) keys in falling order, merging the database block by block.
-
-    A key is one int64 that sorts by similarity, then by lower index: the similarity in fixed point above the inverted
-    index. Keys are unique, so that topk has no ties to break.
-    """
+def _top_keys(queries: Tensor, blocks: Iterable[Tensor], k: int, index_bits: int) -> Tensor:
+    """Return (q, k) keys in falling order, merging the database block by block."""
     rows, lengths = _whole_rows(queries)
     best = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
-    for first in range(0, len(database), block_database):
-        block, block_lengths = _whole_rows(database[first : first + block_database])
+    first = 0
+    for features in blocks:
+        block, block_lengths = _whole_rows(features)
         similarities = (rows @ block.T) / (lengths[:, None] * block_lengths)
         index = torch.arange(first, first + len(block), device=queries.device)
-        fixed_point = (similarities * _scale(index_bits)).round().long()
-        candidates = torch.cat([best, fixed_point << index_bits | _lowest_bits(~index, index_bits)], dim=1)
+        candidates = torch.cat([best, _keys(similarities, index, index_bits)], dim=1)
         best = candidates.topk(min(k, candidates.shape[1]), dim=1).values
+        first += len(block)
     return best
+
+
+def _keys(similarities: Tensor, indices: Tensor, index_bits: int) -> Tensor:
+    """Return int64 keys that sort by similarity, then by lower index: fixed point above the inverted index.
+
+    Keys are unique, so that topk has no ties to break.
+    """
+    fixed_point = (similarities * _scale(index_bits)).round().long()
+    return fixed_point << index_bits | _lowest_bits(~indices, index_bits)
+
+
+def _read_keys(keys: Tensor, index_bits: int) -> tuple[Tensor, Tensor]:
+    similarities = (keys >> index_bits).double() / _scale(index_bits)
+    return similarities.float(), _lowest_bits(~keys, index_bits)
+
+
+def _index_bits(num_rows: int) -> int:
+    return (num_rows - 1).bit_length()
 
 
 def _whole_rows(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -203,7 +203,7 @@ def _checked_array(image: np.ndarray) -> np.ndarray:
 
 
 def short_side_shape(height: int, width: int, *, size: int) -> tuple[int, int]:
-    """Return the (height, width) of this short side; the long one is int(size * long / short), as torchvision has it."""
+    """Return the (height, width) of this short side; the long one is int(size * long / short), as in torchvision."""
     if height <= width:
         return size, int(size * width / height)
     return int(size * height / width), size

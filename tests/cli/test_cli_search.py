@@ -1,0 +1,62 @@
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from foveal.cli.main import main
+
+
+@pytest.fixture
+def store(model_folder: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    assert main(["extract", str(photos), "--model", str(model_folder), "--out", str(tmp_path / "store")]) == 0
+    capsys.readouterr()
+    return tmp_path / "store"
+
+
+def test_search_prints_a_line_a_neighbour_and_writes_what_is_asked_for(
+    store: Path, model_folder: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    query = str(photos / "cat" / "5.png")
+    files = ["--png", str(tmp_path / "x.png"), "--html", str(tmp_path / "x.html"), "--json", str(tmp_path / "x.json")]
+    assert main(["search", str(store), query, "row:2", "-k", "3", "--model", str(model_folder), *files]) == 0
+    out, err = capsys.readouterr()
+    lines = [line.split("\t") for line in out.splitlines()]
+    assert [line[:2] for line in lines] == [[name, str(rank)] for name in (query, "row:2") for rank in (1, 2, 3)]
+    assert lines[0][2] == "1.0000"
+    assert lines[0][4] == "cat/5.png"
+    assert "exact search of 24 rows" in err
+    report = json.loads((tmp_path / "x.json").read_text())
+    assert [n["uri"] for n in report["results"][0]["neighbours"]] == [line[4] for line in lines[:3]]
+    assert report["stamp"]["model"]["name"] == "tiny"
+    with Image.open(tmp_path / "x.png") as picture:
+        assert picture.size == (4 * 70 + 24, 2 * 88 + 6)
+    assert (tmp_path / "x.html").read_text().count("data:image/jpeg") == 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["row:1", "--exact", "--ann"], "--exact and the index exclude each other"),
+        (["row:1", "--png", "no/where/x.png"], "no/where does not exist; create it first"),
+        (["row:1", "-k", "24"], "choose 1 to 23"),
+        (["row:1", "-k", "0"], "Invalid value for '--k'"),
+        (["nothing.png"], "needs the model of"),
+        (["row:1", "--precision", "fp8"], "precision='fp8' is not known"),
+        (["row:1", "--device", "gpu"], "device='gpu'"),
+        (["row:1", "--ann"], "is not an index"),
+        ([], "Missing argument"),
+    ],
+)
+def test_search_explains_what_does_not_work(
+    store: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["search", str(store), *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_index_says_what_is_too_small_for_it(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["index", str(store)]) == 2
+    assert "24 rows need no index; search them exactly" in capsys.readouterr().err
+    assert main(["index", str(store.parent)]) == 2
+    assert "is not a feature store" in capsys.readouterr().err
