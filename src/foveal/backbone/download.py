@@ -109,6 +109,7 @@ def download(
             wanted = Wanted(
                 source, size_bytes=target.size_bytes, sha256=_known_hash(path, target), plain_http=plain_http
             )
+            logger.info("fetching %s from %s", target.title, source)
             fetch(wanted, partial, patience=patience, progress=progress)
             partial.publish(path)
             sync(folder)

@@ -103,5 +103,5 @@ def no_room(folder: Path, needed_bytes: int, error: OSError) -> DownloadError:
     free = shutil.disk_usage(existing).free
     return DownloadError(
         f"{folder} cannot be written ({error.strerror or error}): {needed_bytes} bytes are needed, {free} are free; "
-        "free space, or set FOVEAL_HOME to another folder"
+        "free space, or choose another folder (FOVEAL_HOME is the cache)"
     )

@@ -170,11 +170,12 @@ class _Line:
 
     def _nothing_left(self, error: urllib.error.HTTPError, offset: int) -> bool:
         """Answer to 416: everything is here when the whole file is as long as what is here."""
-        if (error.headers.get("Content-Range") or "").removeprefix("bytes */") == str(offset):
+        length = (error.headers.get("Content-Range") or "").removeprefix("bytes */")
+        if length == str(offset) and self.partial.note.total_bytes in (None, offset):
             self.partial.open().close()  # cuts off what is not certain
             return True
         self.partial.discard()
-        raise _Failure("the server's file is shorter than what was begun")
+        raise _Failure("the server's file is no longer as long as the one that was begun")
 
     def _refused(self, error: urllib.error.HTTPError) -> NoReturn:
         answer = f"the server answered {error.code} {error.reason}"

@@ -10,7 +10,7 @@ from foveal.cli.terminal import progress_of
 
 def extract(
     images: Annotated[str, typer.Argument(help="A folder, a .txt list, or .tar or .parquet shards.")],
-    model: Annotated[Path, typer.Option(help="Model folder.", exists=True, file_okay=False)],
+    model: Annotated[str, typer.Option(help="Model folder, checkpoint, or name in `foveal models`.")],
     out: Annotated[Path, typer.Option(help="Folder to write; an earlier feature folder is replaced.")],
     patches: Annotated[bool, typer.Option("--patches", help="Also write patches.npy (float16; large).")] = False,
     size: Annotated[int | None, typer.Option(help="Pixels.  [default: the model's]", min=1)] = None,

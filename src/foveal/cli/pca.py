@@ -14,7 +14,7 @@ FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 def pca(
     images: Annotated[list[Path], typer.Argument(help="Image files.", exists=True, dir_okay=False)],
-    model: Annotated[Path, typer.Option(help="Model folder.", exists=True, file_okay=False)],
+    model: Annotated[str, typer.Option(help="Model folder, checkpoint, or name in `foveal models`.")],
     out: Annotated[Path, typer.Option(help="Picture to write: .png, .jpg or .webp.")] = Path("pca.png"),
     size: Annotated[int | None, typer.Option(help="Pixels; larger is finer.  [default: the model's]", min=1)] = None,
     fit: Annotated[str, typer.Option(help="crop; or resize or pad, for images of one shape.")] = "crop",
