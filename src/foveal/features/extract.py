@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foveal.backbone.weights import Card, load_model
+from foveal.backbone.formats import load_checkpoint
+from foveal.backbone.weights import Card
 from foveal.engine.torch_engine import Precision, TorchEngine
 from foveal.errors import FovealError
 from foveal.features.batches import Progress, prepared_batches
@@ -224,7 +225,7 @@ def load(folder: str | Path, *, precision: Precision = "fp32", device: str | Non
     Raises:
         WeightsError: no model folder, or a damaged one.
     """
-    backbone, card = load_model(folder)
+    backbone, card = load_checkpoint(folder)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return Model(TorchEngine(backbone, precision=precision, device=device), card)
 
