@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
-from foveal.backbone.card import CARD, Card
+from foveal.backbone.card import Card
 from foveal.backbone.download import SAID, CachedFile, download
+from foveal.backbone.formats import load_checkpoint
 from foveal.backbone.hub import CHECKPOINTS
+from foveal.backbone.licence import UNKNOWN
 from foveal.backbone.vit import VisionTransformer
-from foveal.backbone.weights import load_model
 from foveal.errors import DownloadError, WeightsError, nearest
 
 # What has a backbone inside. A head has none, and Mask2Former's is not a plain ViT.
@@ -17,18 +18,17 @@ def open_backbone(source: str | Path) -> tuple[VisionTransformer, Card]:
     """Return the network, in evaluation mode on the CPU, and its card.
 
     Args:
-        source: a model folder; a checkpoint in any known format; or, where no file of that name exists, a name in
-            `foveal models` or a url, which is fetched into the cache once.
+        source: a model folder; a checkpoint in any known format, recognised by its sha256 if it is a known one; or,
+            where no file of that name exists, a name in `foveal models` or a url, which is fetched into the cache once.
 
     Raises:
         WeightsError: nothing is called that, or the weights are damaged or do not fit.
         DownloadError: it cannot be fetched.
     """
     path = Path(source)
-    if (path / CARD).is_file():
-        return load_model(path)
     if path.exists():
-        return _load_checkpoint(path)
+        backbone, card = load_checkpoint(path)
+        return backbone, _recognised(card)
     name = str(source)
     if name in CHECKPOINTS:
         return _open_known(name)
@@ -40,6 +40,14 @@ def open_backbone(source: str | Path) -> tuple[VisionTransformer, Card]:
     )
 
 
+def _recognised(card: Card) -> Card:
+    """Give the name and licence of a known checkpoint to a file that is one to the bit and says nothing of its own."""
+    row = next((row for row in CHECKPOINTS.values() if row.sha256 in card.sha256.values()), None)
+    if row is None or card.licence != UNKNOWN:
+        return card
+    return card.model_copy(update={"name": row.name, "licence": row.licence})
+
+
 def _open_known(name: str) -> tuple[VisionTransformer, Card]:
     row = CHECKPOINTS[name]
     if row.kind not in LOADABLE:
@@ -49,12 +57,6 @@ def _open_known(name: str) -> tuple[VisionTransformer, Card]:
 
 
 def _open_downloaded(file: CachedFile, changes: dict[str, object]) -> tuple[VisionTransformer, Card]:
-    backbone, card = _load_checkpoint(file.path)
+    backbone, card = load_checkpoint(file.path)
     origin = {"url": file.url, "sha256": file.sha256, "verified": SAID[file.verified]}
     return backbone, card.model_copy(update={**changes, "lineage": {**card.lineage, "downloaded": origin}})
-
-
-def _load_checkpoint(path: Path) -> tuple[VisionTransformer, Card]:
-    from foveal.backbone.formats import load_checkpoint
-
-    return load_checkpoint(path)

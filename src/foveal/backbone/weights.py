@@ -5,10 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from foveal.backbone.card import CARD, Card, card_text, read_card
+from foveal.backbone.variants import BackboneConfig
 from foveal.backbone.vit import VisionTransformer
 from foveal.errors import WeightsError
 from foveal.files import publish, sha256_of
@@ -62,6 +64,14 @@ def load_model(folder: str | Path, *, verify: bool = True) -> tuple[VisionTransf
     Raises:
         WeightsError: no model folder, a damaged file, or weights that do not fit the card; the message says which.
     """
+    tensors, card = load_weights(folder, verify=verify)
+    backbone = VisionTransformer(card.backbone)
+    backbone.load_state_dict(tensors)
+    return backbone.eval(), card
+
+
+def load_weights(folder: str | Path, *, verify: bool = True) -> tuple[dict[str, Tensor], Card]:
+    """Read the tensors of a model folder, of the types they have on disk, and its card; see `load_model`."""
     folder = Path(folder)
     card = read_card(folder)
     path = folder / WEIGHTS
@@ -69,9 +79,7 @@ def load_model(folder: str | Path, *, verify: bool = True) -> tuple[VisionTransf
         raise WeightsError(f"{folder} has a card but no {WEIGHTS}; copy the whole model folder")
     if verify:
         _check_hash(path, wanted=card.sha256.get(WEIGHTS))
-    backbone = VisionTransformer(card.backbone)
-    backbone.load_state_dict(check_tensors(load_tensors(path), backbone.state_dict(), where=str(path)))
-    return backbone.eval(), card
+    return check_fits(load_tensors(path), card.backbone, where=str(path)), card
 
 
 def _check_hash(path: Path, *, wanted: str | None) -> None:
@@ -91,6 +99,13 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (OSError, safetensors.SafetensorError) as error:
         raise WeightsError(f"{path} cannot be read: {error}") from error
+
+
+def check_fits(tensors: dict[str, Tensor], config: BackboneConfig, *, where: str) -> dict[str, Tensor]:
+    """Return `tensors` when they are exactly those of the network; else WeightsError lists the differences."""
+    with torch.device("meta"):
+        wanted = VisionTransformer(config).state_dict()
+    return check_tensors(tensors, wanted, where=where)
 
 
 def check_tensors(found: dict[str, Tensor], wanted: Mapping[str, Tensor], *, where: str) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ import foveal
 from foveal.errors import FovealError
 
 # Each verb is the function of that name in the module of that name; its heavy imports are inside.
-VERBS = ("pretrain", "knn", "pca", "extract", "demo", "models", "download")
+VERBS = ("pretrain", "knn", "pca", "extract", "convert", "doctor", "models", "download", "demo")
 
 INTERRUPTED = 130
 
