@@ -37,4 +37,4 @@ bench: .venv/dev
 	touch $@
 
 clean:
-	rm -rf .venv foveal-demo
+	rm -rf .venv .venv-peers foveal-demo

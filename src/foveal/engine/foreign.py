@@ -48,7 +48,7 @@ class Tower:
         std: of each channel, in 0..1.
         resize_size: pixels of the shorter side before the crop of config.image_size.
         is_fixed: takes images of config.image_size only.
-        licence: of the weights.
+        licence: of the library's pretrained weights.
     """
 
     name: str
@@ -151,7 +151,7 @@ def load_foreign(
         std=tower.std,
         crop_size=config.image_size,
         resize_size=max(tower.resize_size, config.image_size),
-        licence=OWN if weights == RANDOM else tower.licence,
+        licence={"": tower.licence, RANDOM: OWN}.get(weights, UNKNOWN),
         lineage={"library": tower.library, "weights": weights or "pretrained"},
         sha256={"state_dict": _hash_of(tower.module)},
     )
