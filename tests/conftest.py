@@ -33,7 +33,8 @@ def real_images() -> Path:
 
 
 @pytest.fixture
-def server() -> Iterator[FakeServer]:
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
     with running() as state:
         yield state
 

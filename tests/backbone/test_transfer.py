@@ -265,3 +265,20 @@ def test_file_larger_than_the_disk_is_refused_before_it_is_fetched(fetched: Fetc
     ):
         fetched()
     assert len(fetched.server.requests) == 1
+
+
+def test_large_file_gets_through_a_line_that_breaks_often(fetched: Fetch) -> None:
+    body = bytes(5 * 17 * 2**20)
+    fetched.server.files["/x.pth"] = body
+    fetched.server.answers = [Answer(send=17 * 2**20, chunk=2**22)]
+    assert len(fetched(patience=Patience(attempts=2, backoff_s=0.01))) == len(body)
+    assert len(fetched.server.requests) == 5
+
+
+def test_server_that_makes_us_begin_again_and_again_is_given_up(fetched: Fetch) -> None:
+    fetched.server.files["/x.pth"] = bytes(34 * 2**20)
+    begun = Answer(send=17 * 2**20, chunk=2**22, etag='"a"')
+    fetched.server.answers = [begun, Answer(etag='"b"', heeds_if_range=False)] * 10
+    with pytest.raises(DownloadError, match="gave up after 3 failures in a row"):
+        fetched()
+    assert len(fetched.server.requests) == 3

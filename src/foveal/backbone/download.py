@@ -122,7 +122,7 @@ def cached(name_or_url: str) -> CachedFile | None:
     """Return the file if it is in the cache and whole; never uses the network.
 
     Raises:
-        DownloadError: an unknown name.
+        DownloadError: an unknown name, or one that only its owner gives out.
     """
     target = _target(name_or_url)
     return _intact(checkpoints_folder() / target.file_name, target)

@@ -8,6 +8,7 @@ Meta publishes no hashes. Those of the DINOv2 backbones are the ones that indepe
 Depth Anything's are the content hashes that Hugging Face publishes for its files.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -285,3 +286,9 @@ def checkpoint(name: str) -> Checkpoint:
             f"no known checkpoint is called '{name}'{nearest(name, CHECKPOINTS)}; `foveal models` lists them"
         )
     return CHECKPOINTS[name]
+
+
+def checkpoint_of(sha256: Iterable[str]) -> Checkpoint | None:
+    """Return the row whose file has one of these hashes, if any."""
+    hashes = set(sha256)
+    return next((row for row in CHECKPOINTS.values() if row.sha256 in hashes), None)

@@ -5,7 +5,7 @@ from pathlib import Path
 from foveal.backbone.card import Card
 from foveal.backbone.download import SAID, CachedFile, download
 from foveal.backbone.formats import load_checkpoint
-from foveal.backbone.hub import CHECKPOINTS
+from foveal.backbone.hub import CHECKPOINTS, checkpoint_of
 from foveal.backbone.licence import UNKNOWN
 from foveal.backbone.vit import VisionTransformer
 from foveal.errors import DownloadError, WeightsError, nearest
@@ -42,7 +42,7 @@ def open_backbone(source: str | Path) -> tuple[VisionTransformer, Card]:
 
 def _recognised(card: Card) -> Card:
     """Give the name and licence of a known checkpoint to a file that is one to the bit and says nothing of its own."""
-    row = next((row for row in CHECKPOINTS.values() if row.sha256 in card.sha256.values()), None)
+    row = checkpoint_of(card.sha256.values())
     if row is None or card.licence != UNKNOWN:
         return card
     return card.model_copy(update={"name": row.name, "licence": row.licence})

@@ -5,6 +5,7 @@ arrived of the right file is kept and continued (Range with If-Range), also by a
 """
 
 import http.client
+import importlib.metadata
 import logging
 import ssl
 import time
@@ -16,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from foveal import __version__
 from foveal.backbone.partial import Partial, check_room, no_room
 from foveal.errors import DownloadError
 from foveal.files import sha256_of
@@ -26,7 +26,8 @@ logger = logging.getLogger(__name__)
 Progress = Callable[[int, int | None], None]
 
 BLOCK_BYTES = 1 << 18
-# An attempt that brought so much starts the count of failures anew: a large file gets through over a bad line.
+# An attempt that came so much further than any before starts the count of failures anew: a large file gets through
+# over a bad line, and a server that makes us begin again and again is given up.
 PROGRESS_BYTES = 16 << 20
 LONGEST_PAUSE_S = 60.0
 LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -118,14 +119,14 @@ class _Line:
 
     def until_whole(self, progress: Progress | None) -> bool:
         """Try until the file is whole; return whether the last attempt continued an earlier one."""
-        failures = 0
+        failures, most = 0, self.partial.note.certain_bytes
         while True:
-            start = self.partial.note.certain_bytes
             try:
                 return self._attempt(progress)
             except _Failure as failure:
                 kept = self.partial.note.certain_bytes
-                failures = 1 if kept - start >= PROGRESS_BYTES else failures + 1
+                failures = 1 if kept - most >= PROGRESS_BYTES else failures + 1
+                most = max(most, kept)
                 if failures >= self.patience.attempts:
                     again = f"{kept} bytes are kept, run again to continue" if kept else "try again later"
                     raise DownloadError(
@@ -161,7 +162,7 @@ class _Line:
         return offset > 0
 
     def _request(self, offset: int) -> urllib.request.Request:
-        headers = {"User-Agent": f"foveal/{__version__}", "Accept-Encoding": "identity"}
+        headers = {"User-Agent": f"foveal/{importlib.metadata.version('foveal')}", "Accept-Encoding": "identity"}
         if offset:
             headers["Range"] = f"bytes={offset}-"
             if self.partial.note.validator:
