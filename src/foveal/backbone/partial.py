@@ -41,6 +41,11 @@ class Partial:
         self.path, self.url = path, url
         self.note = self._read_note()
 
+    @property
+    def title(self) -> str:
+        """The name of the file that it becomes."""
+        return self.path.name.strip(".").removesuffix(".partial")
+
     def start_anew(self, *, validator: str | None = None, total_bytes: int | None = None) -> None:
         """Forget what is there and begin with an empty file."""
         self.discard()

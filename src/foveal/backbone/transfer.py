@@ -105,7 +105,7 @@ def fetch(wanted: Wanted, partial: Partial, *, patience: Patience, progress: Pro
     except DownloadError:
         if not continued:
             raise
-    logger.warning("%s: what was left of an earlier download is of another file; starting anew", partial.path.name)
+    logger.warning("%s: what was left of an earlier download is of another file; starting anew", partial.title)
     line.until_whole(progress)
     return _checked_hash(wanted, partial)
 
@@ -128,13 +128,17 @@ class _Line:
                 failures = 1 if kept - most >= PROGRESS_BYTES else failures + 1
                 most = max(most, kept)
                 if failures >= self.patience.attempts:
-                    again = f"{kept} bytes are kept, run again to continue" if kept else "try again later"
+                    again = (
+                        f"{kept} bytes are kept, run again to continue"
+                        if kept
+                        else "try again later, through HTTPS_PROXY or from a FOVEAL_MIRROR"
+                    )
                     raise DownloadError(
                         f"{self.wanted.url}: {failure}; gave up after {failures} failures in a row; {again}"
                     ) from failure
                 pause = self.patience.backoff_s * 2 ** (failures - 1) if failure.pause_s is None else failure.pause_s
                 pause = min(pause, LONGEST_PAUSE_S)
-                logger.warning("%s: %s; trying again in %.1f s", self.partial.path.name, failure, pause)
+                logger.warning("%s: %s; trying again in %.1f s", self.partial.title, failure, pause)
                 time.sleep(pause)
 
     def _attempt(self, progress: Progress | None) -> bool:

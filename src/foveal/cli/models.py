@@ -38,11 +38,14 @@ def _print_table(rows: "list[Checkpoint]") -> None:
         for cells in (COLUMNS, *lines):
             typer.echo("\t".join(cells))
         return
+    from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(*COLUMNS, title=Text(f"Known checkpoints; here: {checkpoints_folder()}"))
+    table = Table(box=SIMPLE, title=Text(f"Known checkpoints; here: {checkpoints_folder()}"))
+    for column in COLUMNS:
+        table.add_column(column, no_wrap=column == "name")
     for cells in lines:
         table.add_row(*(Text(cell) for cell in cells))
     Console().print(table)
