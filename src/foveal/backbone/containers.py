@@ -18,6 +18,7 @@ INDEX = "model.safetensors.index.json"
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 _MAX_ENTRIES = 200_000  # tensors and other values of one checkpoint; ViT-g with its optimizer has about 5,000
 _MAX_NESTING = 8
+_MAX_HEADER_BYTES = 100_000_000  # the limit of safetensors itself
 
 
 @dataclass(frozen=True)
@@ -110,12 +111,12 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str], str]:
             head = file.read(512)
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error}") from error
-    if head[:4] == b"PK\x03\x04" or head[:1] == b"\x80":
+    header = int.from_bytes(head[:8], "little")
+    if head[8:9] != b"{" or header > _MAX_HEADER_BYTES:
+        if head[:4] != b"PK\x03\x04" and head[:1] != b"\x80":
+            raise WeightsError(explain_file(path, head))
         content, integrity = load_pickle(path)
         return dict(_flatten(content, path)), {}, integrity
-    header = int.from_bytes(head[:8], "little")
-    if head[8:9] != b"{":
-        raise WeightsError(explain_file(path, head))
     if 8 + header > size:
         raise WeightsError(f"{path} is cut short: its header alone has {header} bytes, the file {size}; copy it again")
     tensors = load_tensors(path)

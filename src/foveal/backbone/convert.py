@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import get_args
 
@@ -109,7 +110,8 @@ def _write_file(out: Path, tensors: Mapping[str, Tensor]) -> None:
         staging.rename(out)
         sync(out.parent)
     except (OSError, RuntimeError) as error:
-        staging.unlink(missing_ok=True)
+        with suppress(OSError):
+            staging.unlink()
         raise WeightsError(f"{out} cannot be written ({error}); free space or choose another place") from error
 
 

@@ -5,6 +5,7 @@ up to its first block, so that block i keeps its number: `blocks.<c>.<i>.`.
 """
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 
 from torch import Tensor
@@ -32,12 +33,8 @@ def from_official(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     places = sorted({(int(m[1]), int(m[2])) for m in found.values() if m})
     number = {place: place[1] for place in places}
     if len(set(number.values())) != len(places):
-        starts = [chunk for chunk, i in places if i == 0]
-        if any(
-            places[k][0] == places[k - 1][0] and places[k][1] != places[k - 1][1] + 1 for k in range(1, len(places))
-        ):
+        sizes = Counter(chunk for chunk, _ in places)
+        if places != [(chunk, i) for chunk in range(len(sizes)) for i in range(sizes[chunk])]:
             raise WeightsError("the numbers of the chunked blocks have gaps; the checkpoint is incomplete")
-        if starts != sorted({chunk for chunk, _ in places}):
-            raise WeightsError("the chunked blocks are numbered in two ways at once; the checkpoint is inconsistent")
         number = {place: i for i, place in enumerate(places)}
     return {f"blocks.{number[int(m[1]), int(m[2])]}.{m[3]}" if m else name: tensors[name] for name, m in found.items()}
