@@ -98,7 +98,8 @@ def read_checkpoint(path: str | Path, *, num_heads: int | None = None) -> Checkp
         return _read_model_folder(path, num_heads=num_heads)
     container = read_container(path)
     selection = select_backbone(container.tensors, where=str(path))
-    check_values(selection.backbone, num_bytes=container.num_bytes, where=str(path))
+    checked = {**selection.backbone, **selection.ssl_heads}
+    check_values(checked, num_bytes=container.num_bytes, where=str(path))
     try:
         layout, tensors, assumed = _to_ours(selection.backbone)
         beside = _beside(path, container, layout)
