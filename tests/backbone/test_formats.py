@@ -237,7 +237,11 @@ def test_card_says_where_the_weights_come_from(random_network: Network, tmp_path
         "format": "official",
         "source": "dinov2_x.pth",
         "sha256": {"dinov2_x.pth": sha256_of(path)},
-        "assumed": ["image sizes: short side to 48, crop 42", "channel statistics: those of ImageNet"],
+        "assumed": [
+            "attention heads: 3, from the width (--num-heads says otherwise)",
+            "image sizes: short side to 48, crop 42",
+            "channel statistics: those of ImageNet",
+        ],
         "converted_to": "foveal",
         "lost": [],
     }
@@ -297,7 +301,10 @@ def test_heads_that_no_shape_shows_are_kept_or_asked_for(random_network: Network
         assert load_checkpoint(tmp_path / to)[1].backbone.num_heads == 4
     _, lost = convert(tmp_path / "model", tmp_path / "x.pth", to="official")
     assert "num_heads=4 (give --num-heads 4 to read the file again)" in lost
-    assert load_checkpoint(tmp_path / "x.pth", num_heads=4)[1].backbone.num_heads == 4
+    assert any("attention heads: 3" in text for text in read_checkpoint(tmp_path / "x.pth").assumed)
+    card = load_checkpoint(tmp_path / "x.pth", num_heads=4)[1]
+    assert card.backbone.num_heads == 4
+    assert "attention heads" not in str(card.lineage["assumed"])
     with pytest.raises(WeightsError, match="num_heads=3 was given, and the files say 4; leave it out"):
         load_checkpoint(tmp_path / "timm", num_heads=3)
     odd = random_network(width=40, num_heads=5, **SMALL)
