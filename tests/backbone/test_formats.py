@@ -237,7 +237,11 @@ def test_card_says_where_the_weights_come_from(random_network: Network, tmp_path
         "format": "official",
         "source": "dinov2_x.pth",
         "sha256": {"dinov2_x.pth": sha256_of(path)},
-        "assumed": ["image sizes: short side to 48, crop 42", "channel statistics: those of ImageNet"],
+        "assumed": [
+            "attention heads: 3, from the width (--num-heads says otherwise)",
+            "image sizes: short side to 48, crop 42",
+            "channel statistics: those of ImageNet",
+        ],
         "converted_to": "foveal",
         "lost": [],
     }
@@ -258,6 +262,37 @@ def test_sizes_and_statistics_come_from_the_files_beside(random_network: Network
     assert "cc-by-nc-4.0" in str(read_checkpoint(tmp_path / "huggingface").card.licence).lower()
 
 
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("preprocessor_config.json", {"crop_size": {"height": "wide"}, "size": {"shortest_edge": 256}}),
+        ("preprocessor_config.json", {"image_mean": 0.5, "image_std": [1, 1, 1]}),
+        ("config.json", {"pretrained_cfg": {"input_size": 3}}),
+        ("config.json", {"pretrained_cfg": {"input_size": [3, 42, 42], "crop_pct": 0}}),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(
+    random_network: Network, tmp_path: Path, file: str, change: dict
+) -> None:
+    save_model(tmp_path / "model", (network := random_network(**SMALL)), Card(name="x", backbone=network.config))
+    folder = tmp_path / "there"
+    convert(tmp_path / "model", folder, to="timm" if file == "config.json" else "huggingface")
+    save_file(load_file(folder / "model.safetensors"), folder / "model.safetensors")
+    (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | change))
+    with pytest.raises(WeightsError, match=r"the settings beside .*there make no sense"):
+        read_checkpoint(folder)
+
+
+def test_embedded_card_of_another_network_is_refused(model: Callable, tmp_path: Path) -> None:
+    source, network, card = model()
+    other = card.model_copy(update={"backbone": network.config.model_copy(update={"depth": 7})})
+    for text, message in ((other.model_dump_json(), "describes another network"), ("{", "cannot be understood")):
+        path = tmp_path / "x.safetensors"
+        save_file(load_file(source / "model.safetensors"), path, metadata={"foveal_card": text})
+        with pytest.raises(WeightsError, match=rf"the card in the metadata of .*x\.safetensors {message}"):
+            read_checkpoint(path)
+
+
 def test_heads_that_no_shape_shows_are_kept_or_asked_for(random_network: Network, tmp_path: Path) -> None:
     network = random_network(width=48, num_heads=4, **SMALL)
     save_model(tmp_path / "model", network, Card(name="x", backbone=network.config))
@@ -266,7 +301,10 @@ def test_heads_that_no_shape_shows_are_kept_or_asked_for(random_network: Network
         assert load_checkpoint(tmp_path / to)[1].backbone.num_heads == 4
     _, lost = convert(tmp_path / "model", tmp_path / "x.pth", to="official")
     assert "num_heads=4 (give --num-heads 4 to read the file again)" in lost
-    assert load_checkpoint(tmp_path / "x.pth", num_heads=4)[1].backbone.num_heads == 4
+    assert any("attention heads: 3" in text for text in read_checkpoint(tmp_path / "x.pth").assumed)
+    card = load_checkpoint(tmp_path / "x.pth", num_heads=4)[1]
+    assert card.backbone.num_heads == 4
+    assert "attention heads" not in str(card.lineage["assumed"])
     with pytest.raises(WeightsError, match="num_heads=3 was given, and the files say 4; leave it out"):
         load_checkpoint(tmp_path / "timm", num_heads=3)
     odd = random_network(width=40, num_heads=5, **SMALL)

@@ -219,6 +219,9 @@ def _bomb(path: Path, kind: str) -> None:
         _zip_with(path, b"\x80\x02ctorch\nFloatStorage\n\x8a\x06\0\0\0\0\0\x10\x85R.")
     elif kind == "repeated_view":
         torch.save({"pos_embed": torch.zeros(1).expand(1, 10**7, 10**5), "cls_token": torch.zeros(1, 1, 3)}, path)
+    elif kind == "repeated_view_in_a_head":
+        head = torch.zeros(1).expand(10**6, 10**6)
+        torch.save({"backbone.pos_embed": torch.zeros(1, 2, 3), "dino_head.last_layer.weight_v": head}, path)
     elif kind == "huge_zip64_count":
         torch.save({"a": torch.zeros(3)}, path)
         data = bytearray(path.read_bytes())
@@ -254,6 +257,7 @@ BOMBS = {
     "bytearray": r"its pickle asks for __builtin__\.bytearray",
     "calls_a_type": "its pickle calls something that is no function",
     "repeated_view": r"its tensors would unfold to 4000000000012 bytes from a file of \d{3,4}$",
+    "repeated_view_in_a_head": r"its tensors would unfold to 4000000000024 bytes from a file of \d{3,4}$",
     "huge_zip64_count": "declares 1000000000000 members",
     "nested_dictionaries": "nests more than 8 levels or 200000 values",
 }

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -62,8 +63,7 @@ def convert(
         _write_file(out, checkpoint.tensors)
     else:
         _write_folder(out, checkpoint.tensors, card, to)
-    written = Checkpoint(**{**vars(checkpoint), "card": card})
-    return written, lost
+    return replace(checkpoint, card=card), lost
 
 
 def losses(checkpoint: Checkpoint, to: str) -> list[str]:

@@ -98,7 +98,8 @@ def read_checkpoint(path: str | Path, *, num_heads: int | None = None) -> Checkp
         return _read_model_folder(path, num_heads=num_heads)
     container = read_container(path)
     selection = select_backbone(container.tensors, where=str(path))
-    check_values(selection.backbone, num_bytes=container.num_bytes, where=str(path))
+    checked = {**selection.backbone, **selection.ssl_heads}
+    check_values(checked, num_bytes=container.num_bytes, where=str(path))
     try:
         layout, tensors, assumed = _to_ours(selection.backbone)
         beside = _beside(path, container, layout)
@@ -111,6 +112,11 @@ def read_checkpoint(path: str | Path, *, num_heads: int | None = None) -> Checkp
         raise error if str(path) in str(error) else WeightsError(f"{path}: {error}") from error
     for text in implausible(tensors):
         logger.warning("%s: %s; the file may be damaged", path, text)
+    if num_heads is None and beside.num_heads() is None and _heads_are_a_guess(card.backbone):
+        filled_in = [
+            f"attention heads: {card.backbone.num_heads}, from the width (--num-heads says otherwise)",
+            *filled_in,
+        ]
     assumed += filled_in
     if assumed:
         card = card.model_copy(update={"lineage": {**card.lineage, "assumed": assumed}})
@@ -128,6 +134,11 @@ def _read_model_folder(folder: Path, *, num_heads: int | None) -> Checkpoint:
             raise WeightsError(f"{path} is damaged: its sha256 is {seen}, the card says {card.sha256.get(HEADS)}")
         heads = load_tensors(path)
     return Checkpoint(tensors, card, "foveal", heads, {}, "sha256 as in the card", [])
+
+
+def _heads_are_a_guess(config: BackboneConfig) -> bool:
+    """Whether another number of heads is likely: no network of the table, or heads that are not 64 channels wide."""
+    return config.variant == "custom" or config.width != 64 * config.num_heads
 
 
 def _to_ours(backbone: Mapping[str, Tensor]) -> tuple[Format, dict[str, Tensor], list[str]]:

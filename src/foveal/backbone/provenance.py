@@ -120,13 +120,13 @@ def make_card(
         return beside.card.model_copy(update={"lineage": lineage, "sha256": container.sha256}), []
     assumed: list[str] = []
     fields: dict[str, object] = {"name": path.stem, "backbone": config, "lineage": lineage, "sha256": container.sha256}
-    fields |= _sizes(config, beside, assumed) | _statistics(config, beside, assumed)
     if beside.licence:
         fields["licence"] = beside.licence
     try:
+        fields |= _sizes(config, beside, assumed) | _statistics(config, beside, assumed)
         return Card.model_validate(fields), assumed
-    except ValidationError as error:
-        raise WeightsError(f"{path}: the settings beside the weights make no sense: {error}") from error
+    except (ValidationError, TypeError, IndexError, ZeroDivisionError) as error:
+        raise WeightsError(f"the settings beside {path} make no sense ({error}); copy them again") from error
 
 
 def _sizes(config: BackboneConfig, beside: Beside, assumed: list[str]) -> dict[str, object]:

@@ -1,4 +1,7 @@
-"""Weights of timm through the door and back, where timm is installed: equal to the bit, and the same tokens."""
+"""Weights of timm through the door and back, where timm is installed: equal to the bit, and the same tokens.
+
+timm imports torchvision, whose compiled part may not fit; then it imports only with its operators declared.
+"""
 
 import importlib.util
 from pathlib import Path
@@ -22,7 +25,11 @@ NAMES = ("vit_small_patch14_dinov2", "vit_small_patch14_reg4_dinov2", "vit_giant
 
 @pytest.fixture(scope="module")
 def timm_module() -> object:
-    import timm  # after conftest.py declared what its torchvision misses
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for operator in ("nms", "qnms"):
+        if not hasattr(torch.ops.torchvision, operator):
+            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    import timm
 
     return timm
 
