@@ -2,10 +2,12 @@
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from fake_server import FakeServer, running
 
 torch.set_num_threads(1)
 # A suite started in the background inherits an ignored SIGINT, and so would the processes that it starts.
@@ -28,3 +30,19 @@ def real_images() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real test images are not on this machine ({folder}; set FOVEAL_DATA)")
     return folder
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with running() as state:
+        yield state
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty FOVEAL_HOME; no other setting of downloads."""
+    for name in ("FOVEAL_MIRROR", "FOVEAL_OFFLINE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("FOVEAL_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"

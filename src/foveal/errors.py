@@ -28,6 +28,14 @@ class WeightsError(FovealError):
     """A model folder or a weights file that is missing, damaged, or does not fit its card."""
 
 
+class LicenceError(FovealError):
+    """An action that the licence of some weights does not allow without the user having accepted its terms."""
+
+
+class DownloadError(FovealError):
+    """A file that cannot be fetched, kept or trusted. Nothing that was there before is lost."""
+
+
 class RecipeError(FovealError):
     """A recipe or an override with an unknown key, a wrong value, or values that contradict each other."""
 

@@ -62,6 +62,16 @@ def test_flipped_byte_is_named(folder: Path) -> None:
     load_model(folder, verify=False)
 
 
+def test_missing_hash_is_named(folder: Path) -> None:
+    path = folder / CARD
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"sha256": {}}))
+    with pytest.raises(
+        WeightsError, match=r"model\.json has no sha256 for model\.safetensors, .*copy the model folder"
+    ):
+        load_model(folder)
+    load_model(folder, verify=False)
+
+
 @pytest.mark.parametrize("keep", [0, 5, 1000])
 def test_cut_file_is_named(folder: Path, keep: int) -> None:
     path = folder / WEIGHTS

@@ -25,7 +25,7 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
         (["nkn"], "No such command 'nkn'"),
         (["knn"], "Missing option '--model'"),
         (["knn", "--modle", "x"], "No such option: --modle"),
-        (["knn", "--model", "no/where", "--train", "x"], "'no/where' does not exist"),
+        (["knn", "--model", "no/where", "--train", "x"], "no/where is no file or folder here and no known"),
         (["pca", "no/where.png", "--model", "."], "no/where.png does not exist; give image files"),
     ],
 )

@@ -1,43 +1,21 @@
 """Model folders: `model.safetensors` beside its card `model.json`, and the heads of a pretraining run."""
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors
-from pydantic import BaseModel, ConfigDict, ValidationError
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from foveal.backbone.card import CARD, Card, card_text, read_card
 from foveal.backbone.variants import BackboneConfig
 from foveal.backbone.vit import VisionTransformer
 from foveal.errors import WeightsError
 from foveal.files import publish, sha256_of
 
-WEIGHTS, CARD, HEADS = "model.safetensors", "model.json", "ssl_heads.safetensors"
-
-
-class Card(BaseModel):
-    """What a model folder says of itself.
-
-    `mean` and `std` normalise channels given in 0..1. `crop_size` is the image size in pixels that features are
-    extracted at by default; `resize_size` the length of the shorter side before that crop. `lineage` tells where the
-    weights come from. `sha256` is that of each file beside the card.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-
-    format_version: int = 1
-    name: str
-    backbone: BackboneConfig
-    mean: list[float] = [0.485, 0.456, 0.406]
-    std: list[float] = [0.229, 0.224, 0.225]
-    crop_size: int = 224
-    resize_size: int = 256
-    licence: str = "unknown"
-    lineage: dict[str, object] = {}
-    sha256: dict[str, str] = {}
+WEIGHTS, HEADS = "model.safetensors", "ssl_heads.safetensors"
 
 
 def save_model(
@@ -66,7 +44,7 @@ def save_model(
             _save_tensors(heads, staging / HEADS)
         hashes = {path.name: sha256_of(path) for path in sorted(staging.iterdir())}
         card = card.model_copy(update={"sha256": hashes})
-        (staging / CARD).write_text(card.model_dump_json(indent=2) + "\n")
+        (staging / CARD).write_text(card_text(card))
         publish(staging, folder)
     except (OSError, safetensors.SafetensorError) as error:
         shutil.rmtree(staging, ignore_errors=True)
@@ -86,31 +64,32 @@ def load_model(folder: str | Path, *, verify: bool = True) -> tuple[VisionTransf
     Raises:
         WeightsError: no model folder, a damaged file, or weights that do not fit the card; the message says which.
     """
+    tensors, card = load_weights(folder, verify=verify)
+    backbone = VisionTransformer(card.backbone)
+    backbone.load_state_dict(tensors)
+    return backbone.eval(), card
+
+
+def load_weights(folder: str | Path, *, verify: bool = True) -> tuple[dict[str, Tensor], Card]:
+    """Read the tensors of a model folder, of the types they have on disk, and its card; see `load_model`."""
     folder = Path(folder)
     card = read_card(folder)
     path = folder / WEIGHTS
     if not path.is_file():
         raise WeightsError(f"{folder} has a card but no {WEIGHTS}; copy the whole model folder")
-    if verify and (seen := sha256_of(path)) != card.sha256.get(WEIGHTS):
+    if verify:
+        _check_hash(path, wanted=card.sha256.get(WEIGHTS))
+    return check_fits(load_tensors(path), card.backbone, where=str(path)), card
+
+
+def _check_hash(path: Path, *, wanted: str | None) -> None:
+    if wanted is None:
         raise WeightsError(
-            f"{path} is damaged: its sha256 is {seen}, the card says {card.sha256.get(WEIGHTS)}; copy it again"
+            f"{path.parent / CARD} has no sha256 for {path.name}, so it cannot be told whether it is whole; "
+            "copy the model folder again with its own card"
         )
-    backbone = VisionTransformer(card.backbone)
-    backbone.load_state_dict(check_tensors(load_tensors(path), backbone.state_dict(), where=str(path)))
-    return backbone.eval(), card
-
-
-def read_card(folder: Path) -> Card:
-    """Read the card of a model folder; WeightsError when there is none or it cannot be understood."""
-    path = folder / CARD
-    if not path.is_file():
-        near = folder / "model"
-        hint = f"; did you mean {near}?" if (near / CARD).is_file() else "; give the folder that holds model.json"
-        raise WeightsError(f"{folder} is not a model folder: it has no {CARD}{hint}")
-    try:
-        return Card.model_validate(json.loads(path.read_text()))
-    except (ValidationError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise WeightsError(f"{path} cannot be understood: {error}") from error
+    if (seen := sha256_of(path)) != wanted:
+        raise WeightsError(f"{path} is damaged: its sha256 is {seen}, the card says {wanted}; copy it again")
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
@@ -120,6 +99,13 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (OSError, safetensors.SafetensorError) as error:
         raise WeightsError(f"{path} cannot be read: {error}") from error
+
+
+def check_fits(tensors: dict[str, Tensor], config: BackboneConfig, *, where: str) -> dict[str, Tensor]:
+    """Return `tensors` when they are exactly those of the network; else WeightsError lists the differences."""
+    with torch.device("meta"):
+        wanted = VisionTransformer(config).state_dict()
+    return check_tensors(tensors, wanted, where=where)
 
 
 def check_tensors(found: dict[str, Tensor], wanted: Mapping[str, Tensor], *, where: str) -> dict[str, Tensor]:

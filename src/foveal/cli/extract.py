@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def extract(
     images: Annotated[str, typer.Argument(help="A folder, a .txt list, .tar or .parquet shards, or an image set.")],
-    model: Annotated[Path, typer.Option(help="Model folder.", exists=True, file_okay=False)],
+    model: Annotated[str, typer.Option(help="Model folder, checkpoint, or name in `foveal models`.")],
     out: Annotated[Path, typer.Option(help="Feature store to make or to continue.")],
     tokens: Annotated[str, typer.Option(help="Of cls, registers, patches, mean; separated by commas.")] = "cls",
     layers: Annotated[

@@ -11,7 +11,7 @@ from foveal.errors import FovealError
 
 
 def knn(
-    model: Annotated[Path, typer.Option(help="Model folder.", exists=True, file_okay=False)],
+    model: Annotated[str, typer.Option(help="Model folder, checkpoint, or name in `foveal models`.")],
     train: Annotated[str, typer.Option(help="Labelled images that vote: a folder CLASS/name.jpg, a list or shards.")],
     test: Annotated[str | None, typer.Option(help="Labelled images that are classified.")] = None,
     split: Annotated[

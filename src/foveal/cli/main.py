@@ -14,7 +14,22 @@ import foveal
 from foveal.errors import FovealError
 
 # Each verb is the function of that name in the module of that name; its heavy imports are inside.
-VERBS = ("demo", "pretrain", "extract", "index", "search", "knn", "pca", "attention", "match", "similar")
+VERBS = (
+    "demo",
+    "pretrain",
+    "models",
+    "download",
+    "doctor",
+    "convert",
+    "extract",
+    "index",
+    "search",
+    "knn",
+    "pca",
+    "attention",
+    "match",
+    "similar",
+)
 
 INTERRUPTED = 130
 

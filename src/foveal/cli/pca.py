@@ -10,7 +10,7 @@ from foveal.cli.pictures import SOURCES, check_picture_target, read_pictures, wr
 
 def pca(
     images: Annotated[list[str], typer.Argument(help=f"Any of: {SOURCES}.")],
-    model: Annotated[Path, typer.Option(help="Model folder.", exists=True, file_okay=False)],
+    model: Annotated[str, typer.Option(help="Model folder, checkpoint, or name in `foveal models`.")],
     out: Annotated[Path, typer.Option(help="Picture to write: .png, .jpg or .webp.")] = Path("pca.png"),
     size: Annotated[int | None, typer.Option(help="Short side, pixels.  [default: the model's]", min=1)] = None,
     fit: Annotated[str, typer.Option(help="resize, pad, or crop, which cuts off the sides.")] = "resize",

@@ -11,7 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from foveal.backbone.weights import Card, load_model
+from foveal.backbone.card import Card
+from foveal.backbone.source import open_backbone
+from foveal.engine.foreign import ForeignEngine, is_foreign, load_foreign
 from foveal.engine.torch_engine import Precision, TorchEngine
 from foveal.errors import FovealError
 from foveal.features.batches import Progress, prepared_batches
@@ -59,7 +61,7 @@ class Model:
         card: channel statistics and default sizes.
     """
 
-    def __init__(self, engine: TorchEngine, card: Card) -> None:
+    def __init__(self, engine: TorchEngine | ForeignEngine, card: Card) -> None:
         self.engine = engine
         self.card = card
 
@@ -206,19 +208,28 @@ class Model:
             yield indices, encode_arrays(self.engine, arrays, tokens=what, layers=layers, patch_size=patch_size)
 
 
-def load(folder: str | Path, *, precision: Precision = "fp32", device: str | None = None) -> Model:
-    """Load a model folder for extraction.
+def load(model: str | Path, *, precision: Precision = "fp32", device: str | None = None) -> Model:
+    """Load a model for extraction.
 
     Args:
-        folder: holds model.safetensors and model.json.
+        model: a model folder; a checkpoint; a name in `foveal models`, fetched once; or a backbone of another library,
+            "timm:NAME", "hf:NAME" or "open_clip:NAME/PRETRAINED" (see `foveal.engine.foreign`).
         precision: "fp32" or "bf16".
         device: a torch device; None takes the GPU where there is one, else the CPU.
 
     Raises:
-        WeightsError: no model folder, or a damaged one.
+        WeightsError: nothing is called that, or it is damaged.
+        DownloadError: it cannot be fetched.
+
+    Example:
+        >>> load("dinov2_vits14").card.licence.name  # doctest: +SKIP
+        'Apache-2.0'
     """
-    backbone, card = load_model(folder)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if is_foreign(model):
+        engine, card = load_foreign(str(model), precision=precision, device=device)
+        return Model(engine, card)
+    backbone, card = open_backbone(model)
     return Model(TorchEngine(backbone, precision=precision, device=device), card)
 
 

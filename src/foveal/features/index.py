@@ -235,7 +235,7 @@ def _search(lists: Any, queries: Tensor, database: Database, *, k: int, num_list
 
     check_k(k, database.num_rows)
     num_candidates = min(database.num_rows, 4 * k + 32)
-    parameters = faiss.SearchParametersIVF(nprobe=num_lists)
+    parameters = faiss.SearchParametersIVF(nprobe=num_lists)  # type: ignore[call-arg]  # its stubs know no fields
     _, candidates = lists.search(_unit(queries).numpy(), num_candidates, params=parameters)
     found = rank_exactly(queries, database, torch.from_numpy(candidates), k=k)
     short = (found.indices[:, -1] < 0).nonzero().squeeze(1)

@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from foveal import __version__
-from foveal.backbone.weights import Card, check_tensors, save_model
+from foveal.backbone.card import Card
+from foveal.backbone.licence import OWN
+from foveal.backbone.weights import check_tensors, save_model
 from foveal.errors import DivergedError, ImageSetError, RecipeError, RunError, WeightsError
 from foveal.images.imageset import ImageSet
 from foveal.images.ledger import BadImageLedger
@@ -119,7 +121,7 @@ def model_card(recipe: Recipe, *, step: int, images_hash: str) -> Card:
         std=list(recipe.channel_std),
         crop_size=crop,
         resize_size=recipe.features.resize_size or round(crop * 256 / 224),
-        licence="your own: trained from scratch by foveal on the images named in lineage",
+        licence=OWN,
         lineage={
             "made_by": f"foveal {__version__} pretrain",
             "images": images_hash,

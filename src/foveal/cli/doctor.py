@@ -1,0 +1,24 @@
+"""`foveal doctor`: what a checkpoint is, and why it does not load."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def doctor(
+    file: Annotated[Path, typer.Argument(help="A file of weights, or a folder that holds them.")],
+    expect: Annotated[
+        str | None, typer.Option(help="The network it should be, e.g. vits14 or dinov2_vitb14_reg.")
+    ] = None,
+    num_heads: Annotated[int | None, typer.Option(help="Attention heads, where the files do not tell.", min=1)] = None,
+) -> None:
+    """Say what a checkpoint is and whether it loads; exit code 2, with the reason, where it does not."""
+    from foveal.backbone.doctor import diagnose
+
+    diagnosis = diagnose(file, expect=expect, num_heads=num_heads)
+    for name, value in diagnosis.rows:
+        typer.echo(f"{name:<12} {value}")
+    for text in diagnosis.warnings:
+        typer.echo(f"warning      {text}")
+    typer.echo(f"{file} loads: foveal.load({str(file)!r})")

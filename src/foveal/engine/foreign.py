@@ -1,0 +1,405 @@
+"""Backbones of other libraries behind the same call: "timm:NAME", "hf:NAME_OR_FOLDER", "open_clip:NAME/PRETRAINED".
+
+The libraries (extra `foreign`) are imported here and nowhere else, and only when such a name is asked for. Weights are
+the library's own pretrained ones, found by it in its cache or fetched by it. "#FILE" after the name takes them from a
+file, and "#random" draws them from a fixed seed, to try an architecture without weights.
+
+Only vision transformers with patch tokens on a grid have what `encode` gives. A tower without a class token (SigLIP)
+gives the mean of its patches in its place. Every token is after the tower's final norm and before any projection.
+"""
+
+import hashlib
+import importlib
+import importlib.metadata
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from foveal.backbone.card import Card
+from foveal.backbone.licence import OWN, UNKNOWN, Licence, licence_named
+from foveal.backbone.variants import BackboneConfig
+from foveal.backbone.vit import Tokens
+from foveal.errors import FovealError
+
+PREFIXES = ("timm:", "hf:", "open_clip:")
+RANDOM = "random"
+
+# (images, numbers of blocks in ascending order, apply the final norm) -> (prefix tokens or None, patches) of each.
+Run = Callable[[Tensor, list[int], bool], list[tuple[Tensor | None, Tensor]]]
+
+
+@dataclass(frozen=True)
+class Tower:
+    """An image tower of another library.
+
+    Attributes:
+        name: as asked for.
+        library: its name, for the version.
+        module: the network.
+        run: gives the tokens of chosen blocks.
+        config: sizes, of a custom variant.
+        mean: of each channel, in 0..1.
+        std: of each channel, in 0..1.
+        resize_size: pixels of the shorter side before the crop of config.image_size.
+        is_fixed: takes images of config.image_size only.
+        licence: of the library's pretrained weights.
+    """
+
+    name: str
+    library: str
+    module: nn.Module
+    run: Run
+    config: BackboneConfig
+    mean: list[float]
+    std: list[float]
+    resize_size: int
+    is_fixed: bool
+    licence: Licence
+
+
+class ForeignEngine:
+    """Runs an image tower of another library without gradients: normalised images in, float32 tokens out."""
+
+    def __init__(
+        self, tower: Tower, *, precision: Literal["fp32", "bf16"] = "fp32", device: str | torch.device = "cpu"
+    ) -> None:
+        if precision not in ("fp32", "bf16"):
+            raise FovealError(f"precision='{precision}' of {tower.name}; choose fp32 or bf16")
+        self.tower, self.precision, self.device = tower, precision, torch.device(device)
+        tower.module.to(self.device).eval().requires_grad_(False)
+
+    @property
+    def description(self) -> dict[str, str]:
+        """Return what a stamp says of the engine."""
+        version = importlib.metadata.version(self.tower.library)
+        return {
+            "name": self.tower.library,
+            "precision": self.precision,
+            "device": self.device.type,
+            "version": f"{version}, torch {torch.__version__}",
+        }
+
+    def settle(self, images: Tensor) -> None:
+        """There is nothing to decide before the first batch."""
+
+    def encode(self, batch: Tensor) -> Tokens:
+        """Return the tokens of the last block after the final norm; `batch` is (B, 3, H, W) float32, normalised."""
+        return self.intermediate(batch, 1)[0]
+
+    @torch.inference_mode()
+    def intermediate(self, batch: Tensor, layers: int | Sequence[int], *, norm: bool = True) -> list[Tokens]:
+        """Return the tokens after chosen blocks (the last n, or a list of numbers from 0), in ascending order.
+
+        Raises:
+            FovealError: blocks that do not exist, or a size that the tower does not take.
+        """
+        config, depth = self.tower.config, self.tower.config.depth
+        wanted = sorted(set(range(depth - layers, depth) if isinstance(layers, int) else layers))
+        if not wanted or wanted[0] < 0 or wanted[-1] >= depth:
+            raise FovealError(f"layers={layers} of {self.tower.name} with {depth} blocks; choose among 0..{depth - 1}")
+        height, width = batch.shape[-2:]
+        if self.tower.is_fixed and (height, width) != (config.image_size, config.image_size):
+            raise FovealError(
+                f"{self.tower.name} takes {config.image_size} x {config.image_size} pixels, not {height} x {width}"
+            )
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+            found = self.tower.run(batch.to(self.device), wanted, norm)
+        return [_tokens(prefix, patches) for prefix, patches in found]
+
+
+def is_foreign(source: object) -> bool:
+    """Tell whether a model's name is one of another library.
+
+    Example:
+        >>> is_foreign("timm:vit_small_patch14_dinov2"), is_foreign("runs/model")
+        (True, False)
+    """
+    return isinstance(source, str) and source.startswith(PREFIXES)
+
+
+def load_foreign(
+    source: str, *, precision: Literal["fp32", "bf16"] = "fp32", device: str | torch.device = "cpu"
+) -> tuple[ForeignEngine, Card]:
+    """Return the engine of another library's backbone, and a card with its preprocessing.
+
+    Args:
+        source: "timm:NAME", "hf:NAME_OR_FOLDER" or "open_clip:NAME/PRETRAINED", with "#FILE" or "#random" behind.
+        precision: "fp32" or "bf16".
+        device: a torch device.
+
+    Raises:
+        FovealError: the library is missing or does not fit torch, the name is unknown to it, its weights are not to be
+            had, or the architecture has no patch tokens; the message says which and what to do.
+    """
+    library, _, rest = source.partition(":")
+    name, _, weights = rest.partition("#")
+    if not name:
+        raise FovealError(f"{source} names no model; give e.g. timm:vit_small_patch14_dinov2")
+    make = {"timm": _timm, "hf": _transformers, "open_clip": _open_clip}[library]
+    tower = make(source, name, weights)
+    config = tower.config
+    card = Card(
+        name=source,
+        backbone=config,
+        mean=tower.mean,
+        std=tower.std,
+        crop_size=config.image_size,
+        resize_size=max(tower.resize_size, config.image_size),
+        licence={"": tower.licence, RANDOM: OWN}.get(weights, UNKNOWN),
+        lineage={"library": tower.library, "weights": weights or "pretrained"},
+        sha256={"state_dict": _hash_of(tower.module)},
+    )
+    return ForeignEngine(tower, precision=precision, device=device), card
+
+
+def _timm(source: str, name: str, weights: str) -> Tower:
+    timm = _import("timm")
+    if not timm.is_model(name):
+        near = ", ".join(timm.list_models(f"*{name}*")[:3]) or "timm.list_models() lists them"
+        raise FovealError(f"{source}: timm {timm.__version__} has no model '{name}'; near: {near}")
+    how: dict[str, Any] = {"num_classes": 0, "pretrained": not weights}
+    if weights not in ("", RANDOM):
+        how["checkpoint_path"] = str(_file(source, weights))
+    is_vit = name.startswith(("vit_", "deit", "eva", "beit"))
+    module = _make(source, lambda: timm.create_model(name, **how, **({"dynamic_img_size": True} if is_vit else {})))
+    patch = getattr(getattr(module, "patch_embed", None), "patch_size", None)
+    if patch is None or not hasattr(module, "num_prefix_tokens") or patch[0] != patch[1]:
+        raise FovealError(_no_patches(source))
+    data = timm.data.resolve_model_data_config(module)
+    size = data["input_size"][1] // patch[0] * patch[0]
+
+    def run(images: Tensor, layers: list[int], norm: bool) -> list[tuple[Tensor | None, Tensor]]:
+        found = module.forward_intermediates(
+            images, indices=layers, return_prefix_tokens=True, norm=norm, output_fmt="NLC", intermediates_only=True
+        )
+        return (
+            [(prefix, patches) for patches, prefix in found] if module.num_prefix_tokens else [(None, p) for p in found]
+        )
+
+    config = _config(
+        source, module.embed_dim, len(module.blocks), _heads(module), patch[0], size, module.num_prefix_tokens
+    )
+    return Tower(
+        name=source,
+        library="timm",
+        module=module,
+        run=run,
+        config=config,
+        mean=list(data["mean"]),
+        std=list(data["std"]),
+        resize_size=round(size / data["crop_pct"]),
+        is_fixed=not getattr(module, "dynamic_img_size", False),
+        licence=licence_named(module.pretrained_cfg.get("license") or "unknown"),
+    )
+
+
+def _transformers(source: str, name: str, weights: str) -> Tower:
+    transformers = _import("transformers")
+    if weights not in ("", RANDOM):
+        raise FovealError(f"{source}: give a folder with config.json and model.safetensors, or #random")
+    settings = _make(source, lambda: transformers.AutoConfig.from_pretrained(name))
+    if weights == RANDOM:
+        whole = _make(source, lambda: transformers.AutoModel.from_config(settings))
+    else:
+        whole = _make(source, lambda: transformers.AutoModel.from_pretrained(name, use_safetensors=True))
+    module = getattr(whole, "vision_model", whole)
+    settings = module.config
+    patch, size = getattr(settings, "patch_size", None), getattr(settings, "image_size", None)
+    norm_layer = next((getattr(module, n) for n in ("layernorm", "norm", "post_layernorm") if hasattr(module, n)), None)
+    if not isinstance(patch, int) or not isinstance(size, int) or norm_layer is None:
+        raise FovealError(_no_patches(source))
+    extra = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in _arguments(module) else {}
+
+    def run(images: Tensor, layers: list[int], norm: bool) -> list[tuple[Tensor | None, Tensor]]:
+        states = module(pixel_values=images, output_hidden_states=True, **extra).hidden_states
+        num_patches = (images.shape[-2] // patch) * (images.shape[-1] // patch)
+        found = [norm_layer(states[i + 1]) if norm else states[i + 1] for i in layers]
+        return [(x[:, :-num_patches] if x.shape[1] > num_patches else None, x[:, -num_patches:]) for x in found]
+
+    size = size // patch * patch
+    with torch.inference_mode():
+        prefix = run(torch.zeros(1, 3, size, size), [0], False)[0][0]
+    num_prefix = 0 if prefix is None else prefix.shape[1]
+    data = _preprocessing(source, name, transformers)
+    resize = data.get("size", {})
+    return Tower(
+        name=source,
+        library="transformers",
+        module=module,
+        run=run,
+        config=_config(
+            source,
+            settings.hidden_size,
+            settings.num_hidden_layers,
+            settings.num_attention_heads,
+            patch,
+            size,
+            num_prefix,
+        ),
+        mean=data["image_mean"],
+        std=data["image_std"],
+        resize_size=resize.get("shortest_edge") or resize.get("height") or size,
+        is_fixed=False,
+        licence=UNKNOWN,
+    )
+
+
+def _open_clip(source: str, name: str, weights: str) -> Tower:
+    open_clip = _import("open_clip")
+    name, _, tag = name.partition("/")
+    if name not in open_clip.list_models():
+        raise FovealError(f"{source}: open_clip has no model '{name}'; open_clip.list_models() lists them")
+    if not tag and not weights:
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)[:6])
+        raise FovealError(
+            f"{source}: which weights? give open_clip:{name}/PRETRAINED (one of {tags}), #FILE or #random"
+        )
+    pretrained = tag or (None if weights == RANDOM else str(_file(source, weights)))
+    clip = _make(source, lambda: open_clip.create_model(name, pretrained=pretrained))
+    module = clip.visual
+    trunk = getattr(module, "trunk", module)
+    blocks = trunk.transformer.resblocks if hasattr(trunk, "transformer") else getattr(trunk, "blocks", None)
+    patch = getattr(module, "patch_size", None) or getattr(getattr(trunk, "patch_embed", None), "patch_size", None)
+    if blocks is None or patch is None or patch[0] != patch[1]:
+        raise FovealError(_no_patches(source))
+
+    def run(images: Tensor, layers: list[int], norm: bool) -> list[tuple[Tensor | None, Tensor]]:
+        found = module.forward_intermediates(
+            images,
+            indices=layers,
+            normalize_intermediates=norm,
+            intermediates_only=True,
+            output_fmt="NLC",
+            output_extra_tokens=True,
+        )
+        patches = found["image_intermediates"]
+        return list(zip(found.get("image_intermediates_prefix") or [None] * len(patches), patches, strict=True))
+
+    size = module.image_size[0] // patch[0] * patch[0]
+    with torch.inference_mode():
+        prefix, patches = run(torch.zeros(1, 3, size, size), [0], False)[0]
+    num_prefix = 0 if prefix is None else prefix.shape[1]
+    return Tower(
+        name=source,
+        library="open_clip_torch",
+        module=module,
+        run=run,
+        config=_config(source, patches.shape[-1], len(blocks), _heads(trunk, blocks), patch[0], size, num_prefix),
+        mean=list(module.image_mean),
+        std=list(module.image_std),
+        resize_size=size,
+        is_fixed=True,
+        licence=UNKNOWN,
+    )
+
+
+def _tokens(prefix: Tensor | None, patches: Tensor) -> Tokens:
+    patches = patches.float()
+    if prefix is None:
+        return Tokens(patches.mean(dim=1), patches[:, :0], patches)
+    prefix = prefix.float()
+    return Tokens(prefix[:, 0], prefix[:, 1:], patches)
+
+
+def _config(
+    source: str, width: int, depth: int, num_heads: int, patch_size: int, image_size: int, num_prefix: int
+) -> BackboneConfig:
+    try:
+        return BackboneConfig(
+            width=width,
+            depth=depth,
+            num_heads=num_heads,
+            patch_size=patch_size,
+            image_size=image_size,
+            num_registers=max(0, num_prefix - 1),
+        )
+    except ValueError as error:
+        raise FovealError(f"{source}: {error}") from error
+
+
+def _heads(module: Any, blocks: Any = None) -> int:
+    attention = (blocks if blocks is not None else module.blocks)[0].attn
+    return int(attention.num_heads)
+
+
+def _arguments(module: nn.Module) -> set[str]:
+    code = cast(Any, type(module).forward)
+    return set(importlib.import_module("inspect").signature(code).parameters)
+
+
+def _preprocessing(source: str, name: str, transformers: Any) -> dict[str, Any]:
+    """Read the channel statistics and sizes that lie beside a Hugging Face model."""
+    path = _make(source, lambda: transformers.utils.cached_file(name, "preprocessor_config.json"))
+    data = json.loads(Path(path).read_text())
+    if "image_mean" not in data or "image_std" not in data:
+        raise FovealError(f"{source}: its preprocessor_config.json has no image_mean and image_std; add them")
+    return data
+
+
+def _make(source: str, make: Callable[[], Any]) -> Any:
+    """Call a library that may look for files, under the seed of random weights; its errors become ours."""
+    if os.environ.get("FOVEAL_OFFLINE", "0") not in ("", "0") and not _import("huggingface_hub").is_offline_mode():
+        raise FovealError(
+            f"{source}: FOVEAL_OFFLINE forbids the network; set HF_HUB_OFFLINE=1 too, which the library heeds"
+        )
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return make()
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise FovealError(
+            f"{source} cannot be loaded: {first}; give its weights as {source.partition('#')[0]}#FILE, or #random to "
+            "try the architecture"
+        ) from error
+
+
+def _import(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise FovealError(f"{error.name} is not installed; pip install 'foveal[foreign]'") from error
+    except (ImportError, RuntimeError, OSError, AttributeError) as error:
+        raise FovealError(f"{name} cannot be imported: {_misfit(error)}") from error
+
+
+def _misfit(error: Exception) -> str:
+    """Say which torch and torchvision do not fit, and which do: torch 2.N goes with torchvision 0.(N + 15)."""
+    try:
+        torchvision = importlib.metadata.version("torchvision")
+    except importlib.metadata.PackageNotFoundError:
+        return str(error)
+    version, _, build = torch.__version__.partition("+")
+    fitting = f"0.{int(version.split('.')[1]) + 15}"
+    index = f" --index-url https://download.pytorch.org/whl/{build}" if build else ""
+    return (
+        f"torch {torch.__version__} and torchvision {torchvision} do not fit each other ({error}); torch {version} "
+        f"goes with torchvision {fitting} of the same build: pip install torch=={version} "
+        f"'torchvision=={fitting}.*'{index}"
+    )
+
+
+def _file(source: str, weights: str) -> Path:
+    path = Path(weights)
+    if not path.is_file():
+        raise FovealError(f"{source}: {path} does not exist; give a file of weights, or #random")
+    return path
+
+
+def _no_patches(source: str) -> str:
+    return f"{source} has no patch tokens on a grid; choose a vision transformer"
+
+
+def _hash_of(module: nn.Module) -> str:
+    """Return a hash of all weights, which tells one model from another in a stamp."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
