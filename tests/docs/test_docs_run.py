@@ -17,6 +17,8 @@ from foveal.backbone.vit import VisionTransformer
 from foveal.backbone.weights import Card, save_model
 
 ROOT = Path(__file__).resolve().parents[2]
+# A page starts a dozen processes, each of which imports torch.
+pytestmark = pytest.mark.timeout(1200)
 PHOTOGRAPHS = ("astronaut", "cat", "coffee", "rocket")
 
 
