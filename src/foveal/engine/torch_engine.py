@@ -1,15 +1,17 @@
 """The engine that runs a backbone with PyTorch as it is."""
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from foveal.backbone.vit import Tokens, VisionTransformer
+from foveal.engine.base import Precision
+from foveal.engine.memory import freed_memory_kept
 from foveal.errors import FovealError
 
-Precision = Literal["fp32", "bf16"]
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class TorchEngine:
@@ -17,7 +19,8 @@ class TorchEngine:
 
     Args:
         backbone: moved to `device` and set to evaluation mode; not copied.
-        precision: "fp32", or "bf16" for autocast (weights stay float32).
+        precision: "fp32", or "bf16" or "fp16" for autocast (weights and residual stream stay float32). It is taken as
+            given: no accuracy gate is run.
         device: a torch device.
 
     Example:
@@ -31,10 +34,20 @@ class TorchEngine:
         self, backbone: VisionTransformer, *, precision: Precision = "fp32", device: str | torch.device = "cpu"
     ) -> None:
         if precision not in get_args(Precision):
-            raise FovealError(f"precision='{precision}' is not known; choose {' or '.join(get_args(Precision))}")
+            raise FovealError(f"precision='{precision}' is not known; choose {', '.join(get_args(Precision))}")
         self.device = torch.device(device)
         self.precision = precision
         self.backbone = backbone.to(self.device).eval()
+
+    @property
+    def description(self) -> dict[str, str]:
+        """Return what a stamp says of this engine."""
+        return {
+            "name": "torch",
+            "precision": self.precision,
+            "device": self.device.type,
+            "version": torch.__version__,
+        }
 
     def encode(self, batch: Tensor) -> Tokens:
         """Return the tokens of the last block after the final norm.
@@ -47,6 +60,10 @@ class TorchEngine:
     @torch.inference_mode()
     def intermediate(self, batch: Tensor, layers: int | Sequence[int], *, norm: bool = True) -> list[Tokens]:
         """Return the tokens after chosen blocks (the last n, or a list of numbers from 0), in ascending order."""
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+        reduced = self.precision != "fp32"
+        with freed_memory_kept(), torch.autocast(self.device.type, dtype=_DTYPES[self.precision], enabled=reduced):
             found = self.backbone.intermediate(batch.to(self.device), layers, norm=norm)
         return [Tokens(*(part.float() for part in tokens)) for tokens in found]
+
+    def settle(self, images: Tensor) -> None:
+        """Do nothing: this engine has nothing to decide."""
