@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from foveal.cli.loading import EngineOption, FastOption, PrecisionOption, open_model
 from foveal.cli.terminal import check_file_target, write_file
 from foveal.errors import FovealError
 
@@ -19,16 +20,18 @@ def pca(
     size: Annotated[int | None, typer.Option(help="Pixels; larger is finer.  [default: the model's]", min=1)] = None,
     fit: Annotated[str, typer.Option(help="crop; or resize or pad, for images of one shape.")] = "crop",
     keep_background: Annotated[bool, typer.Option("--keep-background", help="Colour all patches.")] = False,
+    engine: EngineOption = "auto",
+    precision: PrecisionOption = None,
+    fast: FastOption = False,
 ) -> None:
     """Draw patch features as colours: the first three principal components, jointly over the images."""
     if out.suffix.lower() not in FORMATS:
         raise FovealError(f"--out {out}: cannot write '{out.suffix}'; choose a name with {', '.join(FORMATS)}")
     check_file_target(out)
-    import foveal
     from foveal.features.pca import pca_picture
 
     picture = pca_picture(
-        foveal.load(model),
+        open_model(model, engine=engine, precision=precision, fast=fast),
         images,
         size=size,
         fit=fit,  # type: ignore[arg-type]  # checked by Preprocess

@@ -108,9 +108,9 @@ class _Writer:
         qkv = self.scaled(qkv, proj)
         if backbone.config.ffn == "swiglu":
             first = self.scaled(first, second)
-        heads = self.linear(self.layer_norm(x, part.norm1), qkv)  # type: ignore[arg-type]
+        heads = self.linear(self.layer_norm(x, part.norm1, before=qkv), qkv)  # type: ignore[arg-type]
         x = op.add(x, self.linear(self.attention(heads, backbone.config.num_heads), proj))
-        hidden = self.linear(self.layer_norm(x, part.norm2), first)  # type: ignore[arg-type]
+        hidden = self.linear(self.layer_norm(x, part.norm2, before=first), first)  # type: ignore[arg-type]
         if backbone.config.ffn == "swiglu":
             halves = op.split(hidden, self.integer(-1), 2)
             hidden = op.multiply(op.swish(halves.output(0)), halves.output(1))
@@ -127,11 +127,18 @@ class _Writer:
         mixed = op.transpose(op.scaled_dot_product_attention(q, k, v), self.integers(0, 2, 1, 3))
         return op.reshape(mixed, self.integers(0, 0, -1), True)
 
-    def layer_norm(self, x: Any, norm: nn.LayerNorm) -> Any:
-        """Return the normalised tokens."""
+    def layer_norm(self, x: Any, norm: nn.LayerNorm, *, before: Linear | None = None) -> Any:
+        """Return the normalised tokens, divided by the input scales of the layer that follows, if it has some.
+
+        OpenVINO 2026.4 rounds wrongly where bounds that differ by channel follow a norm, so the norm does the scaling.
+        """
         op = self.op
+        scale = torch.ones(1)
+        if before is not None and before.name in self.quantised:
+            scale = self.quantised[before.name].input_scale
+            self.scaled_before.add(before.name)
         normal = op.mvn(x, self.integers(-1), True, norm.eps, "inside_sqrt")
-        return op.add(op.multiply(normal, self.floats(norm.weight)), self.floats(norm.bias))
+        return op.add(op.multiply(normal, self.floats(norm.weight / scale)), self.floats(norm.bias / scale))
 
     def linear(self, x: Any, layer: Linear) -> Any:
         """Return a linear layer of `x`, quantised where the layer is among the quantised ones."""

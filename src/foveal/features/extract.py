@@ -5,6 +5,7 @@ Shapes: B images, D width, R registers, C channels, H W pixels; grid_h x grid_w 
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -13,9 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foveal.backbone.weights import Card, load_model
-from foveal.engine.torch_engine import Precision, TorchEngine
-from foveal.errors import FovealError
+from foveal.backbone.weights import WEIGHTS, Card, load_model
+from foveal.engine.auto import NUM_IMAGES, AutoEngine
+from foveal.engine.base import Engine, Precision
+from foveal.engine.choose import EngineName, open_engine
+from foveal.errors import BadImageError, FovealError
 from foveal.features.batches import Progress, prepared_batches
 from foveal.images.imageset import ImageSet
 from foveal.images.ledger import BadImageLedger
@@ -62,7 +65,7 @@ class Model:
         card: channel statistics and default sizes.
     """
 
-    def __init__(self, engine: TorchEngine, card: Card) -> None:
+    def __init__(self, engine: Engine, card: Card) -> None:
         self.engine = engine
         self.card = card
 
@@ -111,6 +114,8 @@ class Model:
         """
         pictures = list_of(images)
         preprocess = self.preprocessing(size=size, fit=fit)
+        if self._is_undecided():
+            self._settle_on([preprocess(picture) for picture in pictures[:NUM_IMAGES]])
         batches = [
             self._encode([preprocess(picture) for picture in pictures[start : start + batch_size]], get_args(What))
             for start in range(0, len(pictures), batch_size)
@@ -183,6 +188,7 @@ class Model:
         """
         if not what or set(what) - set(get_args(What)):
             raise FovealError(f"what={tuple(what)}; choose one or more of {', '.join(get_args(What))}")
+        self.settle(images, size=size, fit=fit)
         for indices, arrays in prepared_batches(
             images,
             self.preprocessing(size=size, fit=fit),
@@ -193,6 +199,35 @@ class Model:
             progress=progress,
         ):
             yield indices, self._encode(arrays, what)
+
+    def settle(self, images: ImageSet, *, size: int | None = None, fit: Mode = "crop") -> None:
+        """Let the engine choose on the first readable images of a set, where it has not chosen yet.
+
+        Before it `engine.description` may not exist; after it, it says how the set will be encoded. Extraction calls it
+        by itself, so that the choice does not depend on the batch size.
+
+        Args:
+            images: the set; its first 32 images are read, bad ones skipped.
+            size: see `extract`.
+            fit: see `extract`.
+        """
+        if not self._is_undecided():
+            return
+        preprocess = self.preprocessing(size=size, fit=fit)
+        arrays = []
+        for index in range(min(NUM_IMAGES, len(images))):
+            with suppress(BadImageError):  # counted when the set is read
+                arrays.append(preprocess(images.decode(index)))
+        if arrays:
+            self._settle_on(arrays)
+
+    def _is_undecided(self) -> bool:
+        return isinstance(self.engine, AutoEngine) and not self.engine.is_settled()
+
+    def _settle_on(self, arrays: Sequence[np.ndarray]) -> None:
+        """Let the engine choose on those arrays that have the most frequent shape."""
+        shape, _ = Counter(array.shape for array in arrays).most_common(1)[0]
+        self.engine.settle(torch.from_numpy(np.stack([array for array in arrays if array.shape == shape])))
 
     def _encode(self, arrays: Sequence[np.ndarray], what: Sequence[str]) -> dict[str, Tensor]:
         """Run (C, H, W) arrays, those of equal size together, and return their tokens in the order given."""
@@ -213,20 +248,43 @@ class Model:
         return {name: tokens[place] for name, tokens in _concatenate(parts).items()}
 
 
-def load(folder: str | Path, *, precision: Precision = "fp32", device: str | None = None) -> Model:
+def load(
+    folder: str | Path,
+    *,
+    engine: EngineName = "auto",
+    precision: Precision | None = None,
+    fast: bool = False,
+    device: str | None = None,
+) -> Model:
     """Load a model folder for extraction.
+
+    By default the engine is chosen on the first images that are encoded: the fastest for this computer whose features
+    have a cosine of at least 0.9999 to those of fp32 PyTorch (0.999 with `fast`). The numbers are then those of that
+    engine; `model.engine.description` names it, and stamps carry it. For the numbers of PyTorch itself, use
+    engine="torch".
 
     Args:
         folder: holds model.safetensors and model.json.
-        precision: "fp32" or "bf16".
+        engine: "auto", "torch" or "openvino"; see `open_engine`.
+        precision: "fp32", "bf16" or "fp16"; None leaves the choice to the engine, and is fp32 for "torch".
+        fast: also int8, at the wider limit.
         device: a torch device; None takes the GPU where there is one, else the CPU.
 
     Raises:
         WeightsError: no model folder, or a damaged one.
+        FovealError: an engine or a precision that is not known, not installed or not for this computer.
     """
     backbone, card = load_model(folder)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return Model(TorchEngine(backbone, precision=precision, device=device), card)
+    chosen = open_engine(
+        backbone,
+        engine=engine,
+        precision=precision,
+        fast=fast,
+        device=device,
+        image_size=card.crop_size,
+        weights=card.sha256.get(WEIGHTS),
+    )
+    return Model(chosen, card)
 
 
 def list_of(images: ImageLike | Iterable[ImageLike]) -> list[ImageLike]:

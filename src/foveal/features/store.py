@@ -150,7 +150,7 @@ def _card(
         "version": 1,
         "model": {"name": model.card.name, "sha256": model.card.sha256.get(WEIGHTS)},
         "preprocessing": asdict(model.preprocessing(size=size, fit=fit)),
-        "engine": {"name": "torch", "precision": model.engine.precision, "device": model.engine.device.type},
+        "engine": model.engine.description,
         "tokens": "last block, after the final norm",
         "arrays": {
             w.path.name: {"shape": [w.num_rows, *(w.shape or ())], "dtype": str(w.dtype)} for w in writers.values()
