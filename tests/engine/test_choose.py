@@ -58,6 +58,18 @@ def test_first_that_agrees_is_taken_and_remembered(
     assert "engine: torch near, cosine min 0.99999" in caplog.text
 
 
+def test_candidate_that_cannot_run_is_passed_over_and_said(
+    network: Callable, pictures: Callable, caplog: pytest.LogCaptureFixture
+) -> None:
+    backbone = network()
+    engine = _auto(backbone, {"narrow": network(width=24, num_heads=3)})
+    engine._candidates[0].open(pictures(1)).backbone.norm = torch.nn.LayerNorm(7)  # type: ignore[attr-defined]
+    with caplog.at_level(logging.INFO, logger="foveal"):
+        engine.settle(pictures(2))
+    assert "torch narrow failed: " in caplog.text
+    assert engine.description["precision"] == "fp32"
+
+
 def test_nothing_left_is_an_error(network: Callable, pictures: Callable) -> None:
     backbone, wrong = network(), network()
     with torch.no_grad():

@@ -125,36 +125,51 @@ class AutoEngine:
 
     def _choose(self, images: Tensor, layers: tuple[int, ...], norm: bool, conditions: tuple[object, ...]) -> str:
         reasons: list[str] = []
-        exact: list[Tokens] = []
-        compared = images[-gate.NUM_IMAGES :]
         for candidate in self._candidates:
             try:
                 engine = self._opened.get(candidate.label) or candidate.open(images)
+                if candidate.exact:
+                    return self._take(candidate, engine, "the exact path", reasons)
+                measured = self._measure(candidate, engine, images, layers, norm, conditions)
             except Refused as refused:
                 reasons.append(f"{candidate.label} refused: {refused}")
                 continue
-            if candidate.exact:
-                return self._take(candidate, engine, "the exact path", reasons)
-            key = {
-                "weights": self._weights,
-                "backbone": self._backbone.config.model_dump(mode="json"),
-                "engine": engine.description,
-                "processor": candidate.processor,
-                "layers": layers,
-                "norm": norm,
-                "patches": f"below 2**{conditions[-1]}",
-            }
-            measured = gate.recall(key)
-            if measured is None:
-                exact = exact or self._reference.intermediate(compared, layers, norm=norm)
-                measured = gate.agreement(engine.intermediate(compared, layers, norm=norm), exact)
-                gate.remember(key, measured)
+            except RuntimeError as error:  # a library that cannot run the graph on this computer
+                reasons.append(f"{candidate.label} failed: {str(error).strip().splitlines()[-1]}")
+                continue
             if measured.passes(self._limit):
                 return self._take(candidate, engine, str(measured), reasons)
             reasons.append(f"{candidate.label} refused: {measured}, the limit is {self._limit}")
         raise FovealError(
             f"no engine is left: {'; '.join(reasons)}; leave precision out, or use engine 'torch', which is exact"
         )
+
+    def _measure(
+        self,
+        candidate: Candidate,
+        engine: Engine,
+        images: Tensor,
+        layers: tuple[int, ...],
+        norm: bool,
+        conditions: tuple[object, ...],
+    ) -> gate.Agreement:
+        """Return the agreement with the reference, from the cache where it was measured before."""
+        key = {
+            "weights": self._weights,
+            "backbone": self._backbone.config.model_dump(mode="json"),
+            "engine": engine.description,
+            "processor": candidate.processor,
+            "layers": layers,
+            "norm": norm,
+            "patches": f"below 2**{conditions[-1]}",
+        }
+        measured = gate.recall(key)
+        if measured is None:
+            compared = images[-gate.NUM_IMAGES :]
+            exact = self._reference.intermediate(compared, layers, norm=norm)
+            measured = gate.agreement(engine.intermediate(compared, layers, norm=norm), exact)
+            gate.remember(key, measured)
+        return measured
 
     def _take(self, candidate: Candidate, engine: Engine, why: str, reasons: list[str]) -> str:
         first = not self._chosen

@@ -87,11 +87,12 @@ def calibrate(
         max_integer: of the weights; see `Quantised`.
     """
     key = {**key, "backbone": backbone.config.model_dump(mode="json"), "limit": limit, "max_integer": max_integer}
+    key["format"] = 1  # to be raised when the search or the numbers change
     place = folder / gate.digest(key)
     if found := load_calibration(place, key=key):
         return found
     if refused := gate.recall(key):
-        return f"with half of the layers in float {refused}, the limit is {limit}"
+        return _too_far(refused, limit)
     if len(images) < MIN_IMAGES:
         return f"calibrating takes at least {MIN_IMAGES} images, and {len(images)} were given"
     calibrating, compared = images[: -gate.NUM_IMAGES], images[-gate.NUM_IMAGES :]
@@ -103,7 +104,7 @@ def calibrate(
     )
     if isinstance(result, Agreement):
         gate.remember(key, result)
-        return f"with half of the layers in float {result}, the limit is {limit}"
+        return _too_far(result, limit)
     try:
         return save_calibration(place, result, key=key, images=calibrating)
     except OSError as error:
@@ -157,7 +158,7 @@ def search(
         measure: runs the network with the given layers in int8 and compares it with fp32.
         limit: of the gate.
     """
-    wanted = 1 - _MARGIN * (1 - limit)
+    wanted = _wanted(limit)
 
     def tried(num_float: int) -> Agreement:
         measured = measure({name: layers[name] for name in worst_first[num_float:]})
@@ -222,6 +223,14 @@ def load_calibration(folder: Path, *, key: Mapping[str, object]) -> Calibration 
     except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
         logger.warning("%s cannot be used (%s); calibrating again", folder, error)
         return None
+
+
+def _wanted(limit: float) -> float:
+    return 1 - _MARGIN * (1 - limit)
+
+
+def _too_far(measured: Agreement, limit: float) -> str:
+    return f"with half of the layers in float {measured}, calibrating wants {_wanted(limit):.6f}"
 
 
 def _rows_of(group: Group, num_prefix: int) -> Tensor:
