@@ -20,7 +20,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from foveal.backbone.variants import BackboneConfig, backbone_config
-from foveal.pretrain.loop import freed_memory_kept
+from foveal.engine.memory import freed_memory_kept
 from foveal.pretrain.masks import make_masks
 from foveal.pretrain.optimizer import adamw, clip_each, parameter_groups, set_rates
 from foveal.pretrain.step import (

@@ -105,6 +105,17 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def cache_folder() -> Path:
+    """Return the folder for what can be downloaded or computed again; it need not exist.
+
+    FOVEAL_HOME, else foveal/ below XDG_CACHE_HOME, else ~/.cache/foveal.
+    """
+    if home := os.environ.get("FOVEAL_HOME"):
+        return Path(home).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "foveal"
+
+
 def sha256_of(path: Path) -> str:
     """Return the sha256 of a file as hexadecimal."""
     with open(path, "rb") as file:

@@ -63,8 +63,8 @@ def test_engine_puts_the_backbone_into_evaluation_mode(backbone: VisionTransform
 
 
 def test_unknown_precision_is_named(backbone: VisionTransformer) -> None:
-    with pytest.raises(FovealError, match="precision='fp16' is not known; choose fp32 or bf16"):
-        TorchEngine(backbone, precision="fp16")  # type: ignore[arg-type]
+    with pytest.raises(FovealError, match="precision='int4' is not known; choose fp32, bf16, fp16"):
+        TorchEngine(backbone, precision="int4")  # type: ignore[arg-type]
 
 
 def test_size_that_does_not_fit_is_explained(backbone: VisionTransformer) -> None:

@@ -27,7 +27,7 @@ from foveal.backbone.hub import checkpoint
 from foveal.backbone.partial import Partial, no_room
 from foveal.backbone.transfer import Patience, Progress, Wanted, fetch
 from foveal.errors import DownloadError
-from foveal.files import sha256_of, sync, write_atomically
+from foveal.files import cache_folder, sha256_of, sync, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -130,10 +130,7 @@ def cached(name_or_url: str) -> CachedFile | None:
 
 def checkpoints_folder() -> Path:
     """Return the folder that downloads are kept in; it need not exist."""
-    if home := os.environ.get("FOVEAL_HOME"):
-        return Path(home).expanduser() / "checkpoints"
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "foveal" / "checkpoints"
+    return cache_folder() / "checkpoints"
 
 
 def _target(name_or_url: str) -> _Target:

@@ -127,13 +127,10 @@ class VisionTransformer(nn.Module):
             norm: apply the final norm to each.
             masks: (B, P) bool or None.
         """
-        depth = self.config.depth
-        wanted = set(range(depth - layers, depth)) if isinstance(layers, int) else set(layers)
-        if not wanted or min(wanted) < 0 or max(wanted) >= depth:
-            raise FovealError(f"layers={layers} of a backbone with {depth} blocks; choose among 0..{depth - 1}")
+        wanted = self.layer_numbers(layers)
         x, groups = self.embed([images], [masks])
         found = []
-        for i, block in enumerate(self.blocks[: max(wanted) + 1]):
+        for i, block in enumerate(self.blocks[: wanted[-1] + 1]):
             x = block(x, groups)
             if i in wanted:
                 found.append(self._split(self.norm(x) if norm else x, groups[0]))
@@ -172,6 +169,18 @@ class VisionTransformer(nn.Module):
             x = block(x, groups)
         with torch.autocast(x.device.type, enabled=False):
             return chosen.attn.weights(chosen.norm1(x), groups[0], queries=queries)
+
+    def layer_numbers(self, layers: int | Sequence[int]) -> tuple[int, ...]:
+        """Return the numbers of chosen blocks, ascending: the last n, or those of a list.
+
+        Raises:
+            FovealError: none, or one that the network does not have.
+        """
+        depth = self.config.depth
+        wanted = set(range(depth - layers, depth)) if isinstance(layers, int) else set(layers)
+        if not wanted or min(wanted) < 0 or max(wanted) >= depth:
+            raise FovealError(f"layers={layers} of a backbone with {depth} blocks; choose among 0..{depth - 1}")
+        return tuple(sorted(wanted))
 
     def forward_rows(
         self,

@@ -5,12 +5,13 @@ from typing import Annotated
 
 import typer
 
+from foveal.cli.loading import ModelOption
 from foveal.cli.pictures import SOURCES, check_picture_target, read_pictures, write_picture
 
 
 def attention(
     images: Annotated[list[str], typer.Argument(help=f"Any of: {SOURCES}.")],
-    model: Annotated[Path, typer.Option(help="Model folder.", exists=True, file_okay=False)],
+    model: ModelOption,
     out: Annotated[Path, typer.Option(help="Picture to write: .png, .jpg or .webp.")] = Path("attention.png"),
     layer: Annotated[int, typer.Option(help="Block from 0, or from the end: -1 is the last.")] = -1,
     heads: Annotated[bool, typer.Option("--heads", help="Also show each head of the class token.")] = False,
@@ -26,7 +27,7 @@ def attention(
     import foveal
     from foveal.features.attention import attention_maps, attention_picture
 
-    loaded = foveal.load(model)
+    loaded = foveal.load(model, engine="torch")  # the others do not give attention weights
     maps = [
         attention_maps(loaded, pixels, layer=layer, size=size, fit=fit, name=name)  # type: ignore[arg-type]
         for name, pixels in pictures

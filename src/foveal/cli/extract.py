@@ -7,18 +7,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from foveal.cli.loading import EngineOption, FastOption, ModelOption, PrecisionOption, open_model
 from foveal.cli.terminal import progress_of
 from foveal.errors import FovealError
 
 if TYPE_CHECKING:
+    from foveal.features.extract import Model
     from foveal.features.extraction import Extraction
-    from foveal.features.stamp import StoreSettings
+    from foveal.features.ray_shards import Job
     from foveal.images.imageset import ImageSet
 
 
 def extract(
     images: Annotated[str, typer.Argument(help="A folder, a .txt list, .tar or .parquet shards, or an image set.")],
-    model: Annotated[str, typer.Option(help="Model folder, checkpoint, or name in `foveal models`.")],
+    model: ModelOption,
     out: Annotated[Path, typer.Option(help="Feature store to make or to continue.")],
     tokens: Annotated[str, typer.Option(help="Of cls, registers, patches, mean; separated by commas.")] = "cls",
     layers: Annotated[
@@ -34,7 +36,12 @@ def extract(
     shard: Annotated[
         str | None, typer.Option(help="Only part i of n of the shards, i/n from 0/n: for job arrays.", metavar="i/n")
     ] = None,
-    on: Annotated[str | None, typer.Option(help="Where to run: ray, for a Ray cluster.  [default: here]")] = None,
+    engine: EngineOption = "auto",
+    precision: PrecisionOption = None,
+    fast: FastOption = False,
+    on: Annotated[
+        str | None, typer.Option(help="Where to run: ray, for a Ray cluster; `--engine ray` says the same.")
+    ] = None,
     ray_address: Annotated[str | None, typer.Option(help="Of a cluster.  [default: RAY_ADDRESS or a new one]")] = None,
     ray_cpus: Annotated[int | None, typer.Option(help="CPUs of one Ray task.  [default: 1]", min=1)] = None,
     verify: Annotated[
@@ -42,8 +49,11 @@ def extract(
     ] = False,
 ) -> None:
     """Extract frozen features of every readable image; run the same command again to continue after an interruption."""
+    if engine == "ray":
+        engine, on = "auto", "ray"
     _check_options(on=on, shard=shard, ray_address=ray_address, ray_cpus=ray_cpus)
     from foveal.features.extraction import check_target
+    from foveal.features.ray_shards import Job
     from foveal.features.stamp import StoreSettings
     from foveal.images.imageset import ImageSet
 
@@ -62,13 +72,19 @@ def extract(
         batch_size=batch_size,
         shard_size=shard_size,
     )
+    job = Job(
+        os.path.abspath(images),
+        os.path.abspath(model) if os.path.exists(model) else model,
+        settings,
+        load_options=(("engine", engine), ("precision", precision), ("fast", fast)),
+    )
+    loaded = open_model(model, engine=engine, precision=precision, fast=fast)
     try:
         summary = _extract(
-            images,
+            job,
             image_set,
-            model,
+            loaded,
             out,
-            settings,
             part=shard,
             on=on,
             address=ray_address,
@@ -91,11 +107,10 @@ def extract(
 
 
 def _extract(
-    source: str,
+    job: "Job",
     images: "ImageSet",
-    model: Path,
+    model: "Model",
     out: Path,
-    settings: "StoreSettings",
     *,
     part: str | None,
     on: str | None,
@@ -103,17 +118,14 @@ def _extract(
     cpus: int,
     max_bad_share: float,
 ) -> dict[str, Any] | None:
-    import foveal
     from foveal.features.extraction import open_extraction, shards_of_part
+    from foveal.features.ray_shards import run_on_ray
 
     with progress_of("preparing") as progress:
-        extraction = open_extraction(out, foveal.load(model), images, settings, progress=progress)
+        extraction = open_extraction(out, model, images, job.settings, progress=progress)
     _announce(extraction)
     with progress_of("extracting") as progress:
         if on == "ray":
-            from foveal.features.ray_shards import Job, run_on_ray
-
-            job = Job(os.path.abspath(source), os.path.abspath(model), settings)
             return run_on_ray(
                 extraction, job, address=address, num_cpus=cpus, max_bad_share=max_bad_share, progress=progress
             )

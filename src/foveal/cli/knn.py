@@ -6,12 +6,13 @@ from typing import Annotated
 
 import typer
 
+from foveal.cli.loading import EngineOption, FastOption, ModelOption, PrecisionOption, open_model
 from foveal.cli.terminal import check_file_target, print_rows, progress_of, write_file
 from foveal.errors import FovealError
 
 
 def knn(
-    model: Annotated[str, typer.Option(help="Model folder, checkpoint, or name in `foveal models`.")],
+    model: ModelOption,
     train: Annotated[str, typer.Option(help="Labelled images that vote: a folder CLASS/name.jpg, a list or shards.")],
     test: Annotated[str | None, typer.Option(help="Labelled images that are classified.")] = None,
     split: Annotated[
@@ -26,6 +27,9 @@ def knn(
     batch_size: Annotated[int, typer.Option(help="Images at a time.", min=1)] = 32,
     pixels: Annotated[bool, typer.Option("--pixels", help="Add the raw-pixel baseline.")] = False,
     json_path: Annotated[Path | None, typer.Option("--json", help="Also write the numbers here.")] = None,
+    engine: EngineOption = "auto",
+    precision: PrecisionOption = None,
+    fast: FastOption = False,
 ) -> None:
     """Classify labelled images by their nearest neighbours in feature space."""
     if test is not None and split is not None:
@@ -39,7 +43,7 @@ def knn(
     from foveal.features.labels import split_by_uri
     from foveal.images.imageset import ImageSet
 
-    loaded = foveal.load(model)
+    loaded = open_model(model, engine=engine, precision=precision, fast=fast)
     train_set = ImageSet.open(train)
     if test is None:
         train_set, test_set = split_by_uri(train_set, share=0.2 if split is None else split)
@@ -66,6 +70,7 @@ def knn(
             "protocol": "knn",
             "foveal": foveal.__version__,
             "model": {"name": loaded.card.name, "sha256": loaded.card.sha256},
+            "engine": loaded.engine.description,
             "train": {"hash": train_set.hash, "num_images": len(train_set)},
             "test": {"hash": test_set.hash, "num_images": len(test_set)},
             "seed": seed,

@@ -5,13 +5,14 @@ from typing import Annotated
 
 import typer
 
+from foveal.cli.loading import EngineOption, FastOption, ModelOption, PrecisionOption, open_model
 from foveal.cli.pictures import check_picture_target, read_picture, write_picture
 
 
 def match(
     a: Annotated[Path, typer.Argument(help="Image file.", exists=True, dir_okay=False)],
     b: Annotated[Path, typer.Argument(help="Image file.", exists=True, dir_okay=False)],
-    model: Annotated[Path, typer.Option(help="Model folder.", exists=True, file_okay=False)],
+    model: ModelOption,
     out: Annotated[Path, typer.Option(help="Picture to write: .png, .jpg or .webp.")] = Path("match.png"),
     max_matches: Annotated[int, typer.Option(help="Show the most similar ones.", min=1)] = 50,
     nms: Annotated[float, typer.Option(help="Drop matches nearer than this to better ones, patches.", min=0)] = 2.0,
@@ -19,15 +20,17 @@ def match(
     fit: Annotated[str, typer.Option(help="resize, pad, or crop, which cuts off the sides.")] = "resize",
     keep_background: Annotated[bool, typer.Option("--keep-background", help="Match all patches.")] = False,
     cell_size: Annotated[int, typer.Option(help="Longer side of each picture drawn, pixels.", min=1)] = 448,
+    engine: EngineOption = "auto",
+    precision: PrecisionOption = None,
+    fast: FastOption = False,
 ) -> None:
     """Match the foreground patches of two pictures that are each other's nearest, and draw lines between them."""
     check_picture_target(out)
-    import foveal
     from foveal.features.match import match as match_patches
     from foveal.features.match import match_picture
     from foveal.features.seen import see
 
-    loaded = foveal.load(model)
+    loaded = open_model(model, engine=engine, precision=precision, fast=fast)
     first, second = (
         see(loaded, read_picture(path), size=size, fit=fit, name=path.name)  # type: ignore[arg-type]
         for path in (a, b)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def search(
     store: Annotated[Path, typer.Argument(help="Feature store.", exists=True, file_okay=False)],
     queries: Annotated[list[str], typer.Argument(help="Image files, or images of the store: row:12, uri:cats/7.jpg.")],
-    model: Annotated[Path | None, typer.Option(help="Model folder of the store; for image files.")] = None,
+    model: Annotated[str | None, typer.Option(help="The model of the store, for image files.")] = None,
     k: Annotated[int, typer.Option("--k", "-k", help="Neighbours of each query.", min=1)] = 10,
     exact: Annotated[bool, typer.Option("--exact", help="Compare every row.  [default to a million rows]")] = False,
     ann: Annotated[bool, typer.Option("--ann", help="Use the index.  [default beyond, where there is one]")] = False,

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from foveal.cli.loading import EngineOption, FastOption, ModelOption, PrecisionOption, open_model
 from foveal.cli.pictures import SOURCES, check_picture_target, read_picture, read_pictures, write_picture
 from foveal.errors import FovealError
 
@@ -12,23 +13,25 @@ from foveal.errors import FovealError
 def similar(
     image: Annotated[Path, typer.Argument(help="Image file that holds the point.", exists=True, dir_okay=False)],
     point: Annotated[str, typer.Option(help="Pixel of IMAGE, from its left and its top.", metavar="X,Y")],
-    model: Annotated[Path, typer.Option(help="Model folder.", exists=True, file_okay=False)],
+    model: ModelOption,
     others: Annotated[list[str] | None, typer.Argument(help=f"Any of: {SOURCES}.")] = None,
     out: Annotated[Path, typer.Option(help="Picture to write: .png, .jpg or .webp.")] = Path("similar.png"),
     size: Annotated[int | None, typer.Option(help="Short side, pixels.  [default: the model's]", min=1)] = None,
     fit: Annotated[str, typer.Option(help="resize, pad, or crop, which cuts off the sides.")] = "resize",
     max_images: Annotated[int, typer.Option(help="Of more others, show this many.", min=1)] = 24,
     cell_size: Annotated[int, typer.Option(help="Longer side of each picture drawn, pixels.", min=1)] = 224,
+    engine: EngineOption = "auto",
+    precision: PrecisionOption = None,
+    fast: FastOption = False,
 ) -> None:
     """Draw how similar all patches of IMAGE and OTHERS are to the patch of IMAGE under a point, on one scale."""
     check_picture_target(out)
     place = _point(point)
     pictures = read_pictures(others, max_images=max_images) if others else ()
-    import foveal
     from foveal.features.seen import see
     from foveal.features.similar import similarity_maps, similarity_picture
 
-    loaded = foveal.load(model)
+    loaded = open_model(model, engine=engine, precision=precision, fast=fast)
     first = see(loaded, read_picture(image), size=size, fit=fit, name=image.name)  # type: ignore[arg-type]
     first.geometry.patch_at(*place)  # a wrong point is said before the other images are read
     seen = [

@@ -16,7 +16,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from foveal.backbone.card import Card
 from foveal.backbone.licence import OWN, UNKNOWN, Licence, licence_named
 from foveal.backbone.variants import BackboneConfig
 from foveal.backbone.vit import Tokens
+from foveal.engine.base import Precision
 from foveal.errors import FovealError
 
 PREFIXES = ("timm:", "hf:", "open_clip:")
@@ -66,9 +67,7 @@ class Tower:
 class ForeignEngine:
     """Runs an image tower of another library without gradients: normalised images in, float32 tokens out."""
 
-    def __init__(
-        self, tower: Tower, *, precision: Literal["fp32", "bf16"] = "fp32", device: str | torch.device = "cpu"
-    ) -> None:
+    def __init__(self, tower: Tower, *, precision: Precision = "fp32", device: str | torch.device = "cpu") -> None:
         if precision not in ("fp32", "bf16"):
             raise FovealError(f"precision='{precision}' of {tower.name}; choose fp32 or bf16")
         self.tower, self.precision, self.device = tower, precision, torch.device(device)
@@ -124,7 +123,7 @@ def is_foreign(source: object) -> bool:
 
 
 def load_foreign(
-    source: str, *, precision: Literal["fp32", "bf16"] = "fp32", device: str | torch.device = "cpu"
+    source: str, *, precision: Precision = "fp32", device: str | torch.device = "cpu"
 ) -> tuple[ForeignEngine, Card]:
     """Return the engine of another library's backbone, and a card with its preprocessing.
 

@@ -1,15 +1,17 @@
 """The engine that runs a backbone with PyTorch as it is."""
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from foveal.backbone.vit import Tokens, VisionTransformer
+from foveal.engine.base import Precision
+from foveal.engine.memory import freed_memory_kept
 from foveal.errors import FovealError
 
-Precision = Literal["fp32", "bf16"]
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class TorchEngine:
@@ -17,7 +19,8 @@ class TorchEngine:
 
     Args:
         backbone: moved to `device` and set to evaluation mode; not copied.
-        precision: "fp32", or "bf16" for autocast (weights stay float32).
+        precision: "fp32", or "bf16" or "fp16" for autocast (weights and residual stream stay float32). It is taken as
+            given: no accuracy gate is run.
         device: a torch device.
 
     Example:
@@ -31,7 +34,7 @@ class TorchEngine:
         self, backbone: VisionTransformer, *, precision: Precision = "fp32", device: str | torch.device = "cpu"
     ) -> None:
         if precision not in get_args(Precision):
-            raise FovealError(f"precision='{precision}' is not known; choose {' or '.join(get_args(Precision))}")
+            raise FovealError(f"precision='{precision}' is not known; choose {', '.join(get_args(Precision))}")
         self.device = torch.device(device)
         self.precision = precision
         self.backbone = backbone.to(self.device).eval()
@@ -57,14 +60,15 @@ class TorchEngine:
     @torch.inference_mode()
     def intermediate(self, batch: Tensor, layers: int | Sequence[int], *, norm: bool = True) -> list[Tokens]:
         """Return the tokens after chosen blocks (the last n, or a list of numbers from 0), in ascending order."""
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+        reduced = self.precision != "fp32"
+        with freed_memory_kept(), torch.autocast(self.device.type, dtype=_DTYPES[self.precision], enabled=reduced):
             found = self.backbone.intermediate(batch.to(self.device), layers, norm=norm)
         return [Tokens(*(part.float() for part in tokens)) for tokens in found]
 
     @torch.inference_mode()
     def attention(self, batch: Tensor, *, layer: int = -1, queries: Sequence[int] | None = None) -> Tensor:
         """Return the attention weights (B, heads, Q, N) of one block; see `VisionTransformer.attention`."""
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+        with torch.autocast(self.device.type, dtype=_DTYPES[self.precision], enabled=self.precision != "fp32"):
             return self.backbone.attention(batch.to(self.device), layer=layer, queries=queries)
 
     def settle(self, images: Tensor) -> None:

@@ -5,17 +5,22 @@ Shapes: B images, D width, R registers, C channels, H W pixels; grid_h x grid_w 
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from foveal.backbone.card import Card
 from foveal.backbone.source import open_backbone
-from foveal.engine.foreign import ForeignEngine, is_foreign, load_foreign
-from foveal.engine.torch_engine import Precision, TorchEngine
-from foveal.errors import FovealError
+from foveal.backbone.weights import WEIGHTS
+from foveal.engine.auto import NUM_IMAGES, AutoEngine
+from foveal.engine.base import Engine, Precision
+from foveal.engine.choose import EngineName, open_engine
+from foveal.engine.foreign import is_foreign, load_foreign
+from foveal.errors import BadImageError, FovealError, ImageSetError
 from foveal.features.batches import Progress, prepared_batches
 from foveal.features.tokens import Token, check_tokens, concatenate, encode_arrays
 from foveal.images.imageset import ImageSet
@@ -61,7 +66,7 @@ class Model:
         card: channel statistics and default sizes.
     """
 
-    def __init__(self, engine: TorchEngine | ForeignEngine, card: Card) -> None:
+    def __init__(self, engine: Engine, card: Card) -> None:
         self.engine = engine
         self.card = card
 
@@ -113,6 +118,8 @@ class Model:
         """
         pictures = list_of(images)
         preprocess = self.preprocessing(size=size, fit=fit)
+        if self._is_undecided():
+            self._settle_on([preprocess(picture) for picture in pictures[:NUM_IMAGES]], None)
         batches = [
             encode_arrays(
                 self.engine,
@@ -194,6 +201,7 @@ class Model:
             Indices (b,) int64 into the set, and the tokens by name, float32 on the CPU.
         """
         check_tokens(what, layers, self.card.backbone)
+        self.settle(images, layers=layers, size=size, fit=fit)
         patch_size = self.card.backbone.patch_size
         for indices, arrays in prepared_batches(
             images,
@@ -207,30 +215,100 @@ class Model:
         ):
             yield indices, encode_arrays(self.engine, arrays, tokens=what, layers=layers, patch_size=patch_size)
 
+    def settle(
+        self,
+        images: ImageSet,
+        *,
+        layers: Sequence[int] | None = None,
+        size: Size | None = None,
+        fit: Mode = "crop",
+    ) -> None:
+        """Let the engine choose on the first readable images of a set, where it has not chosen yet.
 
-def load(model: str | Path, *, precision: Precision = "fp32", device: str | None = None) -> Model:
+        Before it `engine.description` may not exist; after it, it says how the set will be encoded. Extraction calls it
+        by itself, so that the choice does not depend on the batch size.
+
+        Args:
+            images: the set; its first 32 readable images are used.
+            layers: blocks that will be asked for; a choice holds for the blocks that it was made for.
+            size: see `extract`.
+            fit: see `extract`.
+        """
+        if not self._is_undecided():
+            return
+        preprocess = self.preprocessing(size=size, fit=fit)
+        arrays: list[np.ndarray] = []
+        for index in range(len(images)):
+            with suppress(BadImageError):  # counted when the set is read
+                arrays.append(preprocess(images.decode(index, channels=preprocess.channels)))
+            if len(arrays) == NUM_IMAGES:
+                break
+        if not arrays:
+            raise ImageSetError(f"none of the {len(images)} images can be read; check the source")
+        self._settle_on(arrays, layers)
+
+    def _is_undecided(self) -> bool:
+        return isinstance(self.engine, AutoEngine) and not self.engine.is_settled()
+
+    def _settle_on(self, arrays: Sequence[np.ndarray], layers: Sequence[int] | None) -> None:
+        """Let the engine choose on those arrays that have the most frequent shape."""
+        shape, _ = Counter(array.shape for array in arrays).most_common(1)[0]
+        batch = torch.from_numpy(np.stack([array for array in arrays if array.shape == shape]))
+        if layers is None:
+            self.engine.settle(batch)
+        else:
+            self.engine.intermediate(batch, sorted(layers))
+
+
+def load(
+    model: str | Path,
+    *,
+    engine: EngineName = "auto",
+    precision: Precision | None = None,
+    fast: bool = False,
+    device: str | None = None,
+) -> Model:
     """Load a model for extraction.
+
+    By default the engine is chosen on the first images that are encoded: the fastest for this computer whose features
+    have a cosine of at least 0.9999 to those of fp32 PyTorch (0.999 with `fast`). The numbers are then those of that
+    engine; `model.engine.description` names it, and stamps carry it. For the numbers of PyTorch itself, use
+    engine="torch".
 
     Args:
         model: a model folder; a checkpoint; a name in `foveal models`, fetched once; or a backbone of another library,
-            "timm:NAME", "hf:NAME" or "open_clip:NAME/PRETRAINED" (see `foveal.engine.foreign`).
-        precision: "fp32" or "bf16".
+            "timm:NAME", "hf:NAME" or "open_clip:NAME/PRETRAINED" (see `foveal.engine.foreign`), which runs as that
+            library runs it.
+        engine: "auto", "torch" or "openvino"; see `open_engine`.
+        precision: "fp32", "bf16" or "fp16"; None leaves the choice to the engine, and is fp32 for "torch".
+        fast: also int8, at the wider limit.
         device: a torch device; None takes the GPU where there is one, else the CPU.
 
     Raises:
         WeightsError: nothing is called that, or it is damaged.
         DownloadError: it cannot be fetched.
+        FovealError: an engine or a precision that is not known, not installed or not for this computer.
 
     Example:
         >>> load("dinov2_vits14").card.licence.name  # doctest: +SKIP
         'Apache-2.0'
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if is_foreign(model):
-        engine, card = load_foreign(str(model), precision=precision, device=device)
-        return Model(engine, card)
+        if engine == "openvino" or fast:
+            raise FovealError(f"{model} runs as its own library runs it; leave engine and fast out")
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return Model(*load_foreign(str(model), precision=precision or "fp32", device=device))
     backbone, card = open_backbone(model)
-    return Model(TorchEngine(backbone, precision=precision, device=device), card)
+    chosen = open_engine(
+        backbone,
+        engine=engine,
+        precision=precision,
+        fast=fast,
+        device=device,
+        image_size=card.crop_size,
+        weights=card.sha256.get(WEIGHTS),
+    )
+    return Model(chosen, card)
 
 
 def list_of(images: ImageLike | Iterable[ImageLike]) -> list[ImageLike]:

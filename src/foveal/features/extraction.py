@@ -1,6 +1,5 @@
 """Extraction of an image set into a feature store: open or continue it, extract shards, verify, sum up."""
 
-import itertools
 import json
 import os
 import shutil
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from foveal.errors import BadImageError, FovealError, ImageSetError
 from foveal.features import patch_pca
@@ -26,8 +24,6 @@ from foveal.files import remove_abandoned, staging_of, write_atomically
 from foveal.images.imageset import ImageSet
 from foveal.images.ledger import max_bad_of
 from foveal.images.preprocess import Preprocess, sides
-
-_NUM_SETTLED = 32
 
 
 @dataclass(frozen=True)
@@ -152,7 +148,7 @@ def open_extraction(
         store.mkdir(parents=True, exist_ok=True)
         remove_abandoned(store)
         remove_abandoned(store / SHARDS)
-        settle_engine(model, images, settings)
+        model.settle(images, layers=settings.layers, size=settings.size, fit=settings.fit)
         if not (store / CARD).is_file():
             card = _new_card(model, images, settings)
             _check_space(store, card, card.num_images)
@@ -187,21 +183,6 @@ def join_extraction(store: Path, model: Model, images: ImageSet, settings: Store
     check_same_stamp(card.stamp, make_stamp(model, settings), where=str(store))
     check_same_images(store, card, images)
     return Extraction(store, card, model, images, model.preprocessing(size=settings.size, fit=settings.fit))
-
-
-def settle_engine(model: Model, images: ImageSet, settings: StoreSettings) -> None:
-    """Let an engine that chooses by itself choose on the first images of the set, so that the stamp can name it.
-
-    Raises:
-        ImageSetError: not one image can be read.
-    """
-    preprocess = model.preprocessing(size=settings.size, fit=settings.fit)
-    arrays = list(itertools.islice(_readable(images, preprocess), _NUM_SETTLED))
-    batch = torch.from_numpy(np.stack([array for array in arrays if array.shape == arrays[0].shape]))
-    if settings.layers is None:
-        model.engine.settle(batch)
-    else:  # a choice holds for the blocks that it was made for
-        model.engine.intermediate(batch, sorted(settings.layers))
 
 
 def check_target(store: str | Path) -> Path:

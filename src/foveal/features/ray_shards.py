@@ -14,7 +14,7 @@ from typing import Any
 import foveal
 from foveal.errors import FovealError
 from foveal.features.batches import Progress
-from foveal.features.extraction import Extraction, bad_images, finish, join_extraction, settle_engine
+from foveal.features.extraction import Extraction, bad_images, finish, join_extraction
 from foveal.features.stamp import StoreSettings
 from foveal.features.store import read_done
 from foveal.images.imageset import ImageSet
@@ -28,7 +28,7 @@ class Job:
 
     Attributes:
         images: the source, as `ImageSet.open` takes it; absolute.
-        model: the model folder; absolute.
+        model: what `foveal.load` takes; a path is absolute.
         load_options: further arguments of `foveal.load`.
         settings: of the store.
     """
@@ -119,7 +119,8 @@ def extract_one(store: str, job: Job, shard: int, *, num_threads: int, max_bad_s
 @functools.lru_cache(maxsize=1)
 def _opened(store: str, job: Job) -> Extraction:
     model, images = foveal.load(job.model, **dict(job.load_options)), ImageSet.open(job.images)
-    settle_engine(model, images, job.settings)
+    settings = job.settings
+    model.settle(images, layers=settings.layers, size=settings.size, fit=settings.fit)
     return join_extraction(Path(store), model, images, job.settings)
 
 

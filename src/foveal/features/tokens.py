@@ -13,7 +13,7 @@ from torch import Tensor
 
 from foveal.backbone.variants import BackboneConfig
 from foveal.backbone.vit import Tokens
-from foveal.engine.torch_engine import TorchEngine
+from foveal.engine.base import Engine
 from foveal.errors import FovealError, nearest
 
 Token = Literal["cls", "registers", "patches", "mean"]
@@ -68,7 +68,7 @@ def token_shape(token: str, backbone: BackboneConfig, *, grid: tuple[int, int] |
 
 
 def encode_arrays(
-    engine: TorchEngine,
+    engine: Engine,
     arrays: Sequence[np.ndarray],
     *,
     tokens: Sequence[str],
