@@ -4,12 +4,11 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from foveal.errors import BadImageError, FovealError, ImageSetError
 from foveal.features import patch_pca
@@ -23,7 +22,7 @@ from foveal.features.unchanged import check_unchanged_since
 from foveal.files import remove_abandoned, staging_of, write_atomically
 from foveal.images.imageset import ImageSet
 from foveal.images.ledger import max_bad_of
-from foveal.images.preprocess import Preprocess, sides
+from foveal.images.preprocess import Preprocess
 
 
 @dataclass(frozen=True)
@@ -253,7 +252,7 @@ def shards_of_part(part: str, num_shards: int) -> range:
 def _new_card(model: Model, images: ImageSet, settings: StoreSettings) -> StoreCard:
     backbone, stamp = model.card.backbone, make_stamp(model, settings)
     preprocess = model.preprocessing(size=settings.size, fit=settings.fit)
-    grid = _grid(images, preprocess) if "patches" in settings.tokens else None
+    grid = _first_grid(images, preprocess)
     shapes = {}
     for name in array_names(stamp["tokens"], stamp["layers"]):
         token = name.partition(".")[0]
@@ -263,28 +262,13 @@ def _new_card(model: Model, images: ImageSet, settings: StoreSettings) -> StoreC
     return StoreCard(stamp, image_set, shapes)
 
 
-def _grid(images: ImageSet, preprocess: Preprocess) -> tuple[int, int]:
-    """Return the patches of one image: those of the crop, else of the first image of the set that can be read."""
-    patch = preprocess.patch_size
-    if preprocess.crop_size is not None:
-        height, width = sides(preprocess.crop_size)
-        return height // patch, width // patch
-    _, height, width = next(_readable(images, preprocess)).shape
-    return height // patch, width // patch
-
-
-def _readable(images: ImageSet, preprocess: Preprocess) -> Iterator[np.ndarray]:
-    """Yield the readable images of a set, prepared; ImageSetError when there is none."""
-    found = False
+def _first_grid(images: ImageSet, preprocess: Preprocess) -> tuple[int, int]:
+    """Return the patches of the first image of the set that can be read; ImageSetError when there is none."""
     for row in range(len(images)):
-        try:
-            array = preprocess(images.decode(row, channels=preprocess.channels))
-        except BadImageError:
-            continue  # listed with its reason by its shard
-        found = True
-        yield array
-    if not found:
-        raise ImageSetError(f"none of the {len(images)} images can be read; check the source")
+        with suppress(BadImageError):  # listed with its reason by its shard
+            _, height, width = preprocess(images.decode(row, channels=preprocess.channels)).shape
+            return height // preprocess.patch_size, width // preprocess.patch_size
+    raise ImageSetError(f"none of the {len(images)} images can be read; check the source")
 
 
 def check_same_images(store: Path, card: StoreCard, images: ImageSet) -> None:
