@@ -100,7 +100,7 @@ def test_licence_of_a_card_is_shown_and_safetensors_alone_is_unchecked(random_ne
     network = random_network(**SMALL)
     save_model(tmp_path / "model", network, Card(name="x", backbone=network.config, licence="CC-BY-NC-4.0"))
     diagnosis = diagnose(tmp_path / "model")
-    assert ("licence", "CC-BY-NC-4.0") in diagnosis.rows
+    assert ("licence", "CC-BY-NC-4.0 (non-commercial terms)") in diagnosis.rows
     assert ("integrity", "sha256 as in the card") in diagnosis.rows
     (tmp_path / "model" / "model.safetensors").rename(tmp_path / "alone.safetensors")
     assert diagnose(tmp_path / "alone.safetensors").warnings == [

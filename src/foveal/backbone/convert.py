@@ -119,7 +119,7 @@ def _write_folder(out: Path, tensors: Mapping[str, Tensor], card: Card, to: str)
     sizes = {"mean": card.mean, "std": card.std, "crop_size": card.crop_size, "resize_size": card.resize_size}
     if to == "timm":
         found = timm.to_timm(tensors)
-        settings = {CONFIG: timm.config_json(card.backbone, licence=licence_name(card), **sizes)}  # type: ignore[arg-type]
+        settings = {CONFIG: timm.config_json(card.backbone, licence=card.licence.name, **sizes)}  # type: ignore[arg-type]
     else:
         found = huggingface.to_huggingface(tensors)
         settings = {
@@ -138,8 +138,3 @@ def _write_folder(out: Path, tensors: Mapping[str, Tensor], card: Card, to: str)
     except (OSError, safetensors.SafetensorError) as error:
         shutil.rmtree(staging, ignore_errors=True)
         raise WeightsError(f"{out} cannot be written ({error}); free space or choose another place") from error
-
-
-def licence_name(card: Card) -> str:
-    """Return the licence of a card in one word."""
-    return str(getattr(card.licence, "name", card.licence))

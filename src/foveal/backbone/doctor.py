@@ -5,8 +5,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from foveal.backbone.convert import licence_name
 from foveal.backbone.formats import Checkpoint, read_checkpoint
+from foveal.backbone.licence import Licence
 from foveal.backbone.values import evidence, implausible, verdict
 from foveal.backbone.variants import VARIANTS, BackboneConfig, backbone_config
 from foveal.errors import WeightsError, nearest
@@ -60,7 +60,7 @@ def diagnose(path: str | Path, *, expect: str | None = None, num_heads: int | No
         ("values", f"finite; the largest is {largest:.3g}, in {where}"),
         ("weights", verdict(signs)),
         ("integrity", checkpoint.integrity),
-        ("licence", licence_name(card)),
+        ("licence", _licence(card.licence)),
     ]
     rows += [(f"sha256 of {name}", value) for name, value in card.sha256.items()]
     if checkpoint.ssl_heads:
@@ -109,6 +109,10 @@ def check_expected(config: BackboneConfig, expect: str, *, where: str) -> None:
 def _taken_from(checkpoint: Checkpoint) -> str:
     prefix = checkpoint.card.lineage.get("taken_from")
     return f", found under {prefix}" if prefix and checkpoint.layout != "foveal" else ""
+
+
+def _licence(licence: Licence) -> str:
+    return licence.name if licence.name == licence.terms else f"{licence.name} ({licence.terms} terms)"
 
 
 def _warnings(checkpoint: Checkpoint) -> list[str]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from foveal.backbone import huggingface, official, timm
 from foveal.backbone.containers import Container, read_container
 from foveal.backbone.infer import build, infer_config
-from foveal.backbone.provenance import Beside, make_card, read_beside
+from foveal.backbone.provenance import Beside, make_card, read_beside, recognised
 from foveal.backbone.recognise import explain_names
 from foveal.backbone.selection import select_backbone
 from foveal.backbone.values import check_values, implausible
@@ -120,7 +120,9 @@ def read_checkpoint(path: str | Path, *, num_heads: int | None = None) -> Checkp
     assumed += filled_in
     if assumed:
         card = card.model_copy(update={"lineage": {**card.lineage, "assumed": assumed}})
-    return Checkpoint(tensors, card, layout, selection.ssl_heads, selection.left_out, container.integrity, assumed)
+    return Checkpoint(
+        tensors, recognised(card), layout, selection.ssl_heads, selection.left_out, container.integrity, assumed
+    )
 
 
 def _read_model_folder(folder: Path, *, num_heads: int | None) -> Checkpoint:

@@ -5,8 +5,7 @@ from pathlib import Path
 from foveal.backbone.card import Card
 from foveal.backbone.download import SAID, CachedFile, download
 from foveal.backbone.formats import load_checkpoint
-from foveal.backbone.hub import CHECKPOINTS, checkpoint_of
-from foveal.backbone.licence import UNKNOWN
+from foveal.backbone.hub import CHECKPOINTS
 from foveal.backbone.vit import VisionTransformer
 from foveal.errors import DownloadError, WeightsError, nearest
 
@@ -27,8 +26,7 @@ def open_backbone(source: str | Path) -> tuple[VisionTransformer, Card]:
     """
     path = Path(source)
     if path.exists():
-        backbone, card = load_checkpoint(path)
-        return backbone, _recognised(card)
+        return load_checkpoint(path)
     name = str(source)
     if name in CHECKPOINTS:
         return _open_known(name)
@@ -38,14 +36,6 @@ def open_backbone(source: str | Path) -> tuple[VisionTransformer, Card]:
         f"{name} is no file or folder here and no known checkpoint{nearest(name, CHECKPOINTS)}; give a model folder, a "
         "checkpoint, or a name in `foveal models`"
     )
-
-
-def _recognised(card: Card) -> Card:
-    """Give the name and licence of a known checkpoint to a file that is one to the bit and says nothing of its own."""
-    row = checkpoint_of(card.sha256.values())
-    if row is None or card.licence != UNKNOWN:
-        return card
-    return card.model_copy(update={"name": row.name, "licence": row.licence})
 
 
 def _open_known(name: str) -> tuple[VisionTransformer, Card]:

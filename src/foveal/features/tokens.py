@@ -57,12 +57,11 @@ def array_names(tokens: Sequence[str], layers: Sequence[int] | None) -> list[str
     return [f"{token}.layer{layer}" for layer in sorted(layers) for token in tokens]
 
 
-def token_shape(token: str, backbone: BackboneConfig, *, grid: tuple[int, int] | None) -> tuple[int, ...]:
-    """Return the shape of one image's tokens; `grid` is (grid_h, grid_w) and only needed for "patches"."""
+def token_shape(token: str, backbone: BackboneConfig, *, grid: tuple[int, int]) -> tuple[int, ...]:
+    """Return the shape of one image's tokens; `grid` is (grid_h, grid_w)."""
     if token == "registers":
         return backbone.num_registers, backbone.width
     if token == "patches":
-        assert grid is not None
         return (*grid, backbone.width)
     return (backbone.width,)
 
