@@ -61,9 +61,8 @@ def test_acceptance_is_written_into_the_model_folder_and_asked_for_once(tmp_path
     assert read_card(tmp_path) == model
     require_permission(model, action="export", accept_licence="CC-BY-NC-4.0", folder=tmp_path)
     read = read_card(tmp_path)
-    assert read.licence.accepted is not None
-    assert read.licence.accepted.by
-    assert require_permission(read, action="serve", folder=tmp_path) == read
+    assert read.licence.accepted[0].by
+    assert require_permission(read, action="export", folder=tmp_path) == read
     assert [path.name for path in tmp_path.iterdir()] == ["model.json"]
 
 

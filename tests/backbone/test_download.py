@@ -51,12 +51,44 @@ def test_offline_says_what_to_put_where(home: Path, monkeypatch: pytest.MonkeyPa
     assert not home.exists()
 
 
-def test_file_put_there_by_hand_is_used_and_pinned(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_put_into_the_cache_by_hand_is_used_and_not_pinned(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FOVEAL_OFFLINE", "1")
     checkpoints_folder().mkdir(parents=True)
     (checkpoints_folder() / HEAD_FILE).write_bytes(BODY)
-    assert download(HEAD).verified == "pinned"
-    assert json.loads((checkpoints_folder() / f"{HEAD_FILE}.json").read_text())["size_bytes"] == len(BODY)
+    assert download(HEAD).verified == "nobody"
+    assert [path.name for path in checkpoints_folder().iterdir()] == [HEAD_FILE]
+    with pytest.raises(DownloadError, match=r"not, whole, in .*stick"):
+        download(HEAD, folder=home / "stick")  # a copy would count as fetched
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "why"),
+    [
+        ("dinov2_vits14", "dinov2_vits14_pretrain.pth", r"its sha256 is [0-9a-f]{64}, not b938bf1bc15c"),
+        (HEAD, HEAD_FILE, r"no sha256 of it is published"),
+    ],
+)
+@pytest.mark.parametrize("offline", ["0", "1"])
+def test_own_file_in_a_folder_is_neither_replaced_nor_pinned(
+    mirror: FakeServer, tmp_path: Path, monkeypatch, name: str, file: str, why: str, offline: str
+) -> None:
+    monkeypatch.setenv("FOVEAL_OFFLINE", offline)
+    own = tmp_path / "stick" / file
+    own.parent.mkdir()
+    own.write_bytes(BODY[:999])
+    with pytest.raises(DownloadError, match=rf"{file} is not known to be {name} \({why}.* move it away"):
+        download(name, folder=own.parent, patience=QUICK)
+    assert [path.name for path in own.parent.iterdir()] == [file]
+    assert own.read_bytes() == BODY[:999]
+    assert not mirror.requests
+
+
+def test_damaged_file_that_was_fetched_into_a_folder_is_fetched_again(mirror: FakeServer, tmp_path: Path) -> None:
+    file = download(HEAD, folder=tmp_path / "stick", patience=QUICK)
+    record = json.loads((tmp_path / "stick" / f"{HEAD_FILE}.json").read_text())
+    assert (record["sha256"], record["mtime_ns"]) == (file.sha256, file.path.stat().st_mtime_ns)
+    file.path.write_bytes(BODY[:999])
+    assert download(HEAD, folder=tmp_path / "stick", patience=QUICK).path.read_bytes() == BODY
 
 
 def test_wrong_file_put_there_by_hand_is_not_used(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +127,9 @@ def test_known_size_is_checked_before_anything_is_fetched(mirror: FakeServer) ->
 def test_damaged_record_is_an_error_and_not_a_new_pin(mirror: FakeServer) -> None:
     file = download(HEAD, patience=QUICK)
     Path(f"{file.path}.json").write_text("{")
-    with pytest.raises(DownloadError, match=r"\.pth\.json cannot be understood .*remove it to pin the file anew"):
+    with pytest.raises(
+        DownloadError, match=r"\.pth\.json cannot be understood .*remove it and the file to fetch both anew"
+    ):
         download(HEAD, patience=QUICK)
 
 

@@ -15,7 +15,7 @@ from foveal.backbone.formats import load_checkpoint, read_checkpoint
 from foveal.backbone.variants import backbone_config
 from foveal.backbone.vit import VisionTransformer
 from foveal.backbone.weights import Card, load_model, save_model
-from foveal.errors import WeightsError
+from foveal.errors import LicenceError, WeightsError
 
 Network = Callable[..., VisionTransformer]
 NETWORKS = [{}, {"num_registers": 4}, {"ffn": "swiglu"}, {"ffn": "swiglu", "num_registers": 3, "channels": 5}]
@@ -312,6 +312,30 @@ def test_heads_that_no_shape_shows_are_kept_or_asked_for(random_network: Network
     with pytest.raises(WeightsError, match=r"odd\.pth: the width 40 is not a multiple of 64, .* give it \(--num-heads"):
         load_checkpoint(tmp_path / "odd.pth")
     assert load_checkpoint(tmp_path / "odd.pth", num_heads=5)[1].backbone.variant == "custom"
+
+
+@pytest.mark.parametrize("to", ["huggingface", "timm", "foveal"])
+def test_acceptance_of_terms_does_not_travel(model: Callable, tmp_path: Path, to: str) -> None:
+    from foveal.backbone.card import Parent, read_card, require_permission, write_card
+    from foveal.backbone.licence import NAMED, accept
+
+    source, _, card = model()
+    accepted = accept(NAMED["CC-BY-NC-4.0"], what="x", action="serve", name="CC-BY-NC-4.0")
+    accepted = accepted.model_copy(update={"accepted": (accepted.accepted[0].model_copy(update={"by": "somebody"}),)})
+    parent = Parent(name="p", licence=accepted, sha256={})
+    card = card.model_copy(update={"licence": accepted, "parents": [parent]})
+    write_card(source, card)
+    convert(source, tmp_path / "there", to=to)
+    assert not any(b"somebody" in path.read_bytes() for path in (tmp_path / "there").iterdir())
+    if to != "foveal":  # as written before acceptances were left out
+        path = tmp_path / "there" / "model.safetensors"
+        save_file(load_file(path), path, metadata={"foveal_card": card.model_dump_json()})
+    found = read_checkpoint(tmp_path / "there").card
+    assert found.licence == NAMED["CC-BY-NC-4.0"]
+    assert found.parents[0].licence == NAMED["CC-BY-NC-4.0"]
+    with pytest.raises(LicenceError, match="serve of small"):
+        require_permission(found, action="serve")
+    assert read_card(source).licence == accepted  # the folder that it was given for keeps it
 
 
 def test_parts_of_a_large_hugging_face_model_are_joined(model: Callable, tmp_path: Path) -> None:

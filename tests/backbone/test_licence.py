@@ -40,7 +40,7 @@ def test_strictness_ends_with_what_is_unknown() -> None:
 
 def test_acceptance_is_not_inherited() -> None:
     accepted = accept(NON_COMMERCIAL, what="m", action="export", name="CC-BY-NC-4.0")
-    assert strictest([accepted, APACHE]).accepted is None
+    assert strictest([accepted, APACHE]).accepted == ()
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,21 @@ def test_other_terms_are_refused_until_accepted_by_name(licence: Licence) -> Non
     with pytest.raises(LicenceError, match=rf"Apache-2\.0 was accepted, but its licence is {licence.name}"):
         accept(licence, what="m", action="serve", name="Apache-2.0")
     accepted = accept(licence, what="m", action="serve", name=licence.name.upper())
-    assert accepted.accepted is not None
-    assert accepted.accepted.action == "serve"
-    assert accepted.accepted.at.endswith("+00:00")
-    assert accept(accepted, what="m", action="export", name=None) == accepted
+    assert [acceptance.action for acceptance in accepted.accepted] == ["serve"]
+    assert accepted.accepted[0].at.endswith("+00:00")
+    assert accept(accepted, what="m", action="serve", name=None) == accepted
+
+
+def test_acceptance_counts_for_its_action_only() -> None:
+    exported = accept(NON_COMMERCIAL, what="m", action="export", name="CC-BY-NC-4.0")
+    with pytest.raises(LicenceError, match=r"serve of m: its licence is CC-BY-NC-4\.0"):
+        accept(exported, what="m", action="serve", name=None)
+    both = accept(exported, what="m", action="serve", name="CC-BY-NC-4.0")
+    assert [acceptance.action for acceptance in both.accepted] == ["export", "serve"]
+    assert accept(both, what="m", action="export", name=None) == both
+
+
+@pytest.mark.parametrize("earlier", [None, {"by": "x", "at": "2026-01-01T00:00:00+00:00", "action": "export"}])
+def test_acceptance_of_earlier_cards_is_read(earlier: dict | None) -> None:
+    licence = Licence.model_validate({**CUSTOM.model_dump(), "accepted": earlier})
+    assert len(licence.accepted) == bool(earlier)

@@ -33,7 +33,7 @@ def test_models_shows_one_in_full(home: Path, capsys: pytest.CaptureFixture[str]
     out = capsys.readouterr().out
     assert "parameters:         97,470,785\n" in out
     assert "CC-BY-NC-4.0 (non-commercial terms), https://creativecommons.org/licenses/by-nc/4.0/\n" in out
-    assert "only with --accept-licence 'CC-BY-NC-4.0'\n" in out
+    assert "export and serve:   once 'CC-BY-NC-4.0' is accepted by name\n" in out
     assert "389,961,218 bytes\n" in out
     assert "sha256 as its publisher states it" in out
     assert "in the cache:       no\n" in out

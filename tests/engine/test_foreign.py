@@ -90,6 +90,36 @@ def test_architecture_without_patches_is_told(tmp_path: Path) -> None:
         load_foreign(save(tmp_path, transformers.ResNetModel(config)))
 
 
+CODE = """
+import pathlib
+pathlib.Path({marker!r}).touch()
+from transformers import ViTConfig, ViTModel
+class OwnConfig(ViTConfig):
+    model_type = "own"
+class OwnModel(ViTModel):
+    config_class = OwnConfig
+"""
+
+
+@pytest.mark.parametrize("weights", ["", "#random"])
+@pytest.mark.parametrize("kind", ["own", "vit"])
+def test_code_of_a_repository_is_never_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, weights: str
+) -> None:
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # what a user in a hurry answers
+    source = save(tmp_path / "x", transformers.ViTModel(transformers.ViTConfig(**SIZES, intermediate_size=96)))
+    marker, path = tmp_path / "ran", tmp_path / "x" / "config.json"
+    (tmp_path / "x" / "own.py").write_text(CODE.format(marker=str(marker)))
+    code = {"AutoConfig": "own.OwnConfig", "AutoModel": "own.OwnModel"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": kind, "auto_map": code}))
+    if kind == "own":
+        with pytest.raises(FovealError, match="brings code of its own, which is not run; give a model whose"):
+            load_foreign(source + weights)
+    else:
+        assert load_foreign(source + weights)[1].backbone.depth == 3  # by the library's own class
+    assert not marker.exists()
+
+
 @pytest.mark.parametrize("precision", ["int8", "fp8"])
 def test_precision_that_is_not_offered_is_told(tmp_path: Path, precision: str) -> None:
     source = save(tmp_path, transformers.ViTModel(transformers.ViTConfig(**SIZES, intermediate_size=96)))

@@ -71,6 +71,11 @@ class Card(BaseModel):
     def _licence_by_name(cls, value: object) -> object:
         return licence_named(value) if isinstance(value, str) else value
 
+    def unaccepted(self) -> "Card":
+        """Return the card as it may travel: without who accepted which terms."""
+        parents = [parent.model_copy(update={"licence": parent.licence.unaccepted()}) for parent in self.parents]
+        return self.model_copy(update={"licence": self.licence.unaccepted(), "parents": parents})
+
 
 def inherit(card: Card, parents: Sequence[Card]) -> Card:
     """Return the card of a model made from `parents`: they are listed, and the strictest terms of all apply.
@@ -79,10 +84,7 @@ def inherit(card: Card, parents: Sequence[Card]) -> Card:
         card: of the child as it would be without parents; its own licence counts too.
         parents: cards of the models whose weights, features or outputs went into it.
     """
-    listed = [
-        Parent(name=parent.name, licence=parent.licence.model_copy(update={"accepted": None}), sha256=parent.sha256)
-        for parent in parents
-    ]
+    listed = [Parent(name=parent.name, licence=parent.licence.unaccepted(), sha256=parent.sha256) for parent in parents]
     licence = strictest([card.licence, *(parent.licence for parent in parents)])
     return card.model_copy(update={"licence": licence, "parents": [*card.parents, *listed]})
 
@@ -92,7 +94,8 @@ def require_permission(
 ) -> Card:
     """Return the card if its licence allows `action`; call it before weights are exported or served.
 
-    "own" and "permissive" terms always do. Others do once they were accepted by name, which is recorded in the card.
+    "own" and "permissive" terms always do. Others do once they were accepted by name for this action, which is recorded
+    in the card.
 
     Args:
         card: of the model.

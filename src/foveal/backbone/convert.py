@@ -55,7 +55,7 @@ def convert(
     if checkpoint.layout == "foveal":
         lineage = {"format": "foveal", "source": Path(source).name, "sha256": card.sha256, "parent": card.lineage}
     lineage = {**lineage, "converted_to": to, "lost": lost}
-    card = card.model_copy(update={"lineage": lineage, "sha256": {}})
+    card = card.unaccepted().model_copy(update={"lineage": lineage, "sha256": {}})
     if to == "foveal":
         network = build(checkpoint.tensors, card.backbone, dtype=None)
         card = save_model(out, network, card, heads=checkpoint.ssl_heads or None)

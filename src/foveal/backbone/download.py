@@ -6,8 +6,9 @@
 - `FOVEAL_OFFLINE`: 1 forbids the network; what is in the cache, or on a `file:///` mirror, still works.
 - `HTTPS_PROXY`, `NO_PROXY`: as everywhere.
 
-Beside each file lies `NAME.json`: its url, length and sha256. Where no hash is known, the first one seen is pinned
-there, and a later download of another file under that name is refused.
+Beside each file that was fetched lies `NAME.json`: its url, length and sha256. Where no hash is known, that of the
+first download is pinned there, and a later download of another file under that name is refused. Outside the cache, a
+file without one is somebody's own and is never replaced.
 """
 
 import fcntl
@@ -31,12 +32,13 @@ from foveal.files import cache_folder, sha256_of, sync, write_atomically
 
 logger = logging.getLogger(__name__)
 
-Verified = Literal["publisher", "independent", "pinned"]
+Verified = Literal["publisher", "independent", "pinned", "nobody"]
 
 SAID = {
     "publisher": "sha256 as its publisher states it",
     "independent": "sha256 as independent projects recorded it; its publisher states none",
     "pinned": "unverified: no sha256 is published; pinned at first download",
+    "nobody": "unverified: no sha256 is published, and it was put there by hand",
 }
 
 
@@ -91,18 +93,21 @@ def download(
 
     Raises:
         DownloadError: an unknown name, a file that its owner gives out only on request, no network, another file than
-            the known or pinned one, or a folder that cannot be written; the message says which.
+            the known or pinned one, a file in `folder` that was not fetched and is not the known one, or a folder that
+            cannot be written; the message says which.
     """
     target, folder = _target(name_or_url), Path(folder) if folder is not None else checkpoints_folder()
     path = folder / target.file_name
     if found := _intact(path, target):
         return found
+    _check_replaceable(path, target)
     source, plain_http = _source(target, path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(path.with_name(f".{path.name}.lock"), patience.lock_s):
             if found := _intact(path, target):  # another process was faster
                 return found
+            _check_replaceable(path, target)
             if path.exists():
                 logger.warning("%s is damaged: its sha256 is not the known one; fetching it again", path)
             partial = Partial(path.with_name(f".{path.name}.partial"), url=source)
@@ -111,9 +116,11 @@ def download(
             )
             logger.info("fetching %s from %s", target.title, source)
             fetch(wanted, partial, patience=patience, progress=progress)
+            # The record comes first: a file without one counts as somebody's own.
+            found = _recorded(path, target, fetched=partial.path)
             partial.publish(path)
             sync(folder)
-            return _recorded(path, target)
+            return found
     except OSError as error:
         raise no_room(folder, target.size_bytes or 0, error) from error
 
@@ -153,7 +160,8 @@ def _target(name_or_url: str) -> _Target:
 def _source(target: _Target, path: Path) -> tuple[str, bool]:
     """Return the url to fetch from, and whether plain http is allowed to it."""
     here = checkpoints_folder() / target.file_name
-    if here != path and _intact(here, target):
+    in_cache = _intact(here, target) if here != path else None
+    if in_cache and in_cache.verified != "nobody":
         return here.absolute().as_uri(), False
     url, plain_http = target.url, False
     if target.mirrored and (mirror := os.environ.get("FOVEAL_MIRROR")):
@@ -186,16 +194,37 @@ def _intact(path: Path, target: _Target) -> CachedFile | None:
     known, record = _known_hash(path, target), _record(path)
     if record and (record.size_bytes, record.mtime_ns, record.sha256) == (status.st_size, status.st_mtime_ns, known):
         return CachedFile(path, target.url, record.sha256, record.size_bytes, target.verified)
-    seen = sha256_of(path)
-    if known is not None and seen != known:
+    if known is None:
+        return _put_by_hand(path, target)
+    return _recorded(path, target, fetched=path, sha256=known) if sha256_of(path) == known else None
+
+
+def _put_by_hand(path: Path, target: _Target) -> CachedFile | None:
+    """Return a file of unknown hash that was not fetched: used in the cache, as it is, and pinned nowhere."""
+    if not _is_in_cache(path):
         return None
-    return _recorded(path, target, sha256=seen)
+    return CachedFile(path, target.url, sha256_of(path), path.stat().st_size, "nobody")
 
 
-def _recorded(path: Path, target: _Target, *, sha256: str | None = None) -> CachedFile:
-    """Write down what the file is, which pins its hash, and return it."""
-    status = path.stat()
-    record = _Record(target.url, sha256 or sha256_of(path), status.st_size, status.st_mtime_ns)
+def _is_in_cache(path: Path) -> bool:
+    return path.parent.resolve() == checkpoints_folder().resolve()
+
+
+def _check_replaceable(path: Path, target: _Target) -> None:
+    """Raise DownloadError where a file lies at `path` that no download put there."""
+    if not path.exists() or _is_in_cache(path) or _record(path):
+        return
+    why = f"its sha256 is {sha256_of(path)}, not {target.sha256}" if target.sha256 else "no sha256 of it is published"
+    raise DownloadError(
+        f"{path} is not known to be {target.title} ({why}), and no download put it there (it has no "
+        f"{_record_path(path).name} beside it), so it is not replaced; move it away, or choose another folder"
+    )
+
+
+def _recorded(path: Path, target: _Target, *, fetched: Path, sha256: str | None = None) -> CachedFile:
+    """Write down what the file at `path` is, or is about to be, which pins its hash, and return it."""
+    status = fetched.stat()
+    record = _Record(target.url, sha256 or sha256_of(fetched), status.st_size, status.st_mtime_ns)
     try:
         write_atomically(_record_path(path), json.dumps(asdict(record), indent=2) + "\n")
     except OSError as error:
@@ -212,7 +241,9 @@ def _record(path: Path) -> _Record | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError) as error:
-        raise DownloadError(f"{record} cannot be understood ({error}); remove it to pin the file anew") from error
+        raise DownloadError(
+            f"{record} cannot be understood ({error}); remove it and the file to fetch both anew"
+        ) from error
 
 
 def _record_path(path: Path) -> Path:

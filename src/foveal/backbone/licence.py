@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Literal, get_args
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 
 from foveal.errors import LicenceError
 
@@ -32,7 +32,8 @@ class Acceptance(BaseModel):
 class Licence(BaseModel):
     """The licence of some weights, as its owner states it.
 
-    `accepted` belongs to one model folder and is not inherited: whoever exports a child reads the terms again.
+    `accepted` belongs to one model folder: it is neither inherited nor copied, and counts for its action only, so that
+    whoever exports a child, or serves what was exported, reads the terms again.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -40,7 +41,19 @@ class Licence(BaseModel):
     name: str
     terms: Terms
     url: str | None = None
-    accepted: Acceptance | None = None
+    accepted: tuple[Acceptance, ...] = ()
+
+    @field_validator("accepted", mode="before")
+    @classmethod
+    def _from_single(cls, value: object) -> object:
+        """Read earlier cards, which held one acceptance or null."""
+        if value is None:
+            return ()
+        return (value,) if isinstance(value, dict) else value
+
+    def unaccepted(self) -> "Licence":
+        """Return the licence as it is for somebody else: accepted by nobody."""
+        return self.model_copy(update={"accepted": ()})
 
 
 OWN = Licence(name="own", terms="own")
@@ -112,9 +125,9 @@ def accept(licence: Licence, *, what: str, action: str, name: str | None) -> Lic
         name: the licence that the user accepts; None accepts nothing.
 
     Raises:
-        LicenceError: the terms are not free and were not accepted, or another licence was.
+        LicenceError: the terms are not free and were not accepted for this action, or another licence was.
     """
-    if licence.terms in FREE or licence.accepted is not None:
+    if licence.terms in FREE or any(acceptance.action == action for acceptance in licence.accepted):
         return licence
     option = f"--accept-licence {_quoted(licence.name)}"
     if name is None:
@@ -126,7 +139,7 @@ def accept(licence: Licence, *, what: str, action: str, name: str | None) -> Lic
     if name.strip().casefold() != licence.name.casefold():
         raise LicenceError(f"{action} of {what}: {name} was accepted, but its licence is {licence.name}; give {option}")
     record = Acceptance(by=_user(), at=datetime.now(UTC).isoformat(timespec="seconds"), action=action)
-    return licence.model_copy(update={"accepted": record})
+    return licence.model_copy(update={"accepted": (*licence.accepted, record)})
 
 
 def _quoted(name: str) -> str:

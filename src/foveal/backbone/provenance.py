@@ -67,7 +67,7 @@ def read_beside(path: Path, container: Container) -> Beside:
     card = None
     if EMBEDDED_CARD in container.metadata:
         try:
-            card = Card.model_validate_json(container.metadata[EMBEDDED_CARD])
+            card = Card.model_validate_json(container.metadata[EMBEDDED_CARD]).unaccepted()
         except ValidationError as error:
             raise WeightsError(f"the card in the metadata of {path} cannot be understood: {error}") from error
     return Beside(

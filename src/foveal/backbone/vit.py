@@ -176,11 +176,7 @@ class VisionTransformer(nn.Module):
         Raises:
             FovealError: none, or one that the network does not have.
         """
-        depth = self.config.depth
-        wanted = set(range(depth - layers, depth)) if isinstance(layers, int) else set(layers)
-        if not wanted or min(wanted) < 0 or max(wanted) >= depth:
-            raise FovealError(f"layers={layers} of a backbone with {depth} blocks; choose among 0..{depth - 1}")
-        return tuple(sorted(wanted))
+        return layer_numbers(layers, depth=self.config.depth)
 
     def forward_rows(
         self,
@@ -256,6 +252,22 @@ class VisionTransformer(nn.Module):
         x = x.view(group.num_images, group.num_tokens, -1)
         prefix = self.num_prefix_tokens
         return Tokens(x[:, 0], x[:, 1:prefix], x[:, prefix:])
+
+
+def layer_numbers(layers: int | Sequence[int], *, depth: int, what: str = "a backbone") -> tuple[int, ...]:
+    """Return the numbers of chosen blocks among `depth`, ascending: the last n, or those of a list.
+
+    Raises:
+        FovealError: none, or one that `what` does not have.
+
+    Example:
+        >>> layer_numbers(2, depth=12), layer_numbers([7, 3, 7], depth=12)
+        ((10, 11), (3, 7))
+    """
+    wanted = set(range(depth - layers, depth)) if isinstance(layers, int) else set(layers)
+    if not wanted or min(wanted) < 0 or max(wanted) >= depth:
+        raise FovealError(f"layers={layers} of {what} with {depth} blocks; choose among 0..{depth - 1}")
+    return tuple(sorted(wanted))
 
 
 def _patchify(images: Tensor, patch: int) -> Tensor:

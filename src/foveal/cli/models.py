@@ -67,7 +67,7 @@ def _print_one(row: "Checkpoint") -> None:
         "parameters": "unknown" if row.parameters is None else f"{about}{row.parameters:,}",
         "patch size": "none" if row.patch_size is None else f"{row.patch_size} pixels",
         "licence": f"{row.licence.name} ({row.licence.terms} terms), {row.licence.url}",
-        "export and serve": "free" if free else f"only with --accept-licence '{row.licence.name}'",
+        "export and serve": "free" if free else f"once '{row.licence.name}' is accepted by name",
         "url": row.url or f"on request only, at {row.source}",
         "source": row.source,
         "size": "unknown" if row.size_bytes is None else f"{row.size_bytes:,} bytes",

@@ -2,7 +2,8 @@
 
 The libraries (extra `foreign`) are imported here and nowhere else, and only when such a name is asked for. Weights are
 the library's own pretrained ones, found by it in its cache or fetched by it. "#FILE" after the name takes them from a
-file, and "#random" draws them from a fixed seed, to try an architecture without weights.
+file, which is opened here and not by the library, and "#random" draws them from a fixed seed, to try an architecture
+without weights. Code that comes with a model is never run.
 
 Only vision transformers with patch tokens on a grid have what `encode` gives. A tower without a class token (SigLIP)
 gives the mean of its patches in its place. Every token is after the tower's final norm and before any projection.
@@ -22,9 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from foveal.backbone.card import Card
+from foveal.backbone.containers import read_container
 from foveal.backbone.licence import OWN, UNKNOWN, Licence, licence_named
 from foveal.backbone.variants import BackboneConfig
-from foveal.backbone.vit import Tokens
+from foveal.backbone.vit import Tokens, layer_numbers
 from foveal.engine.base import Precision
 from foveal.errors import FovealError
 
@@ -98,17 +100,15 @@ class ForeignEngine:
         Raises:
             FovealError: blocks that do not exist, or a size that the tower does not take.
         """
-        config, depth = self.tower.config, self.tower.config.depth
-        wanted = sorted(set(range(depth - layers, depth) if isinstance(layers, int) else layers))
-        if not wanted or wanted[0] < 0 or wanted[-1] >= depth:
-            raise FovealError(f"layers={layers} of {self.tower.name} with {depth} blocks; choose among 0..{depth - 1}")
+        config = self.tower.config
+        wanted = layer_numbers(layers, depth=config.depth, what=self.tower.name)
         height, width = batch.shape[-2:]
         if self.tower.is_fixed and (height, width) != (config.image_size, config.image_size):
             raise FovealError(
                 f"{self.tower.name} takes {config.image_size} x {config.image_size} pixels, not {height} x {width}"
             )
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
-            found = self.tower.run(batch.to(self.device), wanted, norm)
+            found = self.tower.run(batch.to(self.device), list(wanted), norm)
         return [_tokens(prefix, patches) for prefix, patches in found]
 
 
@@ -163,10 +163,10 @@ def _timm(source: str, name: str, weights: str) -> Tower:
         near = ", ".join(timm.list_models(f"*{name}*")[:3]) or "timm.list_models() lists them"
         raise FovealError(f"{source}: timm {timm.__version__} has no model '{name}'; near: {near}")
     how: dict[str, Any] = {"num_classes": 0, "pretrained": not weights}
-    if weights not in ("", RANDOM):
-        how["checkpoint_path"] = str(_file(source, weights))
     is_vit = name.startswith(("vit_", "deit", "eva", "beit"))
     module = _make(source, lambda: timm.create_model(name, **how, **({"dynamic_img_size": True} if is_vit else {})))
+    if weights not in ("", RANDOM):
+        _fill(source, module, weights)
     patch = getattr(getattr(module, "patch_embed", None), "patch_size", None)
     if patch is None or not hasattr(module, "num_prefix_tokens") or patch[0] != patch[1]:
         raise FovealError(_no_patches(source))
@@ -202,11 +202,12 @@ def _transformers(source: str, name: str, weights: str) -> Tower:
     transformers = _import("transformers")
     if weights not in ("", RANDOM):
         raise FovealError(f"{source}: give a folder with config.json and model.safetensors, or #random")
-    settings = _make(source, lambda: transformers.AutoConfig.from_pretrained(name))
+    settings = _make(source, lambda: transformers.AutoConfig.from_pretrained(name, trust_remote_code=False))
     if weights == RANDOM:
-        whole = _make(source, lambda: transformers.AutoModel.from_config(settings))
+        whole = _make(source, lambda: transformers.AutoModel.from_config(settings, trust_remote_code=False))
     else:
-        whole = _make(source, lambda: transformers.AutoModel.from_pretrained(name, use_safetensors=True))
+        how = {"use_safetensors": True, "trust_remote_code": False}
+        whole = _make(source, lambda: transformers.AutoModel.from_pretrained(name, **how))
     module = getattr(whole, "vision_model", whole)
     settings = module.config
     patch, size = getattr(settings, "patch_size", None), getattr(settings, "image_size", None)
@@ -259,8 +260,14 @@ def _open_clip(source: str, name: str, weights: str) -> Tower:
         raise FovealError(
             f"{source}: which weights? give open_clip:{name}/PRETRAINED (one of {tags}), #FILE or #random"
         )
-    pretrained = tag or (None if weights == RANDOM else str(_file(source, weights)))
-    clip = _make(source, lambda: open_clip.create_model(name, pretrained=pretrained))
+    if tag and weights:
+        raise FovealError(f"{source} names weights twice; leave out /{tag} or #{weights}")
+    if tag and not open_clip.get_pretrained_cfg(name, tag):  # open_clip would take it for a path
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name))
+        raise FovealError(f"{source}: open_clip has no weights '{tag}' of {name}; choose {tags}, or #FILE")
+    clip = _make(source, lambda: open_clip.create_model(name, pretrained=tag or None))
+    if weights not in ("", RANDOM):
+        _fill(source, clip, weights)
     module = clip.visual
     trunk = getattr(module, "trunk", module)
     blocks = trunk.transformer.resblocks if hasattr(trunk, "transformer") else getattr(trunk, "blocks", None)
@@ -352,6 +359,10 @@ def _make(source: str, make: Callable[[], Any]) -> Any:
             torch.manual_seed(0)
             return make()
     except (OSError, RuntimeError, ValueError, KeyError) as error:
+        if "trust_remote_code" in str(error):
+            raise FovealError(
+                f"{source} brings code of its own, which is not run; give a model whose architecture the library has"
+            ) from error
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise FovealError(
             f"{source} cannot be loaded: {first}; give its weights as {source.partition('#')[0]}#FILE, or #random to "
@@ -384,11 +395,31 @@ def _misfit(error: Exception) -> str:
     )
 
 
-def _file(source: str, weights: str) -> Path:
+def _fill(source: str, module: nn.Module, weights: str) -> None:
+    """Fill a network with the weights in a file: all of them, under their own names or with one prefix before them."""
     path = Path(weights)
     if not path.is_file():
         raise FovealError(f"{source}: {path} does not exist; give a file of weights, or #random")
-    return path
+    tensors, wanted = read_container(path).tensors, module.state_dict()
+    first = next(iter(wanted))
+    prefixes = [n.removesuffix(first) for n in tensors if n == first or n.endswith(f".{first}")]
+    whole = [prefix for prefix in prefixes if all(prefix + name in tensors for name in wanted)]
+    if len(whole) > 1:
+        raise FovealError(f"{source}: {path} holds several such networks ({', '.join(whole)}); save the one you mean")
+    prefix = (whole or prefixes or [""])[0]
+    found = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    shape = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
+    wrong = [f"missing {name}" for name in shape if name not in found]
+    wrong += [f"unexpected {name}" for name in found if name not in shape]
+    wrong += [
+        f"{name} is {tuple(tensor.shape)}, expected {shape[name]}"
+        for name, tensor in found.items()
+        if name in shape and tuple(tensor.shape) != shape[name]
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise FovealError(f"{source}: {path} does not fit this network: {', '.join(wrong[:3])}{more}")
+    module.load_state_dict(found)
 
 
 def _no_patches(source: str) -> str:

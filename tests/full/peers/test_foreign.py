@@ -56,6 +56,30 @@ def test_timm_weights_come_from_a_file_and_decide_the_hash(tmp_path: Path) -> No
     assert (first.licence.terms, card.licence.terms) == ("own", "unknown")  # a file is not what timm gives out
 
 
+class Program:
+    def __reduce__(self) -> tuple:
+        return (print, ("it ran",))
+
+
+@pytest.mark.parametrize("name", [VIT, "open_clip:ViT-S-32"])
+def test_file_of_weights_is_opened_by_us(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.pt"
+    torch.save({"state_dict": {"x": Program()}}, path)
+    with pytest.raises(FovealError, match=r"refused unread: its pickle asks for __builtin__\.print"):
+        load_foreign(f"{name}#{path}")
+    with pytest.raises(FovealError, match=r"has no weights '.*x\.pt' of ViT-S-32"):
+        load_foreign(f"open_clip:ViT-S-32/{path}")
+    whole = timm.create_model(VIT[5:], num_classes=0) if name == VIT else open_clip.create_model("ViT-S-32")
+    state = {f"module.{key}": tensor for key, tensor in whole.state_dict().items()}
+    torch.save({"state_dict": state, "optimizer": {"step": torch.zeros(1)}}, path)
+    found, tower = load_foreign(f"{name}#{path}")[0].tower.module, whole if name == VIT else whole.visual
+    assert all(torch.equal(found.state_dict()[key], tensor) for key, tensor in tower.state_dict().items())
+    del state["module." + next(iter(reversed(whole.state_dict())))]
+    torch.save(state | {"module.more": torch.zeros(1)}, path)
+    with pytest.raises(FovealError, match=r"does not fit this network: missing .*, unexpected more$"):
+        load_foreign(f"{name}#{path}")
+
+
 def test_extract_works_with_other_sizes() -> None:
     model = foveal.load(f"{VIT}#random")
     pictures = [np.full((50, 70, 3), shade, dtype=np.uint8) for shade in (10, 200)]
@@ -92,7 +116,8 @@ def test_open_clip_class_token_projects_to_its_embedding() -> None:
         (f"{VIT}#no/file.safetensors", r"no/file\.safetensors does not exist"),
         (VIT, r"cannot be loaded: .*; give its weights as timm:vit_tiny_patch16_224#FILE, or #random"),
         ("open_clip:ViT-B-32", r"which weights\? give open_clip:ViT-B-32/PRETRAINED \(one of openai, "),
-        ("open_clip:ViT-B-32/nope", "cannot be loaded"),
+        ("open_clip:ViT-B-32/nope", "open_clip has no weights 'nope' of ViT-B-32; choose openai, "),
+        ("open_clip:ViT-B-32/openai#random", "names weights twice; leave out /openai or #random"),
         ("open_clip:nope", "has no model 'nope'"),
         ("open_clip:RN50#random", "has no patch tokens"),
     ],
