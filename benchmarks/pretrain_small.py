@@ -1,6 +1,6 @@
 """Pretrain a small ViT on CIFAR-10 from scratch and follow its kNN accuracy over time.
 
-    python benchmarks/pretrain_small.py --data FOLDER [--out benchmarks/out/cifar10] [key=value ...]
+    python benchmarks/pretrain_small.py --data FOLDER [--out benchmarks/out/cifar10] [--threads 2] [key=value ...]
 
 FOLDER holds train.parquet and test.parquet with the columns image and class_name. The recipe is `cifar10_small`; only
 kNN reads the labels. Prints raw pixels, the untrained network, and the teacher as training goes on. Minutes are those
@@ -26,9 +26,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data/cifar10"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/out/cifar10"))
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     arguments = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(arguments.threads)
     train_path, test_path = arguments.data / "train.parquet", arguments.data / "test.parquet"
     recipe = load_recipe(
         "cifar10_small",
@@ -37,7 +38,7 @@ def main() -> None:
             f"out={arguments.out}",
             f"knn.train={train_path}",
             f"knn.test={test_path}",
-            "knn.every_steps=800",
+            "knn.every_steps=1400",
             *arguments.overrides,
         ],
     )

@@ -19,7 +19,7 @@ def attention(
     size: Annotated[int | None, typer.Option(help="Short side, pixels.  [default: the model's]", min=1)] = None,
     fit: Annotated[str, typer.Option(help="resize, pad, or crop, which cuts off the sides.")] = "resize",
     max_images: Annotated[int, typer.Option(help="Of more images, show this many.", min=1)] = 24,
-    cell_size: Annotated[int, typer.Option(help="Longer side of each picture drawn, pixels.", min=1)] = 224,
+    cell_size: Annotated[int, typer.Option(help="Longer side of each picture drawn, pixels.", min=1, max=4096)] = 224,
 ) -> None:
     """Draw where the class token looks: the attention weights of one block, each map from 0 to its own maximum."""
     check_picture_target(out)

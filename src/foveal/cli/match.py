@@ -19,7 +19,7 @@ def match(
     size: Annotated[int | None, typer.Option(help="Short side, pixels.  [default: the model's]", min=1)] = None,
     fit: Annotated[str, typer.Option(help="resize, pad, or crop, which cuts off the sides.")] = "resize",
     keep_background: Annotated[bool, typer.Option("--keep-background", help="Match all patches.")] = False,
-    cell_size: Annotated[int, typer.Option(help="Longer side of each picture drawn, pixels.", min=1)] = 448,
+    cell_size: Annotated[int, typer.Option(help="Longer side of each picture drawn, pixels.", min=1, max=4096)] = 448,
     engine: EngineOption = "auto",
     precision: PrecisionOption = None,
     fast: FastOption = False,

@@ -17,7 +17,7 @@ def pca(
     fit: Annotated[str, typer.Option(help="resize, pad, or crop, which cuts off the sides.")] = "resize",
     keep_background: Annotated[bool, typer.Option("--keep-background", help="Colour all patches.")] = False,
     max_images: Annotated[int, typer.Option(help="Of more images, show this many.", min=1)] = 24,
-    cell_size: Annotated[int, typer.Option(help="Longer side of each picture drawn, pixels.", min=1)] = 224,
+    cell_size: Annotated[int, typer.Option(help="Longer side of each picture drawn, pixels.", min=1, max=4096)] = 224,
     engine: EngineOption = "auto",
     precision: PrecisionOption = None,
     fast: FastOption = False,

@@ -19,7 +19,7 @@ def similar(
     size: Annotated[int | None, typer.Option(help="Short side, pixels.  [default: the model's]", min=1)] = None,
     fit: Annotated[str, typer.Option(help="resize, pad, or crop, which cuts off the sides.")] = "resize",
     max_images: Annotated[int, typer.Option(help="Of more others, show this many.", min=1)] = 24,
-    cell_size: Annotated[int, typer.Option(help="Longer side of each picture drawn, pixels.", min=1)] = 224,
+    cell_size: Annotated[int, typer.Option(help="Longer side of each picture drawn, pixels.", min=1, max=4096)] = 224,
     engine: EngineOption = "auto",
     precision: PrecisionOption = None,
     fast: FastOption = False,
