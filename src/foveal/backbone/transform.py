@@ -36,7 +36,7 @@ def transform_of(
     """
     assumed: list[str] = []
     fields = _sizes(config, preprocessor, timm, assumed) | _statistics(config, preprocessor, timm, assumed)
-    ignored = _ignored(preprocessor, fields)
+    ignored = not_held(preprocessor, fields)
     ignored += [f"{name} {timm[name]!r}" for name, ours in _OURS_IN_TIMM.items() if timm.get(name, ours) != ours]
     shape = timm.get("input_size")
     if isinstance(shape, list) and len(shape) == 3 and shape[1] != shape[2]:
@@ -63,7 +63,7 @@ def pixel_statistics(preprocessor: Mapping[str, object], *, channels: int) -> tu
     return [value / scale for value in mean], [value / scale for value in std]  # type: ignore[attr-defined]
 
 
-def _ignored(preprocessor: Mapping[str, object], fields: Mapping[str, object]) -> list[str]:
+def not_held(preprocessor: Mapping[str, object], fields: Mapping[str, object]) -> list[str]:
     """Say what of a preprocessor_config.json a card does not hold, with its value."""
     found = [f"{name} {preprocessor[name]}" for name, ours in _OURS.items() if preprocessor.get(name, ours) != ours]
     known = {*_HEEDED, *_BOOKKEEPING, *_OURS}
