@@ -316,6 +316,19 @@ def test_preprocessing_is_followed_or_told(
     assert shown == checkpoint.assumed
 
 
+def test_preprocessing_that_the_card_in_the_weights_overrules_is_told(model: Callable, tmp_path: Path, caplog) -> None:
+    source, _, card = model()
+    convert(source, tmp_path / "hf", to="huggingface")
+    assert read_checkpoint(tmp_path / "hf").assumed == []
+    path = tmp_path / "hf" / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"image_mean": [0.0, 0.0, 0.0]}))
+    checkpoint = read_checkpoint(tmp_path / "hf")
+    assert checkpoint.card.mean == card.mean
+    text = "ignored: preprocessor_config.json is not that of the card in the weights, which is followed"
+    assert checkpoint.assumed == [text]
+    assert text in caplog.text
+
+
 @pytest.mark.parametrize(
     ("file", "change"),
     [

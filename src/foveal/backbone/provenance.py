@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from foveal.backbone.containers import Container
 from foveal.backbone.hub import checkpoint_of
+from foveal.backbone.huggingface import preprocessor_json
 from foveal.backbone.licence import UNKNOWN
 from foveal.backbone.selection import Selection
 from foveal.backbone.transform import transform_of
@@ -121,7 +122,8 @@ def make_card(
                 "remove it, or take the file that belongs to it"
             )
         lineage["parent"] = beside.card.lineage
-        return beside.card.model_copy(update={"lineage": lineage, "sha256": container.sha256}), []
+        card = beside.card.model_copy(update={"lineage": lineage, "sha256": container.sha256})
+        return card, _overruled(path, card, beside)
     fields: dict[str, object] = {"name": path.stem, "backbone": config, "lineage": lineage, "sha256": container.sha256}
     if beside.licence:
         fields["licence"] = beside.licence
@@ -136,6 +138,17 @@ def make_card(
     for text in ignored:
         logger.warning("%s: %s; features differ from those of the library", path, text)
     return card, assumed + ignored
+
+
+def _overruled(path: Path, card: Card, beside: Beside) -> list[str]:
+    """Say where a preprocessor_config.json was changed after `convert` wrote it with the card in the weights."""
+    if not beside.preprocessor or beside.preprocessor == preprocessor_json(
+        mean=card.mean, std=card.std, crop_size=card.crop_size, resize_size=card.resize_size
+    ):
+        return []
+    text = f"ignored: {PREPROCESSOR} is not that of the card in the weights, which is followed"
+    logger.warning("%s: %s; put the change into the card of a model folder", path, text)
+    return [text]
 
 
 def recognised(card: Card) -> Card:
