@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from foveal.backbone.convert import convert
+from foveal.backbone.doctor import diagnose
 from foveal.backbone.formats import load_checkpoint, read_checkpoint
 from foveal.backbone.variants import backbone_config
 from foveal.backbone.vit import VisionTransformer
@@ -260,6 +261,72 @@ def test_sizes_and_statistics_come_from_the_files_beside(random_network: Network
         assert (card.crop_size, card.resize_size) == ((224, 256) if to == "huggingface" else (42, 48))
     (tmp_path / "huggingface" / "README.md").write_text("---\ntags: [x]\nlicense: cc-by-nc-4.0\n---\n# Model\n")
     assert "cc-by-nc-4.0" in str(read_checkpoint(tmp_path / "huggingface").card.licence).lower()
+
+
+PLAIN = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.25, 0.3]}
+CROP = {"crop_size": {"height": 28, "width": 28}, "size": {"shortest_edge": 32}}
+
+
+@pytest.mark.parametrize(
+    ("given", "fields", "ignored"),
+    [
+        (CROP | {"rescale_factor": 1 / 255, "do_pad": False, "resample": 3}, {"crop_size": 28, "resize_size": 32}, []),
+        (
+            CROP | {"rescale_factor": 1.0},
+            {"mean": [0.4 / 255, 0.5 / 255, 0.6 / 255], "std": [0.2 / 255, 0.25 / 255, 0.3 / 255]},
+            [],
+        ),
+        (CROP | {"rescale_factor": 2 / 255}, {"mean": [0.2, 0.25, 0.3], "std": [0.1, 0.125, 0.15]}, []),
+        (CROP | {"do_normalize": False, "image_mean": None}, {"mean": [0.0] * 3, "std": [1.0] * 3}, []),
+        (CROP | {"do_normalize": False, "do_rescale": False}, {"mean": [0.0] * 3, "std": [1 / 255] * 3}, []),
+        ({"crop_size": 28, "size": 32}, {"crop_size": 28, "resize_size": 32}, []),
+        (
+            CROP | {"do_center_crop": False},
+            {"crop_size": 42, "resize_size": 48},
+            ["do_center_crop False", "size {'shortest_edge': 32}", "crop_size {'height': 28, 'width': 28}"],
+        ),
+        (
+            {"do_center_crop": False, "size": {"height": 28, "width": 28}},
+            {"crop_size": 28, "resize_size": 28},
+            ["do_center_crop False", "size {'height': 28, 'width': 28}"],
+        ),
+        (
+            CROP | {"crop_size": {"height": 28, "width": 56}},
+            {"crop_size": 42, "resize_size": 48},
+            ["size {'shortest_edge': 32}", "crop_size {'height': 28, 'width': 56}"],
+        ),
+        (CROP | {"resample": 2, "rescale_offset": True}, {"crop_size": 28}, ["resample 2", "rescale_offset True"]),
+    ],
+)  # fmt: skip
+def test_preprocessing_is_followed_or_told(
+    random_network: Network, tmp_path: Path, caplog: pytest.LogCaptureFixture, given: dict, fields: dict, ignored: list
+) -> None:
+    save_model(tmp_path / "model", (network := random_network(**SMALL)), Card(name="x", backbone=network.config))
+    convert(tmp_path / "model", tmp_path / "hf", to="huggingface")
+    path = tmp_path / "hf" / "model.safetensors"
+    save_file(load_file(path), path)
+    (tmp_path / "hf" / "preprocessor_config.json").write_text(json.dumps(PLAIN | given))
+    checkpoint = read_checkpoint(tmp_path / "hf")
+    for name, value in ({"mean": PLAIN["image_mean"], "std": PLAIN["image_std"]} | fields).items():
+        assert getattr(checkpoint.card, name) == pytest.approx(value, rel=1e-12), name
+    told = [text for text in checkpoint.assumed if text.startswith("ignored")]
+    assert told == [f"ignored: the files say {text}, which a card does not hold" for text in ignored]
+    assert caplog.text.count("features differ from those of the library") == len(ignored)
+    shown = [text for name, text in diagnose(tmp_path / "hf").rows if name == "assumed"]
+    assert shown == checkpoint.assumed
+
+
+def test_preprocessing_that_the_card_in_the_weights_overrules_is_told(model: Callable, tmp_path: Path, caplog) -> None:
+    source, _, card = model()
+    convert(source, tmp_path / "hf", to="huggingface")
+    assert read_checkpoint(tmp_path / "hf").assumed == []
+    path = tmp_path / "hf" / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"image_mean": [0.0, 0.0, 0.0]}))
+    checkpoint = read_checkpoint(tmp_path / "hf")
+    assert checkpoint.card.mean == card.mean
+    text = "ignored: preprocessor_config.json is not that of the card in the weights, which is followed"
+    assert checkpoint.assumed == [text]
+    assert text in caplog.text
 
 
 @pytest.mark.parametrize(

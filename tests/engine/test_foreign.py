@@ -84,6 +84,19 @@ def test_missing_preprocessing_is_not_guessed(tmp_path: Path) -> None:
         load_foreign(source)
 
 
+def test_preprocessing_is_followed_or_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = save(tmp_path, transformers.ViTModel(transformers.ViTConfig(**SIZES, intermediate_size=96)))
+    load_foreign(source)
+    assert "ignored" not in caplog.text
+    given = STATISTICS | {"rescale_factor": 1.0, "resample": 2, "crop_size": {"height": 21, "width": 21}}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(given))
+    card = load_foreign(source)[1]
+    assert card.mean == pytest.approx([0.4 / 255, 0.5 / 255, 0.6 / 255])
+    assert card.std == pytest.approx([0.2 / 255, 0.3 / 255, 0.4 / 255])
+    assert "its preprocessing says resample 2; here short side to 33, crop 28" in caplog.text
+    assert "its preprocessing says crop_size {'height': 21, 'width': 21}" in caplog.text
+
+
 def test_architecture_without_patches_is_told(tmp_path: Path) -> None:
     config = transformers.ResNetConfig(embedding_size=4, hidden_sizes=[8], depths=[1], layer_type="basic")
     with pytest.raises(FovealError, match="has no patch tokens on a grid; choose a vision transformer"):

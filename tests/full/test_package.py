@@ -1,20 +1,18 @@
 """The package as a user installs it: a wheel in an environment of its own, without the tools of development."""
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from child import output_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
-pytestmark = [pytest.mark.full, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.full, pytest.mark.timeout(3600)]
 
 
 def run(*command: str | Path, cwd: Path) -> str:
-    done = subprocess.run([str(part) for part in command], cwd=cwd, capture_output=True, text=True, timeout=1200)
-    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
+    return output_of(command, cwd=cwd, timeout_s=1200)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """The card of weights that came without one: what the files beside them say, and what has to be assumed."""
 
 import json
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,15 +11,17 @@ from pydantic import ValidationError
 
 from foveal.backbone.containers import Container
 from foveal.backbone.hub import checkpoint_of
+from foveal.backbone.huggingface import preprocessor_json
 from foveal.backbone.licence import UNKNOWN
 from foveal.backbone.selection import Selection
+from foveal.backbone.transform import transform_of
 from foveal.backbone.variants import BackboneConfig
 from foveal.backbone.weights import Card
 from foveal.errors import WeightsError
 
 CONFIG, PREPROCESSOR, README = "config.json", "preprocessor_config.json", "README.md"
 EMBEDDED_CARD = "foveal_card"  # key of the card in the metadata of safetensors files that `convert` writes
-CROP_SIZE, RESIZE_SIZE = 224, 256  # of the published evaluation
+logger = logging.getLogger(__name__)
 _SHAPES = ("width", "depth", "num_heads", "ffn", "patch_size", "image_size", "channels", "num_registers")
 
 
@@ -104,7 +107,7 @@ def _licence_of(readme: Path) -> str | None:
 def make_card(
     path: Path, layout: str, config: BackboneConfig, beside: Beside, container: Container, selection: Selection
 ) -> tuple[Card, list[str]]:
-    """Return the card of weights read from `path`, and what in it is an assumption, in words.
+    """Return the card of weights read from `path`, and what in it is an assumption or was left out, in words.
 
     Raises:
         WeightsError: the card in the metadata of the file is that of another network.
@@ -119,45 +122,33 @@ def make_card(
                 "remove it, or take the file that belongs to it"
             )
         lineage["parent"] = beside.card.lineage
-        return beside.card.model_copy(update={"lineage": lineage, "sha256": container.sha256}), []
-    assumed: list[str] = []
+        card = beside.card.model_copy(update={"lineage": lineage, "sha256": container.sha256})
+        return card, _overruled(path, card, beside)
     fields: dict[str, object] = {"name": path.stem, "backbone": config, "lineage": lineage, "sha256": container.sha256}
     if beside.licence:
         fields["licence"] = beside.licence
+    pretrained = beside.timm.get("pretrained_cfg")
+    timm = pretrained if isinstance(pretrained, dict) else {}
     try:
-        fields |= _sizes(config, beside, assumed) | _statistics(config, beside, assumed)
-        return Card.model_validate(fields), assumed
+        found, assumed, ignored = transform_of(config, preprocessor=beside.preprocessor, timm=timm)
+        card = Card.model_validate(fields | found)
     except (ValidationError, TypeError, IndexError, ZeroDivisionError) as error:
         raise WeightsError(f"the settings beside {path} make no sense ({error}); copy them again") from error
+    ignored = [f"ignored: the files say {text}, which a card does not hold" for text in ignored]
+    for text in ignored:
+        logger.warning("%s: %s; features differ from those of the library", path, text)
+    return card, assumed + ignored
 
 
-def _sizes(config: BackboneConfig, beside: Beside, assumed: list[str]) -> dict[str, object]:
-    crop, size = beside.preprocessor.get("crop_size"), beside.preprocessor.get("size")
-    if isinstance(crop, dict) and isinstance(size, dict) and "height" in crop and "shortest_edge" in size:
-        return {"crop_size": crop["height"], "resize_size": size["shortest_edge"]}
-    pretrained = beside.timm.get("pretrained_cfg")
-    if isinstance(pretrained, dict) and "input_size" in pretrained:
-        side, share = pretrained["input_size"][-1], pretrained.get("crop_pct", 1.0)
-        return {"crop_size": side, "resize_size": round(side / share)}
-    fits = config.image_size >= CROP_SIZE and CROP_SIZE % config.patch_size == 0
-    side = CROP_SIZE if fits else config.image_size
-    resize = round(side * RESIZE_SIZE / CROP_SIZE)
-    assumed.append(f"image sizes: short side to {resize}, crop {side}")
-    return {"crop_size": side, "resize_size": resize}
-
-
-def _statistics(config: BackboneConfig, beside: Beside, assumed: list[str]) -> dict[str, object]:
-    pretrained = beside.timm.get("pretrained_cfg")
-    given = pretrained if isinstance(pretrained, dict) else {}
-    mean = beside.preprocessor.get("image_mean", given.get("mean"))
-    std = beside.preprocessor.get("image_std", given.get("std"))
-    if mean is not None and std is not None:
-        return {"mean": mean, "std": std}
-    if config.channels == 3:
-        assumed.append("channel statistics: those of ImageNet")
-        return {}
-    assumed.append(f"channel statistics: mean 0 and std 1 for {config.channels} channels; put yours into the card")
-    return {"mean": [0.0] * config.channels, "std": [1.0] * config.channels}
+def _overruled(path: Path, card: Card, beside: Beside) -> list[str]:
+    """Say where a preprocessor_config.json was changed after `convert` wrote it with the card in the weights."""
+    if not beside.preprocessor or beside.preprocessor == preprocessor_json(
+        mean=card.mean, std=card.std, crop_size=card.crop_size, resize_size=card.resize_size
+    ):
+        return []
+    text = f"ignored: {PREPROCESSOR} is not that of the card in the weights, which is followed"
+    logger.warning("%s: %s; put the change into the card of a model folder", path, text)
+    return [text]
 
 
 def recognised(card: Card) -> Card:

@@ -13,6 +13,7 @@ import hashlib
 import importlib
 import importlib.metadata
 import json
+import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,10 +26,13 @@ from torch import Tensor, nn
 from foveal.backbone.card import Card
 from foveal.backbone.containers import read_container
 from foveal.backbone.licence import OWN, UNKNOWN, Licence, licence_named
+from foveal.backbone.transform import not_held, pixel_statistics
 from foveal.backbone.variants import BackboneConfig
 from foveal.backbone.vit import Tokens, layer_numbers
 from foveal.engine.base import Precision
 from foveal.errors import FovealError
+
+logger = logging.getLogger(__name__)
 
 PREFIXES = ("timm:", "hf:", "open_clip:")
 RANDOM = "random"
@@ -226,8 +230,15 @@ def _transformers(source: str, name: str, weights: str) -> Tower:
     with torch.inference_mode():
         prefix = run(torch.zeros(1, 3, size, size), [0], False)[0][0]
     num_prefix = 0 if prefix is None else prefix.shape[1]
-    data = _preprocessing(source, name, transformers)
-    resize = data.get("size", {})
+    data, (mean, std) = _preprocessing(source, name, transformers)
+    sides = data.get("size", {})
+    resize = max(
+        (sides.get("shortest_edge") or sides.get("height") or size) if isinstance(sides, dict) else sides, size
+    )
+    for text in not_held(data, {"resize_size": resize, "crop_size": size}):
+        logger.warning(
+            "%s: ignored: its preprocessing says %s; here short side to %d, crop %d", source, text, resize, size
+        )
     return Tower(
         name=source,
         library="transformers",
@@ -242,9 +253,9 @@ def _transformers(source: str, name: str, weights: str) -> Tower:
             size,
             num_prefix,
         ),
-        mean=data["image_mean"],
-        std=data["image_std"],
-        resize_size=resize.get("shortest_edge") or resize.get("height") or size,
+        mean=mean,
+        std=std,
+        resize_size=resize,
         is_fixed=False,
         licence=UNKNOWN,
     )
@@ -339,13 +350,13 @@ def _arguments(module: nn.Module) -> set[str]:
     return set(importlib.import_module("inspect").signature(code).parameters)
 
 
-def _preprocessing(source: str, name: str, transformers: Any) -> dict[str, Any]:
-    """Read the channel statistics and sizes that lie beside a Hugging Face model."""
+def _preprocessing(source: str, name: str, transformers: Any) -> tuple[dict[str, Any], tuple[list[float], list[float]]]:
+    """Return the settings that lie beside a Hugging Face model, and the statistics of channels in 0..1 they mean."""
     path = _make(source, lambda: transformers.utils.cached_file(name, "preprocessor_config.json"))
     data = json.loads(Path(path).read_text())
-    if "image_mean" not in data or "image_std" not in data:
+    if (statistics := pixel_statistics(data, channels=3)) is None:
         raise FovealError(f"{source}: its preprocessor_config.json has no image_mean and image_std; add them")
-    return data
+    return data, statistics
 
 
 def _make(source: str, make: Callable[[], Any]) -> Any:
