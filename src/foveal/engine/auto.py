@@ -21,7 +21,6 @@ logger = logging.getLogger(__name__)
 
 # Images that a choice is made on: the last gate.NUM_IMAGES are compared, int8 is calibrated on the others.
 NUM_IMAGES = 32
-CHOICE = "choice.json"
 
 
 class Refused(Exception):
@@ -138,32 +137,43 @@ class AutoEngine:
         if folder is None and key in self._chosen:
             return self._chosen[key]
         batches = list(images)
-        engine = None if folder is None else self._recalled(folder, batches)
-        if engine is None:
-            engine, candidate = self._choose(batches, *key, folder)
-            if folder is not None and not _keep_choice(folder, candidate, engine):
-                engine = self._recalled(folder, batches) or engine  # another process was faster
+        if folder is None:
+            engine, _ = self._choose(batches, *key, None)
+        else:
+            engine = self._settle_in(folder, batches, *key)
         self._chosen.setdefault(key, engine)
         return engine
 
-    def _recalled(self, folder: Path, batches: Sequence[Tensor]) -> Engine | None:
+    def _settle_in(self, folder: Path, batches: Sequence[Tensor], layers: tuple[int, ...], norm: bool) -> Engine:
+        """Return the engine that a folder names for these blocks, else choose it and write it down there."""
+        path = folder / f"choice-{gate.digest({'model': self.identity, 'layers': layers, 'norm': norm})}.json"
+        if found := self._recalled(path, batches):
+            return found
+        engine, candidate = self._choose(batches, layers, norm, folder)
+        choice = {"engine": engine.description, "processor": candidate.processor}
+        folder.mkdir(parents=True, exist_ok=True)
+        if not write_new(path, json.dumps(choice, indent=2) + "\n"):
+            return self._recalled(path, batches) or engine  # another process was faster
+        return engine
+
+    def _recalled(self, path: Path, batches: Sequence[Tensor]) -> Engine | None:
         """Return the engine that a store was begun with, or None where this computer does not have it."""
         try:
-            choice = json.loads((folder / CHOICE).read_text())
-            wanted = (choice["engine"], choice["processor"])
+            choice = json.loads(path.read_text())
+            description, processor = dict(choice["engine"]), choice["processor"]
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
-            logger.warning("%s cannot be used (%s); choosing again", folder / CHOICE, error)
+            logger.warning("%s cannot be used (%s); choosing again", path, error)
             return None
         for candidate in self._candidates:
-            if candidate.name != wanted[0].get("name") or candidate.processor != wanted[1]:
+            if (candidate.name, candidate.processor) != (description.get("name"), processor):
                 continue
             try:
-                engine = candidate.open(_largest(batches), folder)
+                engine = candidate.open(_largest(batches), path.parent)
             except (Refused, RuntimeError):
                 continue
-            if engine.description == wanted[0]:
+            if engine.description == description:
                 return engine
         return None
 
@@ -222,10 +232,3 @@ class AutoEngine:
 
 def _largest(batches: Sequence[Tensor]) -> Tensor:
     return max(batches, key=len)
-
-
-def _keep_choice(folder: Path, candidate: Candidate, engine: Engine) -> bool:
-    """Write down with which engine a store is begun; False where another process did before."""
-    choice = {"engine": engine.description, "processor": candidate.processor}
-    folder.mkdir(parents=True, exist_ok=True)
-    return write_new(folder / CHOICE, json.dumps(choice, indent=2) + "\n")
