@@ -154,7 +154,7 @@ def main() -> None:
         engines = {"torch": exact}
         for name, fast in (("default", False), ("fast", True)):
             engine = open_engine(backbone, fast=fast, device="cpu", image_size=SIZE)
-            engine.settle(photos)
+            engine = engine.settle([photos])
             engines[f"{name}: {engine.description['name']} {engine.description['precision']}"] = engine
         paths: dict[str, Path_] = {
             name: lambda batch, engine=engine: engine.encode(batch).cls for name, engine in engines.items()

@@ -31,6 +31,37 @@ def write_atomically(path: Path, data: str | bytes, *, staging: Path | None = No
         raise
 
 
+def write_new(path: Path, data: str) -> bool:
+    """Write a file that no other process has written yet; which of several wins is moot, and its file stays.
+
+    Returns:
+        False when the file was there first.
+
+    Raises:
+        OSError: it cannot be written; nothing is left behind.
+    """
+    staging = staging_of(path)
+    try:
+        staging.write_text(data)
+        sync(staging)
+        os.link(staging, path)  # unlike a rename, refused where the name is taken
+    except OSError as error:
+        if error.errno == errno.EEXIST:
+            return False
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):  # a file system without links
+            raise
+        try:
+            with path.open("x") as file:
+                file.write(data)
+        except FileExistsError:
+            return False
+    finally:
+        with suppress(OSError):
+            staging.unlink()
+    sync(path.parent)
+    return True
+
+
 def publish(staging: Path, folder: Path) -> None:
     """Move a finished folder into place, over an earlier one, with everything in it synced to the disk first.
 

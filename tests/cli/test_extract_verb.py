@@ -1,6 +1,5 @@
 """`foveal extract` as a user runs it: options, errors, kills."""
 
-import json
 import os
 import random
 import signal
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import foveal
 from foveal.cli.main import main
 from foveal.features.store import FeatureStore
 
@@ -37,8 +37,7 @@ def test_extract_says_what_comes_what_it_cost_and_what_it_lost(
     assert "patches: 832 bytes an image, cosine to float32 0.999" in printed.out
     store = FeatureStore.open(tmp_path / "store")
     assert store.read("patches").shape == (23, 4, 4, 48)
-    card = json.loads((model_folder / "model.json").read_text())
-    assert store.stamp["model"]["sha256"] == card["sha256"]["model.safetensors"]
+    assert store.stamp["model"]["sha256"] == foveal.load(model_folder).identity
     assert main([*command, *options]) == 0
     assert "continuing: 4 of 4 shards are finished" in capsys.readouterr().err
     assert main([*command, "--verify"]) == 0

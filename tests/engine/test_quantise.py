@@ -104,12 +104,16 @@ def test_calibration_comes_back_to_the_bit_and_damage_is_seen(
     backbone, images = network(depth=1), pictures(4)
     layers, worst_first = quantise_all(backbone, images, max_integer=63)
     made = Calibration(layers, worst_first[:1], Agreement(1, 1, 1, 1, 8))
-    save_calibration(tmp_path / "int8", made, key={"weights": "a"}, images=images)
+    save_calibration(tmp_path / "int8", made, key={"weights": "a"})
     found = load_calibration(tmp_path / "int8", key={"weights": "a"})
     assert found is not None
     assert found.name == made.name
     assert found.layers["blocks.0.mlp.fc1"].low == layers["blocks.0.mlp.fc1"].low
     assert load_calibration(tmp_path / "int8", key={"weights": "b"}) is None
+    # Another process that comes later takes what is there.
+    late = Calibration(layers, worst_first[:2], Agreement(1, 1, 1, 1, 8))
+    assert save_calibration(tmp_path / "int8", late, key={"weights": "a"}).in_float == worst_first[:1]
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
     file = tmp_path / "int8" / "layers.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"!")
     assert load_calibration(tmp_path / "int8", key={"weights": "a"}) is None
@@ -122,7 +126,7 @@ def test_too_few_images_are_not_calibrated_on(network: Callable, pictures: Calla
     found = calibrate(
         backbone,
         pictures(3),
-        folder=tmp_path,
+        folders=[tmp_path],
         key={},
         run=lambda _: engine,
         reference=engine,

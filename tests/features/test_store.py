@@ -9,6 +9,7 @@ import shutil
 import signal
 import tarfile
 import tracemalloc
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,14 @@ import pytest
 import torch
 from PIL import Image
 
-from foveal.backbone.weights import WEIGHTS
+import foveal
+from foveal.backbone.vit import VisionTransformer
+from foveal.engine.auto import AutoEngine, Candidate
+from foveal.engine.torch_engine import TorchEngine
 from foveal.errors import FovealError, ImageSetError
 from foveal.features.extract import Model
 from foveal.features.extraction import check_target, open_extraction, shards_of_part
+from foveal.features.lookup import search_store
 from foveal.features.packing import unpack
 from foveal.features.stamp import StoreSettings
 from foveal.features.store import FeatureStore
@@ -191,9 +196,118 @@ def test_another_stamp_is_refused(
 
 def test_another_model_is_refused(model: Model, many: Path, tmp_path: Path, store_of: Any) -> None:
     store_of(SMALL)
-    other = Model(model.engine, model.card.model_copy(update={"sha256": {WEIGHTS: "0" * 64}}))
-    with pytest.raises(FovealError, match=r"model\.sha256 is None in the store and 0000"):
+    backbone = deepcopy(model.engine.backbone)
+    renamed = Model(TorchEngine(backbone), model.card.model_copy(update={"name": "another file"}))
+    assert open_extraction(tmp_path / "store", renamed, ImageSet.open(many), SMALL).missing() == []
+    with torch.no_grad():
+        backbone.norm.bias[0] += 1
+    other = Model(TorchEngine(backbone), model.card)
+    with pytest.raises(FovealError, match=r"model\.sha256 is \w{64} in the store and \w{64} now"):
         open_extraction(tmp_path / "store", other, ImageSet.open(many), SMALL)
+
+
+def test_pth_files_of_different_weights_or_heads_never_share_a_store(model: Model, many: Path, tmp_path: Path) -> None:
+    tensors = {name: tensor.clone() for name, tensor in model.engine.backbone.state_dict().items()}
+    torch.save(tensors, tmp_path / "a.pth")
+    tensors["norm.bias"][0] += 1
+    torch.save(tensors, tmp_path / "b.pth")
+    images = ImageSet.open(many)
+    first, second = (foveal.load(tmp_path / name, engine="torch", device="cpu") for name in ("a.pth", "b.pth"))
+    open_extraction(tmp_path / "store", first, images, SMALL).run([0])
+    with pytest.raises(FovealError, match=r"model\.sha256 is \w{64} in the store and \w{64} now"):
+        open_extraction(tmp_path / "store", second, images, SMALL)
+    with pytest.raises(FovealError, match="holds features of the model"):
+        search_store(FeatureStore.open(tmp_path / "store"), [many / "cat" / "00.png"], model=second, k=2)
+    heads = first.card.backbone.model_copy(update={"num_heads": 2 * first.card.backbone.num_heads})
+    network = VisionTransformer(heads)
+    network.load_state_dict(first.engine.backbone.state_dict())
+    other = Model(TorchEngine(network), first.card.model_copy(update={"backbone": heads}))
+    with pytest.raises(FovealError, match=r"model\.sha256"):
+        open_extraction(tmp_path / "store", other, images, SMALL)
+
+
+def _with_auto_engine(model: Model) -> Model:
+    """The model with a choice between a faint imitation of it, for the last block only, and itself."""
+    imitation = deepcopy(model.engine.backbone)
+    with torch.no_grad():
+        imitation.blocks[0].mlp.fc1.weight.mul_(1.02)
+    exact, fast = TorchEngine(model.engine.backbone), TorchEngine(imitation, precision="bf16")
+    candidates = [
+        Candidate("torch", "bf16", "cpu", lambda *_: fast),
+        Candidate("torch", "fp32", "cpu", lambda *_: exact, exact=True),
+    ]
+    return Model(AutoEngine(exact.backbone, candidates=candidates, reference=exact, limit=0.5), model.card)
+
+
+def test_store_is_of_one_engine_whatever_was_encoded_before(
+    model: Model, many: Path, tmp_path: Path, home: Path
+) -> None:
+    settings = replace(SMALL, layers=(0,), fit="resize", dtype="float32")
+    for number, size in ((10, (90, 45)), (12, (20, 60))):  # grids that come in the last shard alone
+        Image.fromarray(np.zeros((*size, 3), np.uint8)).save(many / "dog" / f"{number}.png")
+    images = ImageSet.open(many)
+    auto = _with_auto_engine(model)
+    auto.extract([many / "cat" / "00.png"])
+    extraction = open_extraction(tmp_path / "whole", auto, images, settings)
+    extraction.run()
+    assert extraction.card.stamp["engine"] == extraction.model.engine.description
+    assert extraction.card.stamp["engine"]["precision"] == "bf16"
+    assert len(list((tmp_path / "whole" / "engine").glob("choice-*.json"))) == 1
+    plain = open_extraction(
+        tmp_path / "plain", Model(auto.engine._candidates[0].open(None, None), model.card), images, settings
+    )
+    plain.run()
+    written = contents(tmp_path / "whole")
+    assert {name: written[name] for name in written if name.endswith(".npy")} == {
+        name: data for name, data in contents(tmp_path / "plain").items() if name.endswith(".npy")
+    }
+    # Continued without the cache, by a process that would choose another engine today.
+    shutil.rmtree(tmp_path / "whole/shards/00002")
+    shutil.rmtree(home)
+    later = _with_auto_engine(model)
+    later.engine._limit = 1.1
+    assert later.settle(images, layers=(0,), fit="resize").engine.description["precision"] == "fp32"
+    open_extraction(tmp_path / "whole", later, images, settings).run()
+    assert contents(tmp_path / "whole") == written
+
+
+def test_second_process_that_starts_the_same_store_compares_instead_of_writing(
+    model: Model, many: Path, tmp_path: Path
+) -> None:
+    store, images = tmp_path / "store", ImageSet.open(many)
+
+    class Slow(TorchEngine):
+        @property
+        def description(self) -> dict[str, str]:  # asked for after the look for a card: another process is faster
+            open_extraction(store, model, images, replace(SMALL, batch_size=4))
+            return super().description
+
+    slow = Model(Slow(model.engine.backbone), model.card)
+    with pytest.raises(FovealError, match="batch_size is 4 in the store and 3 now"):
+        open_extraction(store, slow, images, SMALL)
+    assert json.loads((store / "card.json").read_text())["stamp"]["batch_size"] == 4
+    assert sorted(path.name for path in store.iterdir()) == ["card.json"]
+
+
+@pytest.mark.parametrize("name", ["{}/outside", "../outside", "cls.layer1x", "rows"])
+def test_names_of_a_card_never_lead_out_of_the_store(model: Model, many: Path, tmp_path: Path, name: str) -> None:
+    store = open_extraction(tmp_path / "store", model, ImageSet.open(many), SMALL).store
+    card = json.loads((store / "card.json").read_text())
+    card["shapes"] = {name.format(tmp_path): [48]}
+    (store / "card.json").write_text(json.dumps(card))
+    (tmp_path / "outside.npy").write_bytes(b"mine")
+    with pytest.raises(FovealError, match="which no store has"):
+        open_extraction(store, model, ImageSet.open(many), SMALL).run()
+    assert (tmp_path / "outside.npy").read_bytes() == b"mine"
+
+
+def test_shapes_of_a_card_are_those_of_its_settings(model: Model, many: Path, tmp_path: Path) -> None:
+    store = open_extraction(tmp_path / "store", model, ImageSet.open(many), SMALL).store
+    card = json.loads((store / "card.json").read_text())
+    card["shapes"]["cls"] = [47]
+    (store / "card.json").write_text(json.dumps(card))
+    with pytest.raises(FovealError, match=r"gives the shapes .*47.* and its settings give .*48"):
+        open_extraction(store, model, ImageSet.open(many), SMALL)
 
 
 def test_another_image_set_is_refused(model: Model, many: Path, tmp_path: Path, store_of: Any) -> None:

@@ -9,7 +9,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import safetensors
@@ -25,7 +25,7 @@ from foveal.engine.base import Engine
 from foveal.engine.gate import Agreement
 from foveal.engine.linears import Linear, linears_of
 from foveal.engine.quantise import Quantised, quantise
-from foveal.files import publish, write_atomically
+from foveal.files import publish_new, staging_of, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -50,11 +50,13 @@ class Calibration:
         layers: how each quantised linear layer runs, by name.
         in_float: names of the linear layers that stay in float, worst first.
         measured: agreement with fp32 on images that the layers were not calibrated on.
+        images: their number, and the hash of the images that the layers were calibrated on, as normalised float32.
     """
 
     layers: Mapping[str, Quantised]
     in_float: Sequence[str]
     measured: Agreement
+    images: Mapping[str, object] | None = None
 
     @property
     def name(self) -> str:
@@ -66,7 +68,7 @@ def calibrate(
     backbone: VisionTransformer,
     images: Tensor,
     *,
-    folder: Path,
+    folders: Sequence[Path],
     key: Mapping[str, object],
     run: Callable[[Mapping[str, Quantised]], Engine],
     reference: Engine,
@@ -79,18 +81,19 @@ def calibrate(
         backbone: on the CPU.
         images: (B, C, H, W) float32, normalised: real images. The last `gate.NUM_IMAGES` are compared, the others
             calibrate.
-        folder: where calibrations are kept.
-        key: what they depend on: weights, processor, version of the engine.
+        folders: where calibrations are kept, looked through in this order. All of them have it afterwards.
+        key: what they depend on: the model, processor, version of the engine.
         run: makes an engine with the given layers in int8.
         reference: the exact engine.
         limit: of the gate.
         max_integer: of the weights; see `Quantised`.
     """
-    key = {**key, "backbone": backbone.config.model_dump(mode="json"), "limit": limit, "max_integer": max_integer}
+    key = {**key, "limit": limit, "max_integer": max_integer}
     key["format"] = 1  # to be raised when the search or the numbers change
-    place = folder / gate.digest(key)
-    if found := load_calibration(place, key=key):
-        return found
+    places = [folder / gate.digest(key) for folder in folders]
+    for place in places:
+        if found := load_calibration(place, key=key):
+            return _keep(places, found, key)
     if refused := gate.recall(key):
         return _too_far(refused, limit)
     if len(images) < MIN_IMAGES:
@@ -105,11 +108,9 @@ def calibrate(
     if isinstance(result, Agreement):
         gate.remember(key, result)
         return _too_far(result, limit)
-    try:
-        return save_calibration(place, result, key=key, images=calibrating)
-    except OSError as error:
-        logger.warning("%s cannot be written (%s); the next run calibrates again; set FOVEAL_HOME", place, error)
-        return result
+    images_hash = hashlib.sha256(calibrating.contiguous().numpy().data).hexdigest()
+    result = replace(result, images={"sha256": images_hash, "num_images": len(calibrating)})
+    return _keep(places, result, key)
 
 
 def quantise_all(
@@ -182,10 +183,10 @@ def search(
     return Calibration({name: layers[name] for name in worst_first[passing:]}, worst_first[:passing], measured)
 
 
-def save_calibration(folder: Path, found: Calibration, *, key: Mapping[str, object], images: Tensor) -> Calibration:
-    """Write a calibration as a folder, whole or not at all, and return it.
+def save_calibration(folder: Path, found: Calibration, *, key: Mapping[str, object]) -> Calibration:
+    """Write a calibration as a folder, whole or not at all, and return what is there: another process may be faster.
 
-    The card tells the conditions, the hash of the images (as normalised float32), the layers in float and the cosines.
+    The card tells the conditions, the hash of the images, the layers in float and the cosines.
 
     Raises:
         OSError: it cannot be written.
@@ -194,22 +195,23 @@ def save_calibration(folder: Path, found: Calibration, *, key: Mapping[str, obje
     card = {
         "kind": "foveal int8 calibration",
         "key": dict(key),
-        "images": {"sha256": hashlib.sha256(images.contiguous().numpy().data).hexdigest(), "num_images": len(images)},
+        "images": found.images,
         "in_float": list(found.in_float),
         "measured": found.measured._asdict(),
         "sha256": hashlib.sha256(data).hexdigest(),
     }
-    staging = folder.with_name(f".{folder.name}.tmp")
+    staging = staging_of(folder)
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     write_atomically(staging / LAYERS, data)
     write_atomically(staging / CARD, json.dumps(card, indent=2) + "\n")
-    publish(staging, folder)
-    return found
+    if publish_new(staging, folder):
+        return found
+    return load_calibration(folder, key=key) or found
 
 
 def load_calibration(folder: Path, *, key: Mapping[str, object]) -> Calibration | None:
-    """Read a calibration back; None, with a warning where there is a damaged one, when it has to be made."""
+    """Read a calibration back; None with a warning where there is a damaged one, when it has to be made."""
     if not folder.is_dir():
         return None
     try:
@@ -219,10 +221,24 @@ def load_calibration(folder: Path, *, key: Mapping[str, object]) -> Calibration 
         if card["key"] != dict(key) or card["sha256"] != sha256:
             raise ValueError("its hash or its conditions are not those of its card")
         layers = _layers(load_file(folder / LAYERS))
-        return Calibration(layers, card["in_float"], Agreement(**card["measured"]))
+        return Calibration(layers, card["in_float"], Agreement(**card["measured"]), card["images"])
     except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
         logger.warning("%s cannot be used (%s); calibrating again", folder, error)
         return None
+
+
+def _keep(places: Sequence[Path], found: Calibration, key: Mapping[str, object]) -> Calibration:
+    """Write a calibration wherever it is not yet, the first place last, and return what the first place has."""
+    for place in reversed(places):
+        try:
+            there = load_calibration(place, key=key)
+            if there is None:
+                shutil.rmtree(place, ignore_errors=True)  # a damaged one
+                there = save_calibration(place, found, key=key)
+            found = there
+        except OSError as error:
+            logger.warning("%s cannot be written (%s); the next run calibrates again; set FOVEAL_HOME", place, error)
+    return found
 
 
 def _wanted(limit: float) -> float:

@@ -10,8 +10,8 @@ The order is fixed by the processor and not by timing on the spot, so that the s
 time; the measurements it rests on are in docs/engines.md. Which candidate is taken, the accuracy gate decides (`auto`).
 """
 
-import hashlib
 import logging
+from pathlib import Path
 from typing import Literal, get_args
 
 import torch
@@ -22,7 +22,7 @@ from foveal.backbone.vit import VisionTransformer
 from foveal.engine import gate, openvino_graph
 from foveal.engine.auto import AutoEngine, Candidate, Refused
 from foveal.engine.base import Engine, Precision
-from foveal.engine.calibrate import calibrate
+from foveal.engine.calibrate import Calibration, calibrate
 from foveal.engine.cpu import CPU, this_cpu
 from foveal.engine.openvino_engine import OpenVINOEngine, OpenVINOPrecision, version
 from foveal.engine.torch_engine import TorchEngine
@@ -45,7 +45,6 @@ def open_engine(
     fast: bool = False,
     device: str | torch.device | None = None,
     image_size: int | None = None,
-    weights: str | None = None,
     cpu: CPU | None = None,
 ) -> Engine:
     """Return the engine for a backbone.
@@ -62,7 +61,6 @@ def open_engine(
         fast: also int8, at the wider limit.
         device: a torch device; None takes the GPU where there is one, else the CPU.
         image_size: the usual side in pixels, by which small networks are told; None takes that of the backbone.
-        weights: hash of the weights; None computes it.
         cpu: the processor; None asks the operating system.
 
     Raises:
@@ -88,13 +86,12 @@ def open_engine(
     if engine == "auto" and precision is None and gflop < MIN_GFLOP:
         logger.info("engine: torch fp32, for a small network (%.2f GFLOP an image)", gflop)
         return TorchEngine(backbone, device=device)
-    maker = _Maker(TorchEngine(backbone, device=device), weights or hash_of(backbone), cpu or this_cpu(), fast=fast)
+    maker = _Maker(TorchEngine(backbone, device=device), cpu or this_cpu(), fast=fast)
     return AutoEngine(
         backbone,
         candidates=maker.candidates(engine, precision),
         reference=maker.reference,
         limit=maker.limit,
-        weights=maker.weights,
         hint=maker.hint,
     )
 
@@ -109,15 +106,6 @@ def gflop_of(config: BackboneConfig, image_size: int) -> float:
     return (blocks + 2 * patches * config.channels * config.patch_size**2 * config.width) / 1e9
 
 
-def hash_of(backbone: VisionTransformer) -> str:
-    """Return the sha256 of all weights with their names."""
-    found = hashlib.sha256()
-    for name, tensor in backbone.state_dict().items():
-        found.update(name.encode())
-        found.update(tensor.detach().cpu().contiguous().numpy().data)
-    return found.hexdigest()
-
-
 def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise FovealError(f"{name}='{value}' is not known; choose {', '.join(allowed)}")
@@ -126,9 +114,9 @@ def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
 class _Maker:
     """Makes the candidates of one backbone."""
 
-    def __init__(self, reference: TorchEngine, weights: str, cpu: CPU, *, fast: bool) -> None:
+    def __init__(self, reference: TorchEngine, cpu: CPU, *, fast: bool) -> None:
         self.reference = reference
-        self.weights = weights
+        self._openvinos: dict[tuple[str, str], OpenVINOEngine] = {}
         self.cpu = cpu
         self.fast = fast
         self.limit = gate.FAST_LIMIT if fast else gate.LIMIT
@@ -167,28 +155,41 @@ class _Maker:
         device = self.reference.device
         engine = TorchEngine(self.reference.backbone, precision=precision, device=device)
         where = self.cpu.name if self.on_cpu else torch.cuda.get_device_name(device)
-        return Candidate("torch", precision, where, lambda _: engine, exact=precision == "fp32")
+        return Candidate("torch", precision, where, lambda *_: engine, exact=precision == "fp32")
 
     def _openvino(self, precision: OpenVINOPrecision) -> Candidate:
-        backbone = self.reference.backbone
-        return Candidate("openvino", precision, self.cpu.name, lambda _: OpenVINOEngine(backbone, precision=precision))
+        return Candidate("openvino", precision, self.cpu.name, lambda *_: self._opened(precision))
 
     def _int8(self, rest: OpenVINOPrecision) -> Candidate:
-        return Candidate("openvino", "int8", self.cpu.name, lambda images: self._calibrated(images, rest))
+        return Candidate(
+            "openvino", "int8", self.cpu.name, lambda images, folder: self._calibrated(images, folder, rest)
+        )
 
-    def _calibrated(self, images: Tensor, rest: OpenVINOPrecision) -> OpenVINOEngine:
-        """Return the int8 engine, calibrated now where that was not done before."""
+    def _opened(self, precision: OpenVINOPrecision, int8: Calibration | None = None) -> OpenVINOEngine:
+        """Return an engine, the same one each time: a compiled graph holds a copy of the weights."""
+        key = (precision, int8.name if int8 else "")
+        if key not in self._openvinos:
+            self._openvinos[key] = OpenVINOEngine(
+                self.reference.backbone,
+                precision=precision,
+                quantised=int8.layers if int8 else None,
+                calibration=key[1],
+            )
+        return self._openvinos[key]
+
+    def _calibrated(self, images: Tensor, folder: Path | None, rest: OpenVINOPrecision) -> OpenVINOEngine:
+        """Return the int8 engine as a store has it, else from the cache, else calibrated now."""
         backbone = self.reference.backbone
         found = calibrate(
             backbone,
             images,
-            folder=cache_folder() / "int8",
-            key={"weights": self.weights, "cpu": self.cpu.name, "rest": rest, "openvino": version()},
+            folders=[place / "int8" for place in (folder, cache_folder()) if place],
+            key={"model": self.reference.identity, "cpu": self.cpu.name, "rest": rest, "openvino": version()},
             run=lambda layers: OpenVINOEngine(backbone, precision=rest, quantised=layers),
             reference=self.reference,
             limit=self.limit,
-            max_integer=127 if self.cpu.int8 else 63,
+            max_integer=self.cpu.max_integer,
         )
         if isinstance(found, str):
             raise Refused(found)
-        return OpenVINOEngine(backbone, precision=rest, quantised=found.layers, calibration=found.name)
+        return self._opened(rest, found)

@@ -16,13 +16,14 @@ class CPU(NamedTuple):
     """A processor, by its name and by the types whose matrix products it has instructions for.
 
     Without VNNI or AMX, int8 products are put together from wider instructions: measured on AVX2, a network takes as
-    long in int8 as in fp32, and the weights have to keep to 7 bits, or sums of two products overflow 16 bits.
+    long in int8 as in fp32, and the weights have to keep to `max_integer` 63, or sums of two products overflow 16 bits.
     """
 
     name: str
     bf16: bool = False
     fp16: bool = False
     int8: bool = False
+    max_integer: int = 127
 
 
 def this_cpu() -> CPU:

@@ -9,13 +9,12 @@ Only vision transformers with patch tokens on a grid have what `encode` gives. A
 gives the mean of its patches in its place. Every token is after the tower's final norm and before any projection.
 """
 
-import hashlib
 import importlib
 import importlib.metadata
 import json
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -30,6 +29,7 @@ from foveal.backbone.transform import not_held, pixel_statistics
 from foveal.backbone.variants import BackboneConfig
 from foveal.backbone.vit import Tokens, layer_numbers
 from foveal.engine.base import Precision
+from foveal.engine.identity import identity_of
 from foveal.errors import FovealError
 
 logger = logging.getLogger(__name__)
@@ -90,8 +90,16 @@ class ForeignEngine:
             "version": f"{version}, torch {torch.__version__}",
         }
 
-    def settle(self, images: Tensor) -> None:
-        """There is nothing to decide before the first batch."""
+    @property
+    def identity(self) -> str:
+        """Return the hash that tells this network from others; see `identity_of`."""
+        return identity_of(self.tower.module, self.tower.config, architecture=self.tower.name.partition("#")[0])
+
+    def settle(
+        self, images: Iterable[Tensor], layers: Sequence[int] | None = None, *, folder: Path | None = None
+    ) -> "ForeignEngine":
+        """Return this engine: it has nothing to decide."""
+        return self
 
     def encode(self, batch: Tensor) -> Tokens:
         """Return the tokens of the last block after the final norm; `batch` is (B, 3, H, W) float32, normalised."""
@@ -147,6 +155,7 @@ def load_foreign(
     make = {"timm": _timm, "hf": _transformers, "open_clip": _open_clip}[library]
     tower = make(source, name, weights)
     config = tower.config
+    engine = ForeignEngine(tower, precision=precision, device=device)
     card = Card(
         name=source,
         backbone=config,
@@ -156,9 +165,9 @@ def load_foreign(
         resize_size=max(tower.resize_size, config.image_size),
         licence={"": tower.licence, RANDOM: OWN}.get(weights, UNKNOWN),
         lineage={"library": tower.library, "weights": weights or "pretrained"},
-        sha256={"state_dict": _hash_of(tower.module)},
+        sha256={"state_dict": engine.identity},
     )
-    return ForeignEngine(tower, precision=precision, device=device), card
+    return engine, card
 
 
 def _timm(source: str, name: str, weights: str) -> Tower:
@@ -435,12 +444,3 @@ def _fill(source: str, module: nn.Module, weights: str) -> None:
 
 def _no_patches(source: str) -> str:
     return f"{source} has no patch tokens on a grid; choose a vision transformer"
-
-
-def _hash_of(module: nn.Module) -> str:
-    """Return a hash of all weights, which tells one model from another in a stamp."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from foveal.backbone.vit import Tokens
-from foveal.files import cache_folder, write_atomically
+from foveal.files import cache_folder, staging_of, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +90,8 @@ def remember(key: Mapping[str, object], measured: Agreement) -> None:
     path = _file_of(key)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps({"key": _plain(key), "agreement": measured._asdict()}, indent=2) + "\n")
+        text = json.dumps({"key": _plain(key), "agreement": measured._asdict()}, indent=2) + "\n"
+        write_atomically(path, text, staging=staging_of(path))
     except OSError as error:
         logger.warning("%s cannot be written (%s); the next run measures again; set FOVEAL_HOME", path, error)
 

@@ -1,13 +1,15 @@
 """The engine that runs a backbone on the CPU with OpenVINO."""
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from foveal.backbone.vit import Tokens, VisionTransformer
+from foveal.engine.identity import identity_of
 from foveal.engine.openvino_graph import build, import_openvino
 from foveal.engine.quantise import Quantised
 
@@ -58,6 +60,11 @@ class OpenVINOEngine:
             found |= {"precision": "int8", "rest": self._precision, "calibration": self._calibration}
         return found
 
+    @property
+    def identity(self) -> str:
+        """Return the hash that tells this network from others; see `identity_of`."""
+        return identity_of(self._backbone, self._backbone.config)
+
     def encode(self, batch: Tensor) -> Tokens:
         """Return the tokens of the last block after the final norm.
 
@@ -77,8 +84,11 @@ class OpenVINOEngine:
         arrays = [torch.from_numpy(outputs[i].copy()) for i in range(len(outputs))]
         return [Tokens(x[:, 0], x[:, 1:prefix], x[:, prefix:]) for x in arrays]
 
-    def settle(self, images: Tensor) -> None:
-        """Do nothing: this engine has nothing to decide."""
+    def settle(
+        self, images: Iterable[Tensor], layers: Sequence[int] | None = None, *, folder: Path | None = None
+    ) -> "OpenVINOEngine":
+        """Return this engine: it has nothing to decide."""
+        return self
 
     def _request(self, layers: tuple[int, ...], norm: bool) -> Any:
         key = (layers, norm)

@@ -1,6 +1,7 @@
 """The engine that runs a backbone with PyTorch as it is."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import get_args
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from foveal.backbone.vit import Tokens, VisionTransformer
 from foveal.engine.base import Precision
+from foveal.engine.identity import identity_of
 from foveal.engine.memory import freed_memory_kept
 from foveal.errors import FovealError
 
@@ -49,6 +51,11 @@ class TorchEngine:
             "version": torch.__version__,
         }
 
+    @property
+    def identity(self) -> str:
+        """Return the hash that tells this network from others; see `identity_of`."""
+        return identity_of(self.backbone, self.backbone.config)
+
     def encode(self, batch: Tensor) -> Tokens:
         """Return the tokens of the last block after the final norm.
 
@@ -71,5 +78,8 @@ class TorchEngine:
         with torch.autocast(self.device.type, dtype=_DTYPES[self.precision], enabled=self.precision != "fp32"):
             return self.backbone.attention(batch.to(self.device), layer=layer, queries=queries)
 
-    def settle(self, images: Tensor) -> None:
-        """Do nothing: this engine has nothing to decide."""
+    def settle(
+        self, images: Iterable[Tensor], layers: Sequence[int] | None = None, *, folder: Path | None = None
+    ) -> "TorchEngine":
+        """Return this engine: it has nothing to decide."""
+        return self

@@ -3,10 +3,12 @@
 Shapes: B images, D width, R registers, C channels, H W pixels; grid_h x grid_w patches.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +17,7 @@ from torch import Tensor
 
 from foveal.backbone.card import Card
 from foveal.backbone.source import open_backbone
-from foveal.backbone.weights import WEIGHTS
-from foveal.engine.auto import NUM_IMAGES, AutoEngine
+from foveal.engine.auto import NUM_IMAGES
 from foveal.engine.base import Engine, Precision
 from foveal.engine.choose import EngineName, open_engine
 from foveal.engine.foreign import is_foreign, load_foreign
@@ -70,6 +71,11 @@ class Model:
         self.engine = engine
         self.card = card
 
+    @cached_property
+    def identity(self) -> str:
+        """The hash of the weights and the configuration, which tells one model from another whatever the files."""
+        return self.engine.identity
+
     def preprocessing(self, *, size: Size | None = None, fit: Mode = "crop") -> Preprocess:
         """Return the transform that `extract` applies for these arguments."""
         card = self.card
@@ -118,12 +124,20 @@ class Model:
         """
         pictures = list_of(images)
         preprocess = self.preprocessing(size=size, fit=fit)
-        if self._is_undecided():
-            self._settle_on([preprocess(picture) for picture in pictures[:NUM_IMAGES]], None)
+        first: list[np.ndarray] = []  # filled where the engine looks at them before it is chosen
+
+        def seen() -> Iterator[Tensor]:
+            first.extend(preprocess(picture) for picture in pictures[:NUM_IMAGES])
+            yield from _batches_of(first)
+
+        engine = self.engine.settle(seen())
         batches = [
             encode_arrays(
-                self.engine,
-                [preprocess(picture) for picture in pictures[start : start + batch_size]],
+                engine,
+                [
+                    first[number] if number < len(first) else preprocess(pictures[number])
+                    for number in range(start, min(start + batch_size, len(pictures)))
+                ],
                 tokens=("cls", "registers", "patches"),
                 patch_size=preprocess.patch_size,
             )
@@ -201,11 +215,12 @@ class Model:
             Indices (b,) int64 into the set, and the tokens by name, float32 on the CPU.
         """
         check_tokens(what, layers, self.card.backbone)
-        self.settle(images, layers=layers, size=size, fit=fit)
+        preprocess = self.preprocessing(size=size, fit=fit)
+        engine = self.engine.settle(_first_batches(images, preprocess), layers)
         patch_size = self.card.backbone.patch_size
         for indices, arrays in prepared_batches(
             images,
-            self.preprocessing(size=size, fit=fit),
+            preprocess,
             batch_size=batch_size,
             channels=self.card.backbone.channels,
             num_threads=num_threads,
@@ -213,7 +228,7 @@ class Model:
             ledger=ledger,
             progress=progress,
         ):
-            yield indices, encode_arrays(self.engine, arrays, tokens=what, layers=layers, patch_size=patch_size)
+            yield indices, encode_arrays(engine, arrays, tokens=what, layers=layers, patch_size=patch_size)
 
     def settle(
         self,
@@ -222,42 +237,24 @@ class Model:
         layers: Sequence[int] | None = None,
         size: Size | None = None,
         fit: Mode = "crop",
-    ) -> None:
-        """Let the engine choose on the first readable images of a set, where it has not chosen yet.
+        folder: Path | None = None,
+    ) -> "Model":
+        """Return this model with the one engine that will encode a set, chosen on its first readable images.
 
-        Before it `engine.description` may not exist; after it, it says how the set will be encoded. Extraction calls it
-        by itself, so that the choice does not depend on the batch size.
+        `engine.description` then exists and says how the whole set is encoded, whatever sizes follow.
 
         Args:
-            images: the set; its first 32 readable images are used.
+            images: the set; its first 32 readable images are used where there is something to choose.
             layers: blocks that will be asked for; a choice holds for the blocks that it was made for.
             size: see `extract`.
             fit: see `extract`.
+            folder: where a store keeps the choice and finds it again; None is for this process.
         """
-        if not self._is_undecided():
-            return
-        preprocess = self.preprocessing(size=size, fit=fit)
-        arrays: list[np.ndarray] = []
-        for index in range(len(images)):
-            with suppress(BadImageError):  # counted when the set is read
-                arrays.append(preprocess(images.decode(index, channels=preprocess.channels)))
-            if len(arrays) == NUM_IMAGES:
-                break
-        if not arrays:
-            raise ImageSetError(f"none of the {len(images)} images can be read; check the source")
-        self._settle_on(arrays, layers)
-
-    def _is_undecided(self) -> bool:
-        return isinstance(self.engine, AutoEngine) and not self.engine.is_settled()
-
-    def _settle_on(self, arrays: Sequence[np.ndarray], layers: Sequence[int] | None) -> None:
-        """Let the engine choose on those arrays that have the most frequent shape."""
-        shape, _ = Counter(array.shape for array in arrays).most_common(1)[0]
-        batch = torch.from_numpy(np.stack([array for array in arrays if array.shape == shape]))
-        if layers is None:
-            self.engine.settle(batch)
-        else:
-            self.engine.intermediate(batch, sorted(layers))
+        settled = copy(self)
+        settled.identity = self.identity  # hashed once
+        first = _first_batches(images, self.preprocessing(size=size, fit=fit))
+        settled.engine = self.engine.settle(first, layers, folder=folder)
+        return settled
 
 
 def load(
@@ -306,9 +303,30 @@ def load(
         fast=fast,
         device=device,
         image_size=card.crop_size,
-        weights=card.sha256.get(WEIGHTS),
     )
     return Model(chosen, card)
+
+
+def _batches_of(arrays: Sequence[np.ndarray]) -> Iterator[Tensor]:
+    """Yield prepared images (C, H, W) as batches, those of equal size together."""
+    by_shape: dict[tuple[int, ...], list[np.ndarray]] = defaultdict(list)
+    for array in arrays:
+        by_shape[array.shape].append(array)
+    for same in by_shape.values():
+        yield torch.from_numpy(np.stack(same))
+
+
+def _first_batches(images: ImageSet, preprocess: Preprocess) -> Iterator[Tensor]:
+    """Yield the first readable images of a set in batches; nothing is read before the first is asked for."""
+    arrays: list[np.ndarray] = []
+    for index in range(len(images)):
+        with suppress(BadImageError):  # counted when the set is read
+            arrays.append(preprocess(images.decode(index, channels=preprocess.channels)))
+        if len(arrays) == NUM_IMAGES:
+            break
+    if not arrays:
+        raise ImageSetError(f"none of the {len(images)} images can be read; check the source")
+    yield from _batches_of(arrays)
 
 
 def list_of(images: ImageLike | Iterable[ImageLike]) -> list[ImageLike]:

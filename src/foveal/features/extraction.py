@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from foveal.errors import BadImageError, FovealError, ImageSetError
 from foveal.features import patch_pca
@@ -16,10 +16,10 @@ from foveal.features.batches import Progress
 from foveal.features.extract import Model
 from foveal.features.shard import extract_shard
 from foveal.features.stamp import StoreSettings, check_same_stamp, make_stamp
-from foveal.features.store import BAD_IMAGES, CARD, SHARDS, SUMMARY, StoreCard, read_card, read_done
-from foveal.features.tokens import array_names, token_shape
+from foveal.features.store import BAD_IMAGES, CARD, ENGINE, SHARDS, SUMMARY, StoreCard, read_card, read_done
+from foveal.features.tokens import Token, array_names, token_shape
 from foveal.features.unchanged import check_unchanged_since
-from foveal.files import remove_abandoned, staging_of, write_atomically
+from foveal.files import remove_abandoned, staging_of, write_atomically, write_new
 from foveal.images.imageset import ImageSet
 from foveal.images.ledger import max_bad_of
 from foveal.images.preprocess import Preprocess
@@ -147,11 +147,13 @@ def open_extraction(
         store.mkdir(parents=True, exist_ok=True)
         remove_abandoned(store)
         remove_abandoned(store / SHARDS)
-        model.settle(images, layers=settings.layers, size=settings.size, fit=settings.fit)
+        model = model.settle(
+            images, layers=settings.layers, size=settings.size, fit=settings.fit, folder=store / ENGINE
+        )
         if not (store / CARD).is_file():
             card = _new_card(model, images, settings)
             _check_space(store, card, card.num_images)
-            write_atomically(store / CARD, card.to_json(), staging=staging_of(store / CARD))
+            write_new(store / CARD, card.to_json())  # where another process was faster, its card is compared below
         extraction = join_extraction(store, model, images, settings)
         card, missing = extraction.card, extraction.missing()
         check_unchanged_since(store, card, images, sorted(set(range(card.num_shards)).difference(missing)))
@@ -173,15 +175,22 @@ def open_extraction(
 
 
 def join_extraction(store: Path, model: Model, images: ImageSet, settings: StoreSettings) -> Extraction:
-    """Return the extraction of a store that is there already; the engine must be settled.
+    """Return the extraction of a store that is there already; the model must be settled.
 
     Raises:
-        FovealError: no store, or one of another stamp or image set.
+        FovealError: no store, one of another stamp or image set, or one whose card gives other shapes.
     """
     card = read_card(store)
     check_same_stamp(card.stamp, make_stamp(model, settings), where=str(store))
     check_same_images(store, card, images)
-    return Extraction(store, card, model, images, model.preprocessing(size=settings.size, fit=settings.fit))
+    preprocess = model.preprocessing(size=settings.size, fit=settings.fit)
+    grid = _first_grid(images, preprocess) if "patches" in settings.tokens else (0, 0)
+    if card.shapes != (shapes := _shapes(model, settings, grid)):
+        raise FovealError(
+            f"{store / CARD} gives the shapes {card.shapes}, and its settings give {shapes}; restore the card, or "
+            "extract into a new store"
+        )
+    return Extraction(store, card, model, images, preprocess)
 
 
 def check_target(store: str | Path) -> Path:
@@ -192,7 +201,7 @@ def check_target(store: str | Path) -> Path:
     if store.is_dir() and (store / CARD).is_file():
         read_card(store)
         return store
-    if store.is_dir() and all(path.name.startswith(f".{CARD}.") for path in store.iterdir()):
+    if store.is_dir() and all(path.name == ENGINE or path.name.startswith(f".{CARD}.") for path in store.iterdir()):
         return store
     raise FovealError(f"{store} exists and is not a feature store; choose another place or remove it")
 
@@ -250,16 +259,21 @@ def shards_of_part(part: str, num_shards: int) -> range:
 
 
 def _new_card(model: Model, images: ImageSet, settings: StoreSettings) -> StoreCard:
-    backbone, stamp = model.card.backbone, make_stamp(model, settings)
-    preprocess = model.preprocessing(size=settings.size, fit=settings.fit)
-    grid = _first_grid(images, preprocess)
-    shapes = {}
-    for name in array_names(stamp["tokens"], stamp["layers"]):
-        token = name.partition(".")[0]
-        shape = token_shape(token, backbone, grid=grid)
-        shapes[name] = (*shape[:-1], settings.pca) if token == "patches" and settings.pca else shape
+    stamp = make_stamp(model, settings)
     image_set = {"hash": images.hash, "num_images": len(images), "root": str(images.root)}
-    return StoreCard(stamp, image_set, shapes)
+    grid = _first_grid(images, model.preprocessing(size=settings.size, fit=settings.fit))
+    return StoreCard(stamp, image_set, _shapes(model, settings, grid))
+
+
+def _shapes(model: Model, settings: StoreSettings, grid: tuple[int, int]) -> dict[str, tuple[int, ...]]:
+    """Return the shape of one image in each array, by name."""
+    tokens = [token for token in get_args(Token) if token in settings.tokens]
+    shapes = {}
+    for name in array_names(tokens, settings.layers):
+        token = name.partition(".")[0]
+        shape = token_shape(token, model.card.backbone, grid=grid)
+        shapes[name] = (*shape[:-1], settings.pca) if token == "patches" and settings.pca else shape
+    return shapes
 
 
 def _first_grid(images: ImageSet, preprocess: Preprocess) -> tuple[int, int]:

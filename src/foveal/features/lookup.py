@@ -17,7 +17,6 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from foveal.backbone.weights import WEIGHTS
 from foveal.errors import FovealError, nearest
 from foveal.features.database import Database
 from foveal.features.extract import Model
@@ -224,7 +223,7 @@ def _encode(store: FeatureStore, name: str, pictures: Sequence[ImageLike], model
             f"a picture as a query needs the model of {store.path}, {_described(wanted)}; give it by --model, or "
             "search for rows of the store"
         )
-    given = {"name": model.card.name, "sha256": model.card.sha256.get(WEIGHTS)}
+    given = {"name": model.card.name, "sha256": model.identity}
     if given["sha256"] != wanted["sha256"]:
         raise FovealError(
             f"{store.path} holds features of the model {_described(wanted)}, and this is {_described(given)}; "

@@ -16,7 +16,7 @@ from foveal.errors import FovealError
 from foveal.features.batches import Progress
 from foveal.features.extraction import Extraction, bad_images, finish, join_extraction
 from foveal.features.stamp import StoreSettings
-from foveal.features.store import read_done
+from foveal.features.store import ENGINE, read_done
 from foveal.images.imageset import ImageSet
 
 MAX_RETRIES = 5
@@ -120,7 +120,9 @@ def extract_one(store: str, job: Job, shard: int, *, num_threads: int, max_bad_s
 def _opened(store: str, job: Job) -> Extraction:
     model, images = foveal.load(job.model, **dict(job.load_options)), ImageSet.open(job.images)
     settings = job.settings
-    model.settle(images, layers=settings.layers, size=settings.size, fit=settings.fit)
+    model = model.settle(
+        images, layers=settings.layers, size=settings.size, fit=settings.fit, folder=Path(store) / ENGINE
+    )
     return join_extraction(Path(store), model, images, job.settings)
 
 

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
 import foveal
-from foveal.backbone.weights import WEIGHTS
 from foveal.errors import FovealError
 from foveal.features import patch_pca
 from foveal.features.extract import Model
@@ -64,7 +63,7 @@ def make_stamp(model: Model, settings: StoreSettings) -> dict[str, Any]:
         "patches_per_image": patch_pca.PATCHES_PER_IMAGE,
     }
     stamp = {
-        "model": {"name": model.card.name, "sha256": model.card.sha256.get(WEIGHTS)},
+        "model": {"name": model.card.name, "sha256": model.identity},
         "preprocessing": asdict(model.preprocessing(size=settings.size, fit=settings.fit)),
         "decoder": {name: _version(name) for name in _DECODERS},
         "engine": model.engine.description,
@@ -97,6 +96,8 @@ def check_same_stamp(stored: dict[str, Any], wanted: dict[str, Any], *, where: s
 def _differences(stored: Any, wanted: Any, key: str = "") -> Iterator[str]:
     if isinstance(stored, dict) and isinstance(wanted, dict):
         for name in sorted({*stored, *wanted}):
+            if (key, name) == ("model", "name"):
+                continue  # a file under another name is the same model; its hash tells
             yield from _differences(stored.get(name), wanted.get(name), f"{key}.{name}" if key else name)
     elif stored != wanted:
         yield f"{key} is {stored} in the store and {wanted} now"

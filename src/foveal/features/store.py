@@ -1,6 +1,7 @@
 """The feature store: features of an image set in shards of a fixed number of images, and the reader of it.
 
     STORE/card.json              what it is: stamp, image set, arrays, shard size; never changes
+    STORE/engine/                which engine was chosen, and its int8 numbers, where there was a choice
     STORE/pca/                   the PCA of the patches, where one is used
     STORE/shards/00000/          one folder for each `shard_size` images of the set, whole or absent:
         cls.npy                    (n, ...) in the order of the set; n are the images that could be read
@@ -15,6 +16,7 @@ Shapes: n rows; per row D, (R, D) or (grid_h, grid_w, D).
 
 import json
 import logging
+import re
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -34,7 +36,7 @@ from foveal.features.patch_pca import Projection
 logger = logging.getLogger(__name__)
 
 KIND, VERSION = "foveal feature store", 1
-CARD, SHARDS, BAD_IMAGES, SUMMARY = "card.json", "shards", "bad_images", "summary.json"
+CARD, ENGINE, SHARDS, BAD_IMAGES, SUMMARY = "card.json", "engine", "shards", "bad_images", "summary.json"
 ROWS, DONE = "rows.parquet", "done.json"
 ROW_SCHEMA = pa.schema(
     [
@@ -49,6 +51,7 @@ ROW_SCHEMA = pa.schema(
         pa.field("reason", pa.string()),
     ]
 )
+_NAME = re.compile(r"(cls|registers|patches|mean)(\.layer[0-9]+)?")  # names of files come from these
 _MAX_OPEN_FILES = 128
 
 
@@ -116,6 +119,8 @@ def read_card(store: Path) -> StoreCard:
         if (kind, version) != (KIND, VERSION):
             raise FovealError(f"{path} says kind {kind!r}, version {version!r}; this foveal reads {KIND!r}, {VERSION}")
         shapes = {name: tuple(shape) for name, shape in found["shapes"].items()}
+        if wrong := [name for name in shapes if not _NAME.fullmatch(name)]:
+            raise FovealError(f"{path} names an array {wrong[0]!r}, which no store has; extract into a new store")
         return StoreCard(found["stamp"], found["image_set"], shapes)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise FovealError(
