@@ -57,6 +57,11 @@ def test_parts_of_a_job_array_make_the_same_store(
     assert contents(tmp_path / "store") == contents(tmp_path / "whole")
 
 
+def test_size_may_be_height_and_width(command: list[str], tmp_path: Path) -> None:
+    assert main([*command, "--tokens", "patches", "--size", "14x35"]) == 0
+    assert FeatureStore.open(tmp_path / "store").shape("patches")[:2] == (2, 5)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -66,6 +71,8 @@ def test_parts_of_a_job_array_make_the_same_store(
         (["--dtype", "float8"], "allowed are float32, float16, int8"),
         (["--pca", "3"], "no effect without patches"),
         (["--fit", "squash"], "squash"),
+        (["--size", "14x"], "--size 14x; write pixels, such as 224, or height x width, such as 224x448"),
+        (["--size", "0x14"], "--size 0x14; write pixels"),
         (["--shard", "2/2"], "write i/n"),
         (["--on", "moon"], "the one choice is ray"),
         (["--ray-address", "auto"], "no effect without --on ray"),

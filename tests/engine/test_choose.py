@@ -141,3 +141,15 @@ def test_fast_takes_int8_where_the_processor_has_it(
         else:
             assert "openvino int8 refused" in caplog.text
     assert caplog.text.count("calibrating int8 on 16 images") == 1
+
+
+def test_attention_is_that_of_the_reference_before_and_after_a_choice(network: Callable, pictures: Callable) -> None:
+    backbone, other = network(), network()
+    with torch.no_grad():
+        other.blocks[0].attn.qkv.weight.mul_(1.000001)
+    engine, batch = _auto(backbone, {"other": other}), pictures(2)
+    expected = TorchEngine(backbone).attention(batch, layer=0, queries=[0])
+    assert torch.equal(engine.attention(batch, layer=0, queries=[0]), expected)
+    engine.settle(batch)
+    assert engine.description["precision"] == "fp32"
+    assert torch.equal(engine.attention(batch, layer=0, queries=[0]), expected)

@@ -173,3 +173,14 @@ def test_gallery_shows_every_neighbour_and_a_missing_file_as_an_empty_cell(
     assert "a &lt;b&gt;" in html
     assert "not readable" in html
     assert "http" not in html
+
+
+def test_a_picture_is_sought_in_a_store_of_an_oblong_size(
+    small: tuple[FeatureStore, Model, Path], tmp_path: Path
+) -> None:
+    _, model, folder = small
+    settings = StoreSettings(size=(14, 35), batch_size=16, shard_size=64)
+    open_extraction(tmp_path / "store", model, ImageSet.open(folder / "photos"), settings).run()
+    found = search_store(FeatureStore.open(tmp_path / "store"), [folder / "photos" / "012.png"], model=model, k=1)
+    assert found.rows.tolist() == [[12]]
+    assert found.similarities[0, 0] == pytest.approx(1, abs=1e-5)

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foveal.cli.loading import EngineOption, FastOption, ModelOption, PrecisionOption, open_model
+from foveal.cli.loading import (
+    EngineOption,
+    FastOption,
+    ModelOption,
+    PrecisionOption,
+    SizeOption,
+    open_model,
+    parse_size,
+)
 from foveal.cli.terminal import progress_of
 from foveal.errors import FovealError
 
@@ -28,7 +36,7 @@ def extract(
     ] = None,
     dtype: Annotated[str, typer.Option(help="float16, int8 (a scale for each vector) or float32.")] = "float16",
     pca: Annotated[int | None, typer.Option(help="Reduce patches to so many components.", min=1)] = None,
-    size: Annotated[int | None, typer.Option(help="Pixels.  [default: the model's]", min=1)] = None,
+    size: SizeOption = None,
     fit: Annotated[str, typer.Option(help="crop, resize or pad.")] = "crop",
     batch_size: Annotated[int, typer.Option(help="Images at a time.", min=1)] = 32,
     shard_size: Annotated[int, typer.Option(help="Images in a shard, the most an interruption costs.", min=1)] = 1024,
@@ -67,7 +75,7 @@ def extract(
         layers=_numbers(layers),
         dtype=dtype,  # type: ignore[arg-type]  # checked with the model
         pca=pca,
-        size=size,
+        size=parse_size(size),
         fit=fit,  # type: ignore[arg-type]  # checked by Preprocess
         batch_size=batch_size,
         shard_size=shard_size,

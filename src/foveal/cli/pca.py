@@ -5,7 +5,15 @@ from typing import Annotated
 
 import typer
 
-from foveal.cli.loading import EngineOption, FastOption, ModelOption, PrecisionOption, open_model
+from foveal.cli.loading import (
+    EngineOption,
+    FastOption,
+    ModelOption,
+    PrecisionOption,
+    SizeOption,
+    open_model,
+    parse_size,
+)
 from foveal.cli.pictures import SOURCES, check_picture_target, read_pictures, write_picture
 
 
@@ -13,7 +21,7 @@ def pca(
     images: Annotated[list[str], typer.Argument(help=f"Any of: {SOURCES}.")],
     model: ModelOption,
     out: Annotated[Path, typer.Option(help="Picture to write: .png, .jpg or .webp.")] = Path("pca.png"),
-    size: Annotated[int | None, typer.Option(help="Short side, pixels.  [default: the model's]", min=1)] = None,
+    size: SizeOption = None,
     fit: Annotated[str, typer.Option(help="resize, pad, or crop, which cuts off the sides.")] = "resize",
     keep_background: Annotated[bool, typer.Option("--keep-background", help="Colour all patches.")] = False,
     max_images: Annotated[int, typer.Option(help="Of more images, show this many.", min=1)] = 24,
@@ -24,13 +32,14 @@ def pca(
 ) -> None:
     """Draw patch features as colours: the first three principal components, jointly over the images."""
     check_picture_target(out)
+    pixel_size = parse_size(size)
     pictures = read_pictures(images, max_images=max_images)
     from foveal.features.pca import pca_picture
     from foveal.features.seen import see
 
     loaded = open_model(model, engine=engine, precision=precision, fast=fast)
     seen = [
-        see(loaded, pixels, size=size, fit=fit, name=name)  # type: ignore[arg-type]  # checked by Preprocess
+        see(loaded, pixels, size=pixel_size, fit=fit, name=name)  # type: ignore[arg-type]  # checked by Preprocess
         for name, pixels in pictures
     ]
     picture = pca_picture(seen, keep_foreground=not keep_background, cell_size=cell_size)

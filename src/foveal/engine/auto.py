@@ -107,6 +107,10 @@ class AutoEngine:
         """Return the tokens after chosen blocks (the last n, or a list of numbers from 0), in ascending order."""
         return self._engine_for(batch, layers, norm).intermediate(batch, layers, norm=norm)
 
+    def attention(self, batch: Tensor, *, layer: int = -1, queries: Sequence[int] | None = None) -> Tensor:
+        """Return the attention weights (B, heads, Q, N) of one block, by the reference whatever was chosen."""
+        return self._reference.attention(batch, layer=layer, queries=queries)
+
     def settle(self, images: Tensor) -> None:
         """Choose now, on (B, C, H, W) images of the set that will be encoded; 32 are enough for every candidate."""
         self._engine_for(images, 1, True)

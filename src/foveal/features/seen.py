@@ -12,7 +12,7 @@ from torch import Tensor
 
 from foveal.features.extract import Model
 from foveal.features.geometry import Geometry
-from foveal.images.preprocess import ImageLike, Mode, to_rgb_array
+from foveal.images.preprocess import ImageLike, Mode, Size, to_rgb_array
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,14 +50,15 @@ class SeenImage:
 
 
 def prepare(
-    model: Model, image: ImageLike, *, size: int | None = None, fit: Mode = "resize", name: str = ""
+    model: Model, image: ImageLike, *, size: Size | None = None, fit: Mode = "resize", name: str = ""
 ) -> PreparedImage:
     """Make the input that a model takes from one picture.
 
     Args:
         model: a loaded model.
         image: a path, a Pillow image or an (H, W, 3) uint8 array.
-        size: the short side, pixels; None is the card's crop size. Larger gives more and finer patches.
+        size: the short side, pixels, or (height, width) for fit "resize" and "crop"; None is the card's crop size.
+            Larger gives more and finer patches.
         fit: see `Model.extract`. "resize" shows the whole picture: nothing is cut off, every patch is all picture, and
             the proportions change by less than half a patch.
         name: for labels; "" takes the file's name where there is one.
@@ -73,7 +74,7 @@ def prepare(
     )
 
 
-def see(model: Model, image: ImageLike, *, size: int | None = None, fit: Mode = "resize", name: str = "") -> SeenImage:
+def see(model: Model, image: ImageLike, *, size: Size | None = None, fit: Mode = "resize", name: str = "") -> SeenImage:
     """Return what a model makes of one picture; see `prepare` for the arguments.
 
     Pictures go through the model one at a time: memory is that of one picture whatever their number, and the features
