@@ -41,8 +41,15 @@ def test_extract_says_what_comes_what_it_cost_and_what_it_lost(
     assert store.stamp["model"]["sha256"] == card["sha256"]["model.safetensors"]
     assert main([*command, *options]) == 0
     assert "continuing: 4 of 4 shards are finished" in capsys.readouterr().err
-    assert main([*command, "--verify"]) == 0
+    without_model = [*command[:2], *command[4:]]
+    assert main([*without_model, "--verify"]) == 0
     assert "24 of 24 images extracted; these and their features are unchanged" in capsys.readouterr().out
+
+
+def test_model_is_asked_for_where_it_is_needed(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command[:2], *command[4:]]) == 2
+    assert "--model is missing; give a model folder, a checkpoint" in capsys.readouterr().err
+    assert not Path(command[-1]).exists()
 
 
 def test_parts_of_a_job_array_make_the_same_store(

@@ -10,7 +10,6 @@ import typer
 from foveal.cli.loading import (
     EngineOption,
     FastOption,
-    ModelOption,
     PrecisionOption,
     SizeOption,
     open_model,
@@ -28,8 +27,10 @@ if TYPE_CHECKING:
 
 def extract(
     images: Annotated[str, typer.Argument(help="A folder, a .txt list, .tar or .parquet shards, or an image set.")],
-    model: ModelOption,
     out: Annotated[Path, typer.Option(help="Feature store to make or to continue.")],
+    model: Annotated[
+        str | None, typer.Option(help="Model folder, checkpoint, or name in `foveal models`; needed but for --verify.")
+    ] = None,
     tokens: Annotated[str, typer.Option(help="Of cls, registers, patches, mean; separated by commas.")] = "cls",
     layers: Annotated[
         str | None, typer.Option(help="Blocks from 0, such as 5,11; through the final norm.  [default: the last]")
@@ -59,6 +60,8 @@ def extract(
     """Extract frozen features of every readable image; run the same command again to continue after an interruption."""
     if engine == "ray":
         engine, on = "auto", "ray"
+    if model is None and not verify:
+        raise FovealError("--model is missing; give a model folder, a checkpoint, or a name in `foveal models`")
     _check_options(on=on, shard=shard, ray_address=ray_address, ray_cpus=ray_cpus)
     from foveal.features.extraction import check_target
     from foveal.features.ray_shards import Job
@@ -67,7 +70,7 @@ def extract(
 
     check_target(out)
     image_set = ImageSet.open(images)
-    if verify:
+    if model is None or verify:
         _verify(out, image_set)
         return
     settings = StoreSettings(
