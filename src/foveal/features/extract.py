@@ -5,7 +5,6 @@ Shapes: B images, D width, R registers, C channels, H W pixels; grid_h x grid_w 
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from foveal.errors import BadImageError, FovealError, ImageSetError
 from foveal.features.batches import Progress, prepared_batches
 from foveal.features.tokens import Token, check_tokens, concatenate, encode_arrays
 from foveal.images.imageset import ImageSet
-from foveal.images.ledger import BadImageLedger
+from foveal.images.ledger import BadImageLedger, listed
 from foveal.images.preprocess import ImageLike, Mode, Preprocess, Size, scaled
 
 
@@ -238,13 +237,16 @@ class Model:
             return
         preprocess = self.preprocessing(size=size, fit=fit)
         arrays: list[np.ndarray] = []
+        bad: Counter[str] = Counter()
         for index in range(len(images)):
-            with suppress(BadImageError):  # counted when the set is read
+            try:
                 arrays.append(preprocess(images.decode(index, channels=preprocess.channels)))
+            except BadImageError as error:  # counted for good when the set is read
+                bad[error.reason] += 1
             if len(arrays) == NUM_IMAGES:
                 break
         if not arrays:
-            raise ImageSetError(f"none of the {len(images)} images can be read; check the source")
+            raise ImageSetError(f"none of the {len(images)} images can be read ({listed(bad)}); check the source")
         self._settle_on(arrays, layers)
 
     def _is_undecided(self) -> bool:

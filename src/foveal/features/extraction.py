@@ -5,7 +5,6 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from foveal.features.tokens import array_names, token_shape
 from foveal.features.unchanged import check_unchanged_since
 from foveal.files import remove_abandoned, staging_of, write_atomically
 from foveal.images.imageset import ImageSet
-from foveal.images.ledger import max_bad_of
+from foveal.images.ledger import listed, max_bad_of
 from foveal.images.preprocess import Preprocess
 
 
@@ -111,7 +110,7 @@ class Extraction:
         allowed = max_bad_of(self.card.num_images, max_bad_share)
         if bad.total() > allowed:
             raise ImageSetError(
-                f"{bad.total()} of {self.card.num_images} images are bad ({_listed(bad)}), allowed are {allowed} "
+                f"{bad.total()} of {self.card.num_images} images are bad ({listed(bad)}), allowed are {allowed} "
                 f"(max_bad_share={max_bad_share}); see {self.store / BAD_IMAGES}, and raise max_bad_share to go on"
             )
 
@@ -215,7 +214,7 @@ def finish(store: Path) -> dict[str, Any] | None:
     bad = bad_images(store, card)
     num_features = sum(manifest["num_features"] for manifest in done)
     if not num_features:
-        raise ImageSetError(f"none of the {card.num_images} images can be read ({_listed(bad)}); check the source")
+        raise ImageSetError(f"none of the {card.num_images} images can be read ({listed(bad)}); check the source")
     total = sum(file["bytes"] for manifest in done for file in manifest["files"].values())
     measured = {name: [m["cosine"][name] for m in done if name in m["cosine"]] for name in card.shapes}
     summary = {
@@ -264,11 +263,14 @@ def _new_card(model: Model, images: ImageSet, settings: StoreSettings) -> StoreC
 
 def _first_grid(images: ImageSet, preprocess: Preprocess) -> tuple[int, int]:
     """Return the patches of the first image of the set that can be read; ImageSetError when there is none."""
+    bad: Counter[str] = Counter()
     for row in range(len(images)):
-        with suppress(BadImageError):  # listed with its reason by its shard
+        try:
             _, height, width = preprocess(images.decode(row, channels=preprocess.channels)).shape
             return height // preprocess.patch_size, width // preprocess.patch_size
-    raise ImageSetError(f"none of the {len(images)} images can be read; check the source")
+        except BadImageError as error:  # listed with its reason by its shard
+            bad[error.reason] += 1
+    raise ImageSetError(f"none of the {len(images)} images can be read ({listed(bad)}); check the source")
 
 
 def check_same_images(store: Path, card: StoreCard, images: ImageSet) -> None:
@@ -297,10 +299,6 @@ def bad_images(store: Path, card: StoreCard) -> Counter[str]:
     for shard in range(card.num_shards):
         bad.update((read_done(store, shard) or {"bad": {}})["bad"])
     return bad
-
-
-def _listed(bad: Counter[str]) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in bad.most_common())
 
 
 def _shifted(progress: Progress, start: int, total: int) -> Callable[[int], None]:

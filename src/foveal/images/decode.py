@@ -117,8 +117,8 @@ def decode(
 
     Raises:
         BadImageError: with a stable reason: "empty", "too_many_bytes", "unknown_format", "format_not_allowed",
-            "too_many_pixels", "too_many_scans", "unsupported_pixels", "wrong_channels", "truncated", "corrupt".
-        FovealError: the file needs an extra that is not installed.
+            "too_many_pixels", "too_many_scans", "unsupported_pixels", "wrong_channels", "truncated", "corrupt", and
+            "needs_extra" where an extra that is not installed would read the file.
 
     Example:
         >>> decode(b"P6 2 1 255 \\xff\\x00\\x00\\x00\\x00\\xff").tolist()

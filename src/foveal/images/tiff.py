@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from foveal.errors import BadImageError, FovealError
+from foveal.errors import BadImageError
 from foveal.images.colour import ORIENTATION_TAG, upright
 
 _PLAIN, _LZW, _DEFLATE, _PACKBITS = 1, 5, (8, 32946), 32773
@@ -31,8 +31,8 @@ def read_bands(data: bytes, *, channels: int, max_pixels: int) -> np.ndarray | N
         (H, W, channels) uint8 or uint16, C-contiguous.
 
     Raises:
-        BadImageError: "wrong_channels", "unsupported_pixels", "too_many_pixels", "truncated" or "corrupt".
-        FovealError: tifffile is not installed.
+        BadImageError: "wrong_channels", "unsupported_pixels", "too_many_pixels", "truncated", "corrupt" or
+            "needs_extra" (tifffile).
     """
     with _tifffile().TiffFile(io.BytesIO(data)) as file:
         pages = _pages(file, channels)
@@ -147,6 +147,7 @@ def _tifffile() -> ModuleType:
     try:
         return importlib.import_module("tifffile")
     except ImportError as error:
-        raise FovealError(
-            "reading the bands of a TIFF needs tifffile, which is not installed; pip install 'foveal[tiff]'"
+        raise BadImageError(
+            "needs_extra",
+            "reading the bands of a TIFF needs tifffile, which is not installed; pip install 'foveal[tiff]'",
         ) from error
