@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from foveal.cli.loading import ModelOption, SizeOption, open_model, parse_size
-from foveal.cli.pictures import SOURCES, check_picture_target, read_pictures, write_picture
+from foveal.cli.pictures import SOURCES, check_picture_target, list_pictures, read_pictures, write_picture
 
 
 def attention(
@@ -24,13 +24,13 @@ def attention(
     """Draw where the class token looks: the attention weights of one block, each map from 0 to its own maximum."""
     check_picture_target(out)
     pixel_size = parse_size(size)
-    pictures = read_pictures(images, max_images=max_images)
+    listing = list_pictures(images, max_images=max_images)
     from foveal.features.attention import attention_maps, attention_picture
 
     loaded = open_model(model)
     maps = [
         attention_maps(loaded, pixels, layer=layer, size=pixel_size, fit=fit, name=name)  # type: ignore[arg-type]
-        for name, pixels in pictures
+        for name, pixels in read_pictures(listing, channels=loaded.card.backbone.channels)
     ]
     picture = attention_picture(maps, heads=heads, registers=registers, cell_size=cell_size)
     write_picture(out, picture)

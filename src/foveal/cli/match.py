@@ -41,7 +41,9 @@ def match(
 
     loaded = open_model(model, engine=engine, precision=precision, fast=fast)
     first, second = (
-        see(loaded, read_picture(path), size=pixel_size, fit=fit, name=path.name)  # type: ignore[arg-type]
+        see(
+            loaded, read_picture(path, channels=loaded.card.backbone.channels), size=pixel_size, fit=fit, name=path.name
+        )  # type: ignore[arg-type]
         for path in (a, b)
     )
     found = match_patches(first, second, keep_foreground=not keep_background, nms=nms, max_matches=max_matches)

@@ -14,7 +14,7 @@ from foveal.cli.loading import (
     open_model,
     parse_size,
 )
-from foveal.cli.pictures import SOURCES, check_picture_target, read_pictures, write_picture
+from foveal.cli.pictures import SOURCES, check_picture_target, list_pictures, read_pictures, write_picture
 
 
 def pca(
@@ -33,14 +33,14 @@ def pca(
     """Draw patch features as colours: the first three principal components, jointly over the images."""
     check_picture_target(out)
     pixel_size = parse_size(size)
-    pictures = read_pictures(images, max_images=max_images)
+    listing = list_pictures(images, max_images=max_images)
     from foveal.features.pca import pca_picture
     from foveal.features.seen import see
 
     loaded = open_model(model, engine=engine, precision=precision, fast=fast)
     seen = [
         see(loaded, pixels, size=pixel_size, fit=fit, name=name)  # type: ignore[arg-type]  # checked by Preprocess
-        for name, pixels in pictures
+        for name, pixels in read_pictures(listing, channels=loaded.card.backbone.channels)
     ]
     picture = pca_picture(seen, keep_foreground=not keep_background, cell_size=cell_size)
     write_picture(out, picture)

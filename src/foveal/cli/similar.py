@@ -14,7 +14,7 @@ from foveal.cli.loading import (
     open_model,
     parse_size,
 )
-from foveal.cli.pictures import SOURCES, check_picture_target, read_picture, read_pictures, write_picture
+from foveal.cli.pictures import SOURCES, check_picture_target, list_pictures, read_picture, read_pictures, write_picture
 from foveal.errors import FovealError
 
 
@@ -36,13 +36,15 @@ def similar(
     check_picture_target(out)
     pixel_size = parse_size(size)
     place = _point(point)
-    pictures = read_pictures(others, max_images=max_images) if others else ()
+    listing = list_pictures(others, max_images=max_images) if others else None
     from foveal.features.seen import see
     from foveal.features.similar import similarity_maps, similarity_picture
 
     loaded = open_model(model, engine=engine, precision=precision, fast=fast)
-    first = see(loaded, read_picture(image), size=pixel_size, fit=fit, name=image.name)  # type: ignore[arg-type]
+    channels = loaded.card.backbone.channels
+    first = see(loaded, read_picture(image, channels=channels), size=pixel_size, fit=fit, name=image.name)  # type: ignore[arg-type]
     first.geometry.patch_at(*place)  # a wrong point is said before the other images are read
+    pictures = () if listing is None else read_pictures(listing, channels=channels)
     seen = [
         first,
         *(see(loaded, pixels, size=pixel_size, fit=fit, name=name) for name, pixels in pictures),  # type: ignore[arg-type]
