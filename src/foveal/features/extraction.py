@@ -1,10 +1,12 @@
 """Extraction of an image set into a feature store: open or continue it, extract shards, verify, sum up."""
 
 import json
+import logging
 import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +17,15 @@ from foveal.features.batches import Progress
 from foveal.features.extract import Model
 from foveal.features.shard import extract_shard
 from foveal.features.stamp import StoreSettings, check_same_stamp, make_stamp
-from foveal.features.store import BAD_IMAGES, CARD, SHARDS, SUMMARY, StoreCard, read_card, read_done
+from foveal.features.store import BAD_IMAGES, CARD, SHARDS, SUMMARY, StoreCard, read_card, read_done, shard_folder
 from foveal.features.tokens import array_names, token_shape
-from foveal.features.unchanged import check_unchanged_since
+from foveal.features.unchanged import check_unchanged_since, retriable_shards
 from foveal.files import remove_abandoned, staging_of, write_atomically
 from foveal.images.imageset import ImageSet
 from foveal.images.ledger import listed, max_bad_of
 from foveal.images.preprocess import Preprocess
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,20 @@ class Extraction:
     def missing(self) -> list[int]:
         """Return the numbers of the shards that are not finished, ascending."""
         return [shard for shard in range(self.card.num_shards) if read_done(self.store, shard) is None]
+
+    def reopen(self, shards: Sequence[int]) -> None:
+        """Discard those of finished shards whose unreadable images can be read now, so that they are done again."""
+        for shard in retriable_shards(self.store, self.images, shards):
+            logger.warning("shard %d of %s: unreadable images can be read now; it is done again", shard, self.store)
+            folder = shard_folder(self.store, shard)
+            discarded = staging_of(folder)
+            try:
+                (self.store / SUMMARY).unlink(missing_ok=True)
+                with suppress(FileNotFoundError):  # another process discarded it first
+                    folder.rename(discarded)
+                    shutil.rmtree(discarded)
+            except OSError as error:
+                raise FovealError(f"{folder} cannot be removed ({error}); repair the store's disk") from error
 
     def run(
         self,
@@ -70,6 +88,7 @@ class Extraction:
             FovealError: see `extract_shard`.
         """
         shards = range(self.card.num_shards) if shards is None else shards
+        self.reopen(shards)
         total = sum(len(self.card.rows_of(shard)) for shard in shards)
         missing = set(self.missing())
         num_done = sum(len(self.card.rows_of(shard)) for shard in shards if shard not in missing)
