@@ -7,7 +7,7 @@ import torch
 from foveal.backbone.variants import backbone_config
 from foveal.engine.auto import AutoEngine, Candidate
 from foveal.engine.choose import gflop_of, hash_of, open_engine
-from foveal.engine.cpu import CPU
+from foveal.engine.cpu import CPU, has_bf16, this_cpu
 from foveal.engine.torch_engine import TorchEngine
 from foveal.errors import FovealError
 
@@ -153,3 +153,12 @@ def test_attention_is_that_of_the_reference_before_and_after_a_choice(network: C
     engine.settle(batch)
     assert engine.description["precision"] == "fp32"
     assert torch.equal(engine.attention(batch, layer=0, queries=[0]), expected)
+
+
+@pytest.mark.parametrize("instruction", ["avx512_bf16", "amx_bf16", "bf16"])
+def test_bf16_instructions_are_known_in_one_place(instruction: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {instruction: True})
+    assert has_bf16()
+    assert this_cpu().bf16 == (instruction != "bf16")  # candidates are chosen by those of x86
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {instruction: False})
+    assert not has_bf16()
