@@ -40,11 +40,10 @@ def match(
     from foveal.features.seen import see
 
     loaded = open_model(model, engine=engine, precision=precision, fast=fast)
+    channels = loaded.card.backbone.channels
     first, second = (
-        see(
-            loaded, read_picture(path, channels=loaded.card.backbone.channels), size=pixel_size, fit=fit, name=path.name
-        )  # type: ignore[arg-type]
-        for path in (a, b)
+        see(loaded, pixels, size=pixel_size, fit=fit, name=path.name)  # type: ignore[arg-type]
+        for path, pixels in ((path, read_picture(path, channels=channels)) for path in (a, b))
     )
     found = match_patches(first, second, keep_foreground=not keep_background, nms=nms, max_matches=max_matches)
     picture = match_picture(first, second, found, cell_size=cell_size)

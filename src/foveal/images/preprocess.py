@@ -78,7 +78,10 @@ class Preprocess:
     @classmethod
     def from_stamp(cls, settings: Mapping[str, Any]) -> "Preprocess":
         """Return the transform whose fields were written as JSON, where tuples became lists."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()})
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()
+        }
+        return cls(**fields)
 
     @property
     def channels(self) -> int:
