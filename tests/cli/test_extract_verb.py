@@ -40,8 +40,15 @@ def test_extract_says_what_comes_what_it_cost_and_what_it_lost(
     assert store.stamp["model"]["sha256"] == foveal.load(model_folder).identity
     assert main([*command, *options]) == 0
     assert "continuing: 4 of 4 shards are finished" in capsys.readouterr().err
-    assert main([*command, "--verify"]) == 0
+    without_model = [*command[:2], *command[4:]]
+    assert main([*without_model, "--verify"]) == 0
     assert "24 of 24 images extracted; these and their features are unchanged" in capsys.readouterr().out
+
+
+def test_model_is_asked_for_where_it_is_needed(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command[:2], *command[4:]]) == 2
+    assert "--model is missing; give a model folder, a checkpoint" in capsys.readouterr().err
+    assert not Path(command[-1]).exists()
 
 
 def test_parts_of_a_job_array_make_the_same_store(
@@ -56,6 +63,11 @@ def test_parts_of_a_job_array_make_the_same_store(
     assert contents(tmp_path / "store") == contents(tmp_path / "whole")
 
 
+def test_size_may_be_height_and_width(command: list[str], tmp_path: Path) -> None:
+    assert main([*command, "--tokens", "patches", "--size", "14x35"]) == 0
+    assert FeatureStore.open(tmp_path / "store").shape("patches")[:2] == (2, 5)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -65,6 +77,8 @@ def test_parts_of_a_job_array_make_the_same_store(
         (["--dtype", "float8"], "allowed are float32, float16, int8"),
         (["--pca", "3"], "no effect without patches"),
         (["--fit", "squash"], "squash"),
+        (["--size", "14x"], "--size 14x; write pixels, such as 224, or height x width, such as 224x448"),
+        (["--size", "0x14"], "--size 0x14; write pixels"),
         (["--shard", "2/2"], "write i/n"),
         (["--on", "moon"], "the one choice is ray"),
         (["--ray-address", "auto"], "no effect without --on ray"),

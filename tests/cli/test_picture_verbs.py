@@ -1,6 +1,7 @@
 """`foveal pca`, `attention`, `match` and `similar` as they are typed."""
 
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,13 @@ from foveal.backbone.variants import backbone_config
 from foveal.backbone.vit import VisionTransformer
 from foveal.backbone.weights import Card, save_model
 from foveal.cli.main import main
-from foveal.cli.pictures import read_pictures
+from foveal.cli.pictures import list_pictures, read_pictures
 from foveal.errors import BadImageError, FovealError
 from foveal.images.imageset import ImageSet
+
+
+def _read(sources: list[str], *, max_images: int) -> Iterator[tuple[str, np.ndarray]]:
+    return read_pictures(list_pictures(sources, max_images=max_images), channels=3)
 
 
 @pytest.fixture
@@ -178,34 +183,35 @@ def test_pictures_come_from_files_folders_patterns_shards_and_sets(photos: Path,
         str(tmp_path / "set"): 12,
     }
     for source, count in sources.items():
-        found = list(read_pictures([source], max_images=99))
+        found = list(_read([source], max_images=99))
         assert len(found) == count, source
         assert all(pixels.shape == (31, 43, 3) for _, pixels in found)
-    assert [name for name, _ in read_pictures([str(photos / "dog"), str(photos / "cat" / "1.png")], max_images=99)][
-        -2:
-    ] == ["8.png", "1.png"]
+    assert [name for name, _ in _read([str(photos / "dog"), str(photos / "cat" / "1.png")], max_images=99)][-2:] == [
+        "8.png",
+        "1.png",
+    ]
 
 
 def test_of_too_many_some_are_shown_and_it_is_said(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    everything = [name for name, _ in read_pictures([str(photos)], max_images=24)]
+    everything = [name for name, _ in _read([str(photos)], max_images=24)]
     assert capsys.readouterr().err == ""
-    some = [name for name, _ in read_pictures([str(photos)], max_images=3)]
+    some = [name for name, _ in _read([str(photos)], max_images=3)]
     assert some == [everything[0], everything[12], everything[23]]
     assert "24 images; 3 of them, evenly spread, are shown (--max-images)" in capsys.readouterr().err
-    assert [name for name, _ in read_pictures([str(photos)], max_images=1)] == everything[:1]
+    assert [name for name, _ in _read([str(photos)], max_images=1)] == everything[:1]
 
 
 def test_bad_pictures_stop_when_named_and_are_skipped_in_sets(photos: Path, caplog: pytest.LogCaptureFixture) -> None:
     bad = photos / "cat" / "1.png"
     bad.write_bytes(b"nothing")
     with pytest.raises(BadImageError, match=r"cat/1\.png: "):
-        list(read_pictures([str(bad)], max_images=9))
-    assert len(list(read_pictures([str(photos / "cat")], max_images=99))) == 11
+        list(_read([str(bad)], max_images=9))
+    assert len(list(_read([str(photos / "cat")], max_images=99))) == 11
     assert "skipped: 1.png: " in caplog.text
     for path in (photos / "cat").iterdir():
         path.write_bytes(b"nothing")
     with pytest.raises(FovealError, match=r"none of the 12 images of .* can be read; check the source"):
-        list(read_pictures([str(photos / "cat")], max_images=99))
+        list(_read([str(photos / "cat")], max_images=99))
 
 
 def test_pictures_too_large_for_their_format_are_explained(tmp_path: Path) -> None:
@@ -214,3 +220,25 @@ def test_pictures_too_large_for_their_format_are_explained(tmp_path: Path) -> No
     with pytest.raises(FovealError, match=r"70000 x 1 pixels cannot be written as \.jpg .* choose \.png, or fewer"):
         write_picture(tmp_path / "x.jpg", Image.new("RGB", (70_000, 1)))
     assert not list(tmp_path.iterdir())
+
+
+def test_verbs_show_the_first_bands_to_a_model_of_eight(tmp_path: Path) -> None:
+    tifffile = pytest.importorskip("tifffile", reason="the extra tiff is not installed")
+    config = backbone_config("vit_nano", depth=2, channels=8, patch_size=7, image_size=28, layerscale_init=1.0)
+    backbone = VisionTransformer(config).init_weights(torch.Generator().manual_seed(0))
+    card = Card(name="x", backbone=config, mean=[0.5] * 8, std=[0.25] * 8, crop_size=28, resize_size=32)
+    save_model(tmp_path / "model", backbone, card)
+    (tmp_path / "tiles").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 65536, (28, 35, 8), dtype=np.uint16)
+    for number in range(2):
+        path = tmp_path / "tiles" / f"{number}.tif"
+        tifffile.imwrite(path, pixels[number:], photometric="minisblack", planarconfig="contig")
+    tile, model, out = str(tmp_path / "tiles" / "0.tif"), ["--model", str(tmp_path / "model")], tmp_path / "x.png"
+    for arguments in (["pca", str(tmp_path / "tiles")], ["match", tile, tile], ["similar", tile, "--point=3,3", tile]):
+        assert main([*arguments, *model, "--out", str(out)]) == 0
+    assert main(["attention", tile, *model, "--out", str(out), "--cell-size", "35"]) == 0
+    expected = np.rint(pixels[:, :, :3] / 257)
+    np.testing.assert_allclose(np.asarray(Image.open(out))[16:44, :35], expected, atol=1)
+    store = str(tmp_path / "store")
+    assert main(["extract", str(tmp_path / "tiles"), *model, "--out", store]) == 0
+    assert main(["search", store, tile, "row:0", *model, "-k", "1", "--png", str(out)]) == 0

@@ -9,7 +9,7 @@ import torch
 from foveal.backbone.variants import backbone_config
 from foveal.engine.auto import AutoEngine, Candidate
 from foveal.engine.choose import gflop_of, open_engine
-from foveal.engine.cpu import CPU
+from foveal.engine.cpu import CPU, has_bf16, this_cpu
 from foveal.engine.identity import identity_of
 from foveal.engine.torch_engine import TorchEngine
 from foveal.errors import FovealError
@@ -210,3 +210,24 @@ def test_fast_takes_int8_where_the_processor_has_it(
         again.settle([pictures(3)], folder=tmp_path / "engine")  # and here from the store
         assert again.description == description
     assert caplog.text.count("calibrating int8 on 16 images") == 1
+
+
+def test_attention_is_that_of_the_reference_before_and_after_a_choice(network: Callable, pictures: Callable) -> None:
+    backbone, other = network(), network()
+    with torch.no_grad():
+        other.blocks[0].attn.qkv.weight.mul_(1.000001)
+    engine, batch = _auto(backbone, {"other": other}), pictures(2)
+    expected = TorchEngine(backbone).attention(batch, layer=0, queries=[0])
+    assert torch.equal(engine.attention(batch, layer=0, queries=[0]), expected)
+    engine.settle([batch])
+    assert engine.description["precision"] == "fp32"
+    assert torch.equal(engine.attention(batch, layer=0, queries=[0]), expected)
+
+
+@pytest.mark.parametrize("instruction", ["avx512_bf16", "amx_bf16", "bf16"])
+def test_bf16_instructions_are_known_in_one_place(instruction: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {instruction: True})
+    assert has_bf16()
+    assert this_cpu().bf16 == (instruction != "bf16")  # candidates are chosen by those of x86
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {instruction: False})
+    assert not has_bf16()

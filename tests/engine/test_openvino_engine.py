@@ -49,3 +49,9 @@ def test_import_does_not_load_the_usage_reports() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.split() == ["openvino.tools.ovc.telemetry_stub", "False"]
+
+
+def test_attention_is_that_of_torch(network: Callable, pictures: Callable) -> None:
+    backbone, batch = network(), pictures(2)
+    found = OpenVINOEngine(backbone).attention(batch, layer=1, queries=[0, 3])
+    assert torch.equal(found, TorchEngine(backbone).attention(batch, layer=1, queries=[0, 3]))

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from foveal.engine.auto import AutoEngine, Candidate
 from foveal.errors import FovealError
 from foveal.features.attention import AttentionMaps, attention_maps, attention_picture
 from foveal.features.extract import Model
@@ -77,3 +78,12 @@ def test_constant_pictures_and_single_patches_are_drawn(model: Model) -> None:
     assert maps.cls.shape[1:] == (1, 1)
     first, second = (attention_picture([maps], heads=True, registers=True).tobytes() for _ in range(2))
     assert first == second
+
+
+def test_an_engine_that_is_chosen_shows_the_attention_of_its_reference(
+    model: Model, pictures: list[np.ndarray]
+) -> None:
+    exact = Candidate("torch", "fp32", "cpu", lambda _: model.engine, exact=True)
+    chosen = AutoEngine(model.engine.backbone, candidates=[exact], reference=model.engine, limit=0.9999, weights="w")
+    found = attention_maps(Model(chosen, model.card), pictures[0])
+    np.testing.assert_array_equal(found.cls, attention_maps(model, pictures[0]).cls)

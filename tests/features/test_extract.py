@@ -202,3 +202,17 @@ def test_importing_the_package_does_not_import_torch() -> None:
 def test_unknown_attributes_of_the_package_are_errors() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'missing'"):
         _ = foveal.missing  # type: ignore[attr-defined]
+
+
+def test_dicom_without_its_reader_is_skipped_among_photographs_and_the_extra_named(
+    model: Model, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    (photos / "scan.dcm").write_bytes(bytes(128) + b"DICM and so on")
+    found = model.extract_set(ImageSet.open(photos))
+    assert found.bad == {"corrupt": 1, "needs_extra": 1}
+    assert "1 needs_extra for TIFF bands or DICOM: pip install 'foveal[tiff,dicom]'" in caplog.text
+    (tmp_path / "scans").mkdir()
+    (photos / "scan.dcm").rename(tmp_path / "scans" / "scan.dcm")
+    with pytest.raises(ImageSetError, match=r"none of the 1 images can be read .*pip install 'foveal\[tiff,dicom\]'"):
+        model.extract_set(ImageSet.open(tmp_path / "scans"))

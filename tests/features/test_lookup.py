@@ -164,12 +164,23 @@ def test_gallery_shows_every_neighbour_and_a_missing_file_as_an_empty_cell(
     assert "1 of " in caplog.text
     assert "copy.png" in caplog.text
     drawn = sheet(lines)
-    assert drawn.size == (6 * 70 + 24, 2 * 88 + 6)
+    assert drawn.size == (6 * 64 + 5 * 4, 16 + 64 + 4 + 16 + 47)  # the empty cell is a square
     middle = np.asarray(Image.open(picture))[10:20, 15:28].reshape(-1, 3).mean(0)
-    shown = np.asarray(drawn)[30:45, 115:135].reshape(-1, 3).mean(0)
+    shown = np.asarray(drawn)[31:46, 90:110].reshape(-1, 3).mean(0)
     np.testing.assert_allclose(shown, middle, atol=8)  # of noise of +-20, over hundreds of pixels
     html = page(lines, title="a <b>", how="exact")
     assert html.count("data:image/jpeg;base64,") == 11
     assert "a &lt;b&gt;" in html
     assert "not readable" in html
     assert "http" not in html
+
+
+def test_a_picture_is_sought_in_a_store_of_an_oblong_size(
+    small: tuple[FeatureStore, Model, Path], tmp_path: Path
+) -> None:
+    _, model, folder = small
+    settings = StoreSettings(size=(14, 35), batch_size=16, shard_size=64)
+    open_extraction(tmp_path / "store", model, ImageSet.open(folder / "photos"), settings).run()
+    found = search_store(FeatureStore.open(tmp_path / "store"), [folder / "photos" / "012.png"], model=model, k=1)
+    assert found.rows.tolist() == [[12]]
+    assert found.similarities[0, 0] == pytest.approx(1, abs=1e-5)

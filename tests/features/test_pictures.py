@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from foveal.errors import FovealError
-from foveal.features.pictures import FRAME, RED, picture_grid, shortened
+from foveal.features.pictures import FRAME, RED, displayed, picture_grid, shortened
 
 
 def _plain(height: int, width: int, value: int) -> np.ndarray:
@@ -70,3 +70,10 @@ def test_same_input_gives_the_same_pixels() -> None:
 def test_grids_that_cannot_be_drawn_are_explained(rows: list, extra: dict, message: str) -> None:
     with pytest.raises(FovealError, match=message):
         picture_grid(rows, **extra)
+
+
+def test_pictures_of_any_channels_are_displayed() -> None:
+    wide = np.array([[[65535, 257, 0, 9]]], np.uint16)
+    assert displayed(wide).tolist() == [[[255, 1, 0]]]
+    assert displayed(wide[:, :, :1]).tolist() == [[[255] * 3]]
+    assert displayed(np.array([[[5, 7]]], np.uint8)).tolist() == [[[5, 7, 0]]]

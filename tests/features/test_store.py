@@ -550,3 +550,32 @@ def test_tar_and_parquet_sources_are_extracted_and_watched(model: Model, many: P
         open_extraction(
             out.with_suffix(".tar"), model, ImageSet.open(tmp_path / "a.tar"), replace(SMALL, dtype="float32")
         )
+
+
+def test_an_image_that_was_unreadable_is_taken_in_once_it_can_be_read(
+    model: Model, many: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = ImageSet.open(many)
+    settings = replace(SMALL, tokens=("cls",))
+    open_extraction(tmp_path / "whole", model, images, settings).run(max_bad_share=0.5)
+    (many / "dog" / "07.png").rename(tmp_path / "away.png")
+
+    def run() -> dict[str, Any]:
+        extraction = open_extraction(tmp_path / "store", model, images, settings)
+        summary = extraction.run(max_bad_share=0.5)
+        verify_store(tmp_path / "store", extraction.card, images)
+        assert summary is not None
+        return summary
+
+    def shards() -> dict[str, int]:
+        return {path.parent.name: path.stat().st_ino for path in (tmp_path / "store").glob("shards/*/done.json")}
+
+    assert run()["bad"] == {"corrupt": 1, "unreadable": 1}
+    before = shards()
+    assert run()["bad"] == {"corrupt": 1, "unreadable": 1}
+    assert shards() == before
+    (tmp_path / "away.png").rename(many / "dog" / "07.png")
+    assert run()["bad"] == {"corrupt": 1}
+    assert "shard 1 of" in caplog.text
+    assert {name for name, number in shards().items() if before[name] != number} == {"00001"}
+    assert contents(tmp_path / "store") == contents(tmp_path / "whole")

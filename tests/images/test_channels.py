@@ -102,9 +102,13 @@ def test_a_colour_tiff_has_a_luma_and_a_wrong_count_is_named():
     assert reason == "wrong_channels"
     assert "this TIFF has 4 channels, asked for are 6; use a model and channels=4" in message
     assert reason_of(tiff(bands(6)), channels=1)[0] == "wrong_channels"
-    reason, message = reason_of(tiff(bands(6)))
+    reason, message = reason_of(tiff(bands(4)))
     assert reason == "unsupported_pixels"
     assert "holds bands that are no picture" in message
+    for healthy in (tiff(bands(8)), tiff(np.moveaxis(bands(8), 2, 0), planarconfig="separate")):
+        reason, message = reason_of(healthy)
+        assert reason == "wrong_channels"
+        assert "this TIFF has 8 channels, asked for are 3; use a model and channels=8" in message
     file = io.BytesIO()
     Image.new("LA", (5, 4), (90, 255)).save(file, "TIFF")
     assert decode(file.getvalue(), channels=1).tolist() == [[[90]] * 5] * 4
@@ -161,9 +165,9 @@ def test_damaged_bytes_raise_nothing_but_bad_image_errors():
 def test_without_tifffile_the_extra_is_named(monkeypatch):
     data = tiff(bands(4))
     monkeypatch.setitem(sys.modules, "tifffile", None)
-    with pytest.raises(FovealError, match=r"pip install 'foveal\[tiff\]'") as caught:
-        decode(data, channels=4)
-    assert not isinstance(caught.value, BadImageError)
+    reason, message = reason_of(data, channels=4)
+    assert reason == "needs_extra"
+    assert message.endswith("pip install 'foveal[tiff]'")
 
 
 # ---- pictures in one and four channels ------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The evaluation transforms against an independent evaluation with Pillow alone."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -149,3 +150,9 @@ def test_missing_path_is_unreadable(tmp_path):
     with pytest.raises(BadImageError, match="cannot be read") as caught:
         to_rgb_array(tmp_path / "none.jpg")
     assert caught.value.reason == "unreadable"
+
+
+@pytest.mark.parametrize("settings", [{"crop_size": (28, 56)}, {"mode": "resize", "resize_size": (14, 42)}, {}])
+def test_a_transform_comes_back_from_json(settings):
+    preprocess = Preprocess(**settings, mean=(0.1, 0.2), std=(0.3, 0.4))
+    assert Preprocess.from_stamp(json.loads(json.dumps(dataclasses.asdict(preprocess)))) == preprocess

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from foveal.cli.loading import ModelOption
-from foveal.cli.pictures import SOURCES, check_picture_target, read_pictures, write_picture
+from foveal.cli.loading import ModelOption, SizeOption, open_model, parse_size
+from foveal.cli.pictures import SOURCES, check_picture_target, list_pictures, read_pictures, write_picture
 
 
 def attention(
@@ -16,21 +16,21 @@ def attention(
     layer: Annotated[int, typer.Option(help="Block from 0, or from the end: -1 is the last.")] = -1,
     heads: Annotated[bool, typer.Option("--heads", help="Also show each head of the class token.")] = False,
     registers: Annotated[bool, typer.Option("--registers", help="Also show each register, mean of heads.")] = False,
-    size: Annotated[int | None, typer.Option(help="Short side, pixels.  [default: the model's]", min=1)] = None,
+    size: SizeOption = None,
     fit: Annotated[str, typer.Option(help="resize, pad, or crop, which cuts off the sides.")] = "resize",
     max_images: Annotated[int, typer.Option(help="Of more images, show this many.", min=1)] = 24,
     cell_size: Annotated[int, typer.Option(help="Longer side of each picture drawn, pixels.", min=1, max=4096)] = 224,
 ) -> None:
     """Draw where the class token looks: the attention weights of one block, each map from 0 to its own maximum."""
     check_picture_target(out)
-    pictures = read_pictures(images, max_images=max_images)
-    import foveal
+    pixel_size = parse_size(size)
+    listing = list_pictures(images, max_images=max_images)
     from foveal.features.attention import attention_maps, attention_picture
 
-    loaded = foveal.load(model, engine="torch")  # the others do not give attention weights
+    loaded = open_model(model)
     maps = [
-        attention_maps(loaded, pixels, layer=layer, size=size, fit=fit, name=name)  # type: ignore[arg-type]
-        for name, pixels in pictures
+        attention_maps(loaded, pixels, layer=layer, size=pixel_size, fit=fit, name=name)  # type: ignore[arg-type]
+        for name, pixels in read_pictures(listing, channels=loaded.card.backbone.channels)
     ]
     picture = attention_picture(maps, heads=heads, registers=registers, cell_size=cell_size)
     write_picture(out, picture)

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foveal.cli.loading import EngineOption, FastOption, ModelOption, PrecisionOption, open_model
+from foveal.cli.loading import (
+    EngineOption,
+    FastOption,
+    PrecisionOption,
+    SizeOption,
+    open_model,
+    parse_size,
+)
 from foveal.cli.terminal import progress_of
 from foveal.errors import FovealError
 
@@ -20,15 +27,17 @@ if TYPE_CHECKING:
 
 def extract(
     images: Annotated[str, typer.Argument(help="A folder, a .txt list, .tar or .parquet shards, or an image set.")],
-    model: ModelOption,
     out: Annotated[Path, typer.Option(help="Feature store to make or to continue.")],
+    model: Annotated[
+        str | None, typer.Option(help="Model folder, checkpoint, or name in `foveal models`; needed but for --verify.")
+    ] = None,
     tokens: Annotated[str, typer.Option(help="Of cls, registers, patches, mean; separated by commas.")] = "cls",
     layers: Annotated[
         str | None, typer.Option(help="Blocks from 0, such as 5,11; through the final norm.  [default: the last]")
     ] = None,
     dtype: Annotated[str, typer.Option(help="float16, int8 (a scale for each vector) or float32.")] = "float16",
     pca: Annotated[int | None, typer.Option(help="Reduce patches to so many components.", min=1)] = None,
-    size: Annotated[int | None, typer.Option(help="Pixels.  [default: the model's]", min=1)] = None,
+    size: SizeOption = None,
     fit: Annotated[str, typer.Option(help="crop, resize or pad.")] = "crop",
     batch_size: Annotated[int, typer.Option(help="Images at a time.", min=1)] = 32,
     shard_size: Annotated[int, typer.Option(help="Images in a shard, the most an interruption costs.", min=1)] = 1024,
@@ -51,6 +60,8 @@ def extract(
     """Extract frozen features of every readable image; run the same command again to continue after an interruption."""
     if engine == "ray":
         engine, on = "auto", "ray"
+    if model is None and not verify:
+        raise FovealError("--model is missing; give a model folder, a checkpoint, or a name in `foveal models`")
     _check_options(on=on, shard=shard, ray_address=ray_address, ray_cpus=ray_cpus)
     from foveal.features.extraction import check_target
     from foveal.features.ray_shards import Job
@@ -59,7 +70,7 @@ def extract(
 
     check_target(out)
     image_set = ImageSet.open(images)
-    if verify:
+    if model is None or verify:
         _verify(out, image_set)
         return
     settings = StoreSettings(
@@ -67,7 +78,7 @@ def extract(
         layers=_numbers(layers),
         dtype=dtype,  # type: ignore[arg-type]  # checked with the model
         pca=pca,
-        size=size,
+        size=parse_size(size),
         fit=fit,  # type: ignore[arg-type]  # checked by Preprocess
         batch_size=batch_size,
         shard_size=shard_size,

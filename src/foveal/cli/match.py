@@ -5,7 +5,15 @@ from typing import Annotated
 
 import typer
 
-from foveal.cli.loading import EngineOption, FastOption, ModelOption, PrecisionOption, open_model
+from foveal.cli.loading import (
+    EngineOption,
+    FastOption,
+    ModelOption,
+    PrecisionOption,
+    SizeOption,
+    open_model,
+    parse_size,
+)
 from foveal.cli.pictures import check_picture_target, read_picture, write_picture
 
 
@@ -16,7 +24,7 @@ def match(
     out: Annotated[Path, typer.Option(help="Picture to write: .png, .jpg or .webp.")] = Path("match.png"),
     max_matches: Annotated[int, typer.Option(help="Show the most similar ones.", min=1)] = 50,
     nms: Annotated[float, typer.Option(help="Drop matches nearer than this to better ones, patches.", min=0)] = 2.0,
-    size: Annotated[int | None, typer.Option(help="Short side, pixels.  [default: the model's]", min=1)] = None,
+    size: SizeOption = None,
     fit: Annotated[str, typer.Option(help="resize, pad, or crop, which cuts off the sides.")] = "resize",
     keep_background: Annotated[bool, typer.Option("--keep-background", help="Match all patches.")] = False,
     cell_size: Annotated[int, typer.Option(help="Longer side of each picture drawn, pixels.", min=1, max=4096)] = 448,
@@ -26,14 +34,16 @@ def match(
 ) -> None:
     """Match the foreground patches of two pictures that are each other's nearest, and draw lines between them."""
     check_picture_target(out)
+    pixel_size = parse_size(size)
     from foveal.features.match import match as match_patches
     from foveal.features.match import match_picture
     from foveal.features.seen import see
 
     loaded = open_model(model, engine=engine, precision=precision, fast=fast)
+    channels = loaded.card.backbone.channels
     first, second = (
-        see(loaded, read_picture(path), size=size, fit=fit, name=path.name)  # type: ignore[arg-type]
-        for path in (a, b)
+        see(loaded, pixels, size=pixel_size, fit=fit, name=path.name)  # type: ignore[arg-type]
+        for path, pixels in ((path, read_picture(path, channels=channels)) for path in (a, b))
     )
     found = match_patches(first, second, keep_foreground=not keep_background, nms=nms, max_matches=max_matches)
     picture = match_picture(first, second, found, cell_size=cell_size)

@@ -5,15 +5,23 @@ from typing import Annotated
 
 import typer
 
-from foveal.cli.loading import EngineOption, FastOption, ModelOption, PrecisionOption, open_model
-from foveal.cli.pictures import SOURCES, check_picture_target, read_pictures, write_picture
+from foveal.cli.loading import (
+    EngineOption,
+    FastOption,
+    ModelOption,
+    PrecisionOption,
+    SizeOption,
+    open_model,
+    parse_size,
+)
+from foveal.cli.pictures import SOURCES, check_picture_target, list_pictures, read_pictures, write_picture
 
 
 def pca(
     images: Annotated[list[str], typer.Argument(help=f"Any of: {SOURCES}.")],
     model: ModelOption,
     out: Annotated[Path, typer.Option(help="Picture to write: .png, .jpg or .webp.")] = Path("pca.png"),
-    size: Annotated[int | None, typer.Option(help="Short side, pixels.  [default: the model's]", min=1)] = None,
+    size: SizeOption = None,
     fit: Annotated[str, typer.Option(help="resize, pad, or crop, which cuts off the sides.")] = "resize",
     keep_background: Annotated[bool, typer.Option("--keep-background", help="Colour all patches.")] = False,
     max_images: Annotated[int, typer.Option(help="Of more images, show this many.", min=1)] = 24,
@@ -24,14 +32,15 @@ def pca(
 ) -> None:
     """Draw patch features as colours: the first three principal components, jointly over the images."""
     check_picture_target(out)
-    pictures = read_pictures(images, max_images=max_images)
+    pixel_size = parse_size(size)
+    listing = list_pictures(images, max_images=max_images)
     from foveal.features.pca import pca_picture
     from foveal.features.seen import see
 
     loaded = open_model(model, engine=engine, precision=precision, fast=fast)
     seen = [
-        see(loaded, pixels, size=size, fit=fit, name=name)  # type: ignore[arg-type]  # checked by Preprocess
-        for name, pixels in pictures
+        see(loaded, pixels, size=pixel_size, fit=fit, name=name)  # type: ignore[arg-type]  # checked by Preprocess
+        for name, pixels in read_pictures(listing, channels=loaded.card.backbone.channels)
     ]
     picture = pca_picture(seen, keep_foreground=not keep_background, cell_size=cell_size)
     write_picture(out, picture)

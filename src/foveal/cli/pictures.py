@@ -27,8 +27,15 @@ _SETS = (".txt", ".tar", ".parquet")
 
 class _Entry(NamedTuple):
     name: str
-    read: "Callable[[], np.ndarray]"
+    read: "Callable[..., np.ndarray]"  # takes channels
     named: bool  # by the user, so that it must be readable
+
+
+class Listing(NamedTuple):
+    """Images that were found and not read yet, and the words for where."""
+
+    entries: list[_Entry]
+    where: str
 
 
 def check_picture_target(out: Path) -> None:
@@ -51,41 +58,47 @@ def write_picture(out: Path, picture: "Image.Image") -> None:
     write_file(out, data.getvalue())
 
 
-def read_picture(path: Path) -> "np.ndarray":
+def read_picture(path: Path, *, channels: int) -> "np.ndarray":
     """Return the pixels of an image file; the error of one that cannot be read names it."""
-    from foveal.images.preprocess import to_rgb_array
+    from foveal.images.preprocess import to_array
 
     try:
-        return to_rgb_array(path)
+        return to_array(path, channels=channels)
     except BadImageError as error:
         raise BadImageError(error.reason, f"{path}: {error}") from error
 
 
-def read_pictures(sources: Sequence[str], *, max_images: int) -> "Iterator[tuple[str, np.ndarray]]":
-    """List the images of some sources now, and read them, name and pixels, one at a time when they are asked for.
+def list_pictures(sources: Sequence[str], *, max_images: int) -> Listing:
+    """List the images of some sources, before a model is loaded for them.
 
     Args:
         sources: image files, patterns of them, and whatever `ImageSet.open` takes.
         max_images: of more, this many are taken, evenly spread, and it is said on stderr.
 
     Raises:
-        FovealError: a source that is missing or holds no image; an image that was named and cannot be read. Bad images
-            of sets are skipped with a warning.
+        FovealError: a source that is missing or holds no image.
     """
     entries = [entry for source in sources for entry in _entries(source)]
     if len(entries) > max_images:
         typer.echo(f"{len(entries)} images; {max_images} of them, evenly spread, are shown (--max-images)", err=True)
         step = (len(entries) - 1) / max(max_images - 1, 1)
         entries = [entries[round(number * step)] for number in range(max_images)]
-    return _read(entries, where=", ".join(sources))
+    return Listing(entries, ", ".join(sources))
 
 
-def _read(entries: list[_Entry], *, where: str) -> "Iterator[tuple[str, np.ndarray]]":
+def read_pictures(listing: Listing, *, channels: int) -> "Iterator[tuple[str, np.ndarray]]":
+    """Read listed images one at a time, name and pixels, in the channels of a model.
+
+    Raises:
+        FovealError: an image that was named and cannot be read, or none of a set; other bad images of sets are skipped
+            with a warning.
+    """
+    entries, where = listing
     num_good = 0
     with progress_of("images") as progress:
         for number, (name, read, named) in enumerate(entries):
             try:
-                pixels = read()
+                pixels = read(channels=channels)
             except BadImageError as error:
                 if named:
                     raise

@@ -5,8 +5,16 @@ from typing import Annotated
 
 import typer
 
-from foveal.cli.loading import EngineOption, FastOption, ModelOption, PrecisionOption, open_model
-from foveal.cli.pictures import SOURCES, check_picture_target, read_picture, read_pictures, write_picture
+from foveal.cli.loading import (
+    EngineOption,
+    FastOption,
+    ModelOption,
+    PrecisionOption,
+    SizeOption,
+    open_model,
+    parse_size,
+)
+from foveal.cli.pictures import SOURCES, check_picture_target, list_pictures, read_picture, read_pictures, write_picture
 from foveal.errors import FovealError
 
 
@@ -16,7 +24,7 @@ def similar(
     model: ModelOption,
     others: Annotated[list[str] | None, typer.Argument(help=f"Any of: {SOURCES}.")] = None,
     out: Annotated[Path, typer.Option(help="Picture to write: .png, .jpg or .webp.")] = Path("similar.png"),
-    size: Annotated[int | None, typer.Option(help="Short side, pixels.  [default: the model's]", min=1)] = None,
+    size: SizeOption = None,
     fit: Annotated[str, typer.Option(help="resize, pad, or crop, which cuts off the sides.")] = "resize",
     max_images: Annotated[int, typer.Option(help="Of more others, show this many.", min=1)] = 24,
     cell_size: Annotated[int, typer.Option(help="Longer side of each picture drawn, pixels.", min=1, max=4096)] = 224,
@@ -26,17 +34,20 @@ def similar(
 ) -> None:
     """Draw how similar all patches of IMAGE and OTHERS are to the patch of IMAGE under a point, on one scale."""
     check_picture_target(out)
+    pixel_size = parse_size(size)
     place = _point(point)
-    pictures = read_pictures(others, max_images=max_images) if others else ()
+    listing = list_pictures(others, max_images=max_images) if others else None
     from foveal.features.seen import see
     from foveal.features.similar import similarity_maps, similarity_picture
 
     loaded = open_model(model, engine=engine, precision=precision, fast=fast)
-    first = see(loaded, read_picture(image), size=size, fit=fit, name=image.name)  # type: ignore[arg-type]
+    channels = loaded.card.backbone.channels
+    first = see(loaded, read_picture(image, channels=channels), size=pixel_size, fit=fit, name=image.name)  # type: ignore[arg-type]
     first.geometry.patch_at(*place)  # a wrong point is said before the other images are read
+    pictures = () if listing is None else read_pictures(listing, channels=channels)
     seen = [
         first,
-        *(see(loaded, pixels, size=size, fit=fit, name=name) for name, pixels in pictures),  # type: ignore[arg-type]
+        *(see(loaded, pixels, size=pixel_size, fit=fit, name=name) for name, pixels in pictures),  # type: ignore[arg-type]
     ]
     maps = similarity_maps(first, seen[1:], point=place)
     picture = similarity_picture(seen, maps, point=place, cell_size=cell_size)

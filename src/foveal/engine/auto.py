@@ -116,6 +116,10 @@ class AutoEngine:
             self._chosen[key], _ = self._choose([batch], *key, None)
         return self._chosen[key].intermediate(batch, layers, norm=norm)
 
+    def attention(self, batch: Tensor, *, layer: int = -1, queries: Sequence[int] | None = None) -> Tensor:
+        """Return the attention weights (B, heads, Q, N) of one block, by the reference whatever was chosen."""
+        return self._reference.attention(batch, layer=layer, queries=queries)
+
     def settle(
         self, images: Iterable[Tensor], layers: Sequence[int] | None = None, *, folder: Path | None = None
     ) -> Engine:

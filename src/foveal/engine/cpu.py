@@ -8,6 +8,7 @@ import torch
 
 # As torch.cpu.get_capabilities names them.
 _BF16 = ("avx512_bf16", "amx_bf16")
+_BF16_OF_ARM = ("bf16",)  # PyTorch uses it; no candidate is chosen by it
 _FP16 = ("avx512_fp16", "amx_fp16")
 _INT8 = ("avx512_vnni", "avx_vnni", "amx_int8")
 
@@ -31,6 +32,12 @@ def this_cpu() -> CPU:
     found = torch.cpu.get_capabilities()
     bf16, fp16, int8 = (any(found.get(name) for name in names) for names in (_BF16, _FP16, _INT8))
     return CPU(_name(), bf16=bf16, fp16=fp16, int8=int8)
+
+
+def has_bf16() -> bool:
+    """Say whether PyTorch has bf16 instructions on this computer's CPU; without, it emulates them."""
+    found = torch.cpu.get_capabilities()
+    return any(found.get(name) for name in (*_BF16, *_BF16_OF_ARM))
 
 
 def _name() -> str:

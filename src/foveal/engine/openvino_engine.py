@@ -84,6 +84,11 @@ class OpenVINOEngine:
         arrays = [torch.from_numpy(outputs[i].copy()) for i in range(len(outputs))]
         return [Tokens(x[:, 0], x[:, 1:prefix], x[:, prefix:]) for x in arrays]
 
+    @torch.inference_mode()
+    def attention(self, batch: Tensor, *, layer: int = -1, queries: Sequence[int] | None = None) -> Tensor:
+        """Return the attention weights (B, heads, Q, N) of one block, by PyTorch: the graph does not give them."""
+        return self._backbone.attention(batch.detach().cpu(), layer=layer, queries=queries)
+
     def settle(
         self, images: Iterable[Tensor], layers: Sequence[int] | None = None, *, folder: Path | None = None
     ) -> "OpenVINOEngine":

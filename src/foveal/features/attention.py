@@ -16,7 +16,7 @@ from foveal.errors import FovealError
 from foveal.features.extract import Model
 from foveal.features.pictures import bands, enlarged, heat, picture_grid
 from foveal.features.seen import prepare
-from foveal.images.preprocess import ImageLike, Mode
+from foveal.images.preprocess import ImageLike, Mode, Size
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +43,7 @@ def attention_maps(
     image: ImageLike,
     *,
     layer: int = -1,
-    size: int | None = None,
+    size: Size | None = None,
     fit: Mode = "resize",
     name: str = "",
 ) -> AttentionMaps:
@@ -66,11 +66,9 @@ def attention_maps(
         >>> attention_maps(foveal.load("model"), "cat.jpg", size=224).cls.shape  # doctest: +SKIP
         (6, 16, 24)
     """
-    attention = getattr(model.engine, "attention", None)  # compiled and foreign engines do not show their inside
+    attention = getattr(model.engine, "attention", None)  # foreign engines do not show their inside
     if attention is None:
-        raise FovealError(
-            f"{type(model.engine).__name__} gives no attention weights; load a model folder with PyTorch as the engine"
-        )
+        raise FovealError(f"{type(model.engine).__name__} gives no attention weights; load a model folder")
     prepared = prepare(model, image, size=size, fit=fit, name=name)
     num_prefix = 1 + model.card.backbone.num_registers
     weights = attention(prepared.batch, layer=layer, queries=range(num_prefix))[0]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from foveal.errors import BadImageError, ImageSetError
 from foveal.images.imageset import ImageSet
-from foveal.images.ledger import BadImageLedger
+from foveal.images.ledger import BadImageLedger, listed
 
 logger = logging.getLogger(__name__)
 
@@ -80,9 +80,9 @@ def prepared_batches(
         if progress:
             progress(index + 1, len(images))
     if not num_good:
-        raise ImageSetError(f"none of the {len(images)} images can be read ({_listed(bad)}); check the source")
+        raise ImageSetError(f"none of the {len(images)} images can be read ({listed(bad)}); check the source")
     if bad:
-        logger.warning("%d of %d images skipped: %s", bad.total(), len(images), _listed(bad))
+        logger.warning("%d of %d images skipped: %s", bad.total(), len(images), listed(bad))
 
 
 def map_ahead(
@@ -100,7 +100,3 @@ def map_ahead(
             yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _listed(bad: Counter[str]) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in bad.most_common()) or "the set is empty"

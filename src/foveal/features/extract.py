@@ -5,7 +5,6 @@ Shapes: B images, D width, R registers, C channels, H W pixels; grid_h x grid_w 
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
@@ -319,13 +318,16 @@ def _batches_of(arrays: Sequence[np.ndarray]) -> Iterator[Tensor]:
 def _first_batches(images: ImageSet, preprocess: Preprocess) -> Iterator[Tensor]:
     """Yield the first readable images of a set in batches; nothing is read before the first is asked for."""
     arrays: list[np.ndarray] = []
+    bad: Counter[str] = Counter()
     for index in range(len(images)):
-        with suppress(BadImageError):  # counted when the set is read
+        try:
             arrays.append(preprocess(images.decode(index, channels=preprocess.channels)))
+        except BadImageError as error:  # counted for good when the set is read
+            bad[error.reason] += 1
         if len(arrays) == NUM_IMAGES:
             break
     if not arrays:
-        raise ImageSetError(f"none of the {len(images)} images can be read; check the source")
+        raise ImageSetError(f"none of the {len(images)} images can be read ({listed(bad)}); check the source")
     yield from _batches_of(arrays)
 
 

@@ -1,6 +1,7 @@
 """Extraction of an image set into a feature store: open or continue it, extract shards, verify, sum up."""
 
 import json
+import logging
 import os
 import shutil
 from collections import Counter
@@ -16,13 +17,25 @@ from foveal.features.batches import Progress
 from foveal.features.extract import Model
 from foveal.features.shard import extract_shard
 from foveal.features.stamp import StoreSettings, check_same_stamp, make_stamp
-from foveal.features.store import BAD_IMAGES, CARD, ENGINE, SHARDS, SUMMARY, StoreCard, read_card, read_done
+from foveal.features.store import (
+    BAD_IMAGES,
+    CARD,
+    ENGINE,
+    SHARDS,
+    SUMMARY,
+    StoreCard,
+    read_card,
+    read_done,
+    shard_folder,
+)
 from foveal.features.tokens import Token, array_names, token_shape
-from foveal.features.unchanged import check_unchanged_since
+from foveal.features.unchanged import check_unchanged_since, retriable_shards
 from foveal.files import remove_abandoned, staging_of, write_atomically, write_new
 from foveal.images.imageset import ImageSet
-from foveal.images.ledger import max_bad_of
+from foveal.images.ledger import listed, max_bad_of
 from foveal.images.preprocess import Preprocess
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -46,6 +59,20 @@ class Extraction:
     def missing(self) -> list[int]:
         """Return the numbers of the shards that are not finished, ascending."""
         return [shard for shard in range(self.card.num_shards) if read_done(self.store, shard) is None]
+
+    def reopen(self, shards: Sequence[int]) -> None:
+        """Discard those of finished shards whose unreadable images can be read now, so that they are done again."""
+        for shard in retriable_shards(self.store, self.images, shards):
+            logger.warning("shard %d of %s: unreadable images can be read now; it is done again", shard, self.store)
+            folder = shard_folder(self.store, shard)
+            discarded = staging_of(folder)
+            try:
+                (self.store / SUMMARY).unlink(missing_ok=True)
+                with suppress(FileNotFoundError):  # another process discarded it first
+                    folder.rename(discarded)
+                    shutil.rmtree(discarded)
+            except OSError as error:
+                raise FovealError(f"{folder} cannot be removed ({error}); repair the store's disk") from error
 
     def run(
         self,
@@ -71,6 +98,7 @@ class Extraction:
             FovealError: see `extract_shard`.
         """
         shards = range(self.card.num_shards) if shards is None else shards
+        self.reopen(shards)
         total = sum(len(self.card.rows_of(shard)) for shard in shards)
         missing = set(self.missing())
         num_done = sum(len(self.card.rows_of(shard)) for shard in shards if shard not in missing)
@@ -111,7 +139,7 @@ class Extraction:
         allowed = max_bad_of(self.card.num_images, max_bad_share)
         if bad.total() > allowed:
             raise ImageSetError(
-                f"{bad.total()} of {self.card.num_images} images are bad ({_listed(bad)}), allowed are {allowed} "
+                f"{bad.total()} of {self.card.num_images} images are bad ({listed(bad)}), allowed are {allowed} "
                 f"(max_bad_share={max_bad_share}); see {self.store / BAD_IMAGES}, and raise max_bad_share to go on"
             )
 
@@ -224,7 +252,7 @@ def finish(store: Path) -> dict[str, Any] | None:
     bad = bad_images(store, card)
     num_features = sum(manifest["num_features"] for manifest in done)
     if not num_features:
-        raise ImageSetError(f"none of the {card.num_images} images can be read ({_listed(bad)}); check the source")
+        raise ImageSetError(f"none of the {card.num_images} images can be read ({listed(bad)}); check the source")
     total = sum(file["bytes"] for manifest in done for file in manifest["files"].values())
     measured = {name: [m["cosine"][name] for m in done if name in m["cosine"]] for name in card.shapes}
     summary = {
@@ -278,11 +306,14 @@ def _shapes(model: Model, settings: StoreSettings, grid: tuple[int, int]) -> dic
 
 def _first_grid(images: ImageSet, preprocess: Preprocess) -> tuple[int, int]:
     """Return the patches of the first image of the set that can be read; ImageSetError when there is none."""
+    bad: Counter[str] = Counter()
     for row in range(len(images)):
-        with suppress(BadImageError):  # listed with its reason by its shard
+        try:
             _, height, width = preprocess(images.decode(row, channels=preprocess.channels)).shape
             return height // preprocess.patch_size, width // preprocess.patch_size
-    raise ImageSetError(f"none of the {len(images)} images can be read; check the source")
+        except BadImageError as error:  # listed with its reason by its shard
+            bad[error.reason] += 1
+    raise ImageSetError(f"none of the {len(images)} images can be read ({listed(bad)}); check the source")
 
 
 def check_same_images(store: Path, card: StoreCard, images: ImageSet) -> None:
@@ -311,10 +342,6 @@ def bad_images(store: Path, card: StoreCard) -> Counter[str]:
     for shard in range(card.num_shards):
         bad.update((read_done(store, shard) or {"bad": {}})["bad"])
     return bad
-
-
-def _listed(bad: Counter[str]) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in bad.most_common())
 
 
 def _shifted(progress: Progress, start: int, total: int) -> Callable[[int], None]:

@@ -12,19 +12,19 @@ from importlib import resources
 from pathlib import Path
 
 import jinja2
-import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 import foveal
 from foveal.errors import BadImageError
 from foveal.features.lookup import SearchResult, row_number, stored_images
+from foveal.features.pictures import displayed, fitted, picture_grid
 from foveal.features.store import FeatureStore
-from foveal.images.preprocess import ImageLike, to_rgb_array
+from foveal.images.preprocess import ImageLike, Preprocess, to_array
 
 logger = logging.getLogger(__name__)
 
-_GAP, _TEXT, _SMALLEST_CELL = 6, 18, 64
-_INK, _FAINT, _EMPTY = (29, 35, 43), (85, 96, 110), (226, 230, 236)
+_SMALLEST_CELL = 64
+_FAINT, _EMPTY = (85, 96, 110), (226, 230, 236)
 
 
 @dataclass(frozen=True)
@@ -44,18 +44,18 @@ def gallery(store: FeatureStore, result: SearchResult, *, cell_size: int = 160) 
     Args:
         store: that was searched.
         result: of the search.
-        cell_size: longest side of a thumbnail, pixels.
+        cell_size: longer side of every thumbnail, pixels.
 
     Returns:
         For each query a list: the query itself, then its neighbours.
     """
     wanted = sorted(set(result.rows.flatten().tolist()))
-    images = stored_images(store, wanted)
+    images, channels = stored_images(store, wanted), _channels(store)
     found: dict[int, Image.Image | None] = {}
     problems = []
     for place, row in enumerate(wanted):
         try:
-            found[row] = _thumbnail(images.decode(place, min_short_side=cell_size), cell_size)
+            found[row] = fitted(displayed(images.decode(place, channels=channels, min_short_side=cell_size)), cell_size)
         except BadImageError as error:
             found[row] = None
             problems.append(str(error))
@@ -74,26 +74,14 @@ def gallery(store: FeatureStore, result: SearchResult, *, cell_size: int = 160) 
 
 
 def sheet(lines: Sequence[Sequence[Shown]]) -> Image.Image:
-    """Draw a gallery as one picture: queries on the left, their neighbours to the right above their similarity."""
-    thumbnails = [shown.thumbnail for line in lines for shown in line if shown.thumbnail is not None]
-    cell_size = max([_SMALLEST_CELL, *(max(thumbnail.size) for thumbnail in thumbnails)])
-    step, row_height = cell_size + _GAP, cell_size + _TEXT + _GAP
-    columns = max(len(line) for line in lines)
-    split = 3 * _GAP  # between a query and its neighbours
-    sheet = Image.new("RGB", (columns * step + split + _GAP, len(lines) * row_height + _GAP), "white")
-    draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(size=13)
-    for number, line in enumerate(lines):
-        top = _GAP + number * row_height
-        for column, shown in enumerate(line):
-            left = _GAP + column * step + (split if column else 0)
-            _paste(sheet, draw, shown, (left, top), cell_size)
-            text = "query" if shown.similarity is None else f"{shown.similarity:.3f}"
-            colour = _FAINT if shown.similarity is None else _INK
-            draw.text((left + cell_size / 2, top + cell_size + 3), text, fill=colour, font=font, anchor="mt")
-        middle = _GAP + step + split / 2 - _GAP / 2
-        draw.line([(middle, top), (middle, top + cell_size)], fill=_EMPTY, width=2)
-    return sheet
+    """Draw a gallery as one picture: queries on the left, their neighbours to the right below their similarity."""
+    sizes = [max(shown.thumbnail.size) for line in lines for shown in line if shown.thumbnail is not None]
+    cell_size = max([_SMALLEST_CELL, *sizes])
+    pictures = [
+        [_placeholder(cell_size) if shown.thumbnail is None else shown.thumbnail for shown in line] for line in lines
+    ]
+    labels = [["query" if shown.similarity is None else f"{shown.similarity:.3f}" for shown in line] for line in lines]
+    return picture_grid(pictures, labels=labels, cell_size=cell_size)
 
 
 def page(lines: Sequence[Sequence[Shown]], *, title: str, how: str) -> str:
@@ -125,34 +113,25 @@ def query_title(query: ImageLike) -> str:
 
 
 def _query_thumbnail(store: FeatureStore, query: ImageLike, cell_size: int) -> Image.Image | None:
-    row = row_number(store, query)
+    row, channels = row_number(store, query), _channels(store)
     if row < 0:
-        return _thumbnail(to_rgb_array(query), cell_size)
+        return fitted(displayed(to_array(query, channels=channels)), cell_size)
     try:
-        return _thumbnail(stored_images(store, [row]).decode(0), cell_size)
+        return fitted(displayed(stored_images(store, [row]).decode(0, channels=channels)), cell_size)
     except BadImageError as error:
         logger.warning("%s cannot be shown: %s", query, error)
         return None
 
 
-def _thumbnail(pixels: np.ndarray, cell_size: int) -> Image.Image:
-    """Shrink to fit; small pictures stay as they are."""
-    thumbnail = Image.fromarray(pixels)
-    thumbnail.thumbnail((cell_size, cell_size), Image.Resampling.LANCZOS)
-    return thumbnail
+def _channels(store: FeatureStore) -> int:
+    return Preprocess.from_stamp(store.stamp["preprocessing"]).channels
 
 
-def _paste(
-    sheet: Image.Image, draw: ImageDraw.ImageDraw, shown: Shown, corner: tuple[int, int], cell_size: int
-) -> None:
-    left, top = corner
-    if shown.thumbnail is None:
-        draw.rectangle((left, top, left + cell_size - 1, top + cell_size - 1), fill=_EMPTY)
-        middle = (left + cell_size / 2, top + cell_size / 2)
-        draw.text(middle, "not readable", fill=_FAINT, font=ImageFont.load_default(size=13), anchor="mm")
-        return
-    width, height = shown.thumbnail.size
-    sheet.paste(shown.thumbnail, (left + (cell_size - width) // 2, top + (cell_size - height) // 2))
+def _placeholder(cell_size: int) -> Image.Image:
+    empty = Image.new("RGB", (cell_size, cell_size), _EMPTY)
+    font = ImageFont.load_default(size=13)
+    ImageDraw.Draw(empty).text((cell_size / 2, cell_size / 2), "not readable", fill=_FAINT, font=font, anchor="mm")
+    return empty
 
 
 def _data_url(thumbnail: Image.Image) -> str:

@@ -229,8 +229,7 @@ def _encode(store: FeatureStore, name: str, pictures: Sequence[ImageLike], model
             f"{store.path} holds features of the model {_described(wanted)}, and this is {_described(given)}; "
             "search with the store's model, or extract a store with this one"
         )
-    settings = dict(store.stamp["preprocessing"])
-    preprocess = Preprocess(**{**settings, "mean": tuple(settings["mean"]), "std": tuple(settings["std"])})
+    preprocess = Preprocess.from_stamp(store.stamp["preprocessing"])
     token, _, layer = name.partition(".layer")
     parts = []
     for start in range(0, len(pictures), store.stamp["batch_size"]):

@@ -192,6 +192,20 @@ def shortened(text: str, width: int) -> str:
     return text + "…" if text else ""
 
 
+def displayed(pixels: np.ndarray) -> np.ndarray:
+    """Return (H, W, C) uint8 or uint16 of any channels as (H, W, 3) uint8 to look at.
+
+    One channel is grey. Of others the first three are red, green and blue, a missing third one is black, and 65535
+    becomes 255.
+    """
+    shown = pixels[:, :, :3]
+    if shown.dtype != np.uint8:
+        shown = np.rint(shown / 257).astype(np.uint8)
+    if shown.shape[2] == 1:
+        return shown.repeat(3, axis=2)
+    return np.ascontiguousarray(np.pad(shown, ((0, 0), (0, 0), (0, 3 - shown.shape[2]))))
+
+
 def as_image(picture: Picture) -> Image.Image:
     """Return a picture as a Pillow image in RGB."""
     return (Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture).convert("RGB")

@@ -80,6 +80,7 @@ def _run_tasks(
     ray: Any, extraction: Extraction, job: Job, *, num_cpus: int, max_bad_share: float, progress: Progress | None
 ) -> None:
     card, store = extraction.card, extraction.store
+    extraction.reopen(range(card.num_shards))
     bad = bad_images(store, card)
     extraction.check_bad(bad, max_bad_share)
     missing = extraction.missing()

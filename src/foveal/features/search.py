@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from foveal.engine.cpu import has_bf16
 from foveal.errors import FovealError
 from foveal.features.database import LANES, Database
 from foveal.features.neighbours import check_k, order_candidates, top_k_of_blocks
@@ -236,7 +237,5 @@ def _checked_device(device: str | torch.device) -> torch.device:
 
 def _warn_of_emulated_bf16(precision: SearchPrecision, device: torch.device) -> None:
     """Warn where a CPU has no bf16 instructions: PyTorch then emulates them, many times slower than fp32."""
-    if precision == "bf16" and device.type == "cpu":
-        capabilities = torch.cpu.get_capabilities()
-        if not any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16")):
-            logger.warning("precision=bf16 on a CPU without bf16 instructions is slow; use precision=fp32 there")
+    if precision == "bf16" and device.type == "cpu" and not has_bf16():
+        logger.warning("precision=bf16 on a CPU without bf16 instructions is slow; use precision=fp32 there")

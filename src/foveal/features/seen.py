@@ -12,7 +12,8 @@ from torch import Tensor
 
 from foveal.features.extract import Model
 from foveal.features.geometry import Geometry
-from foveal.images.preprocess import ImageLike, Mode, to_rgb_array
+from foveal.features.pictures import displayed
+from foveal.images.preprocess import ImageLike, Mode, Size, to_array
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,20 +51,21 @@ class SeenImage:
 
 
 def prepare(
-    model: Model, image: ImageLike, *, size: int | None = None, fit: Mode = "resize", name: str = ""
+    model: Model, image: ImageLike, *, size: Size | None = None, fit: Mode = "resize", name: str = ""
 ) -> PreparedImage:
     """Make the input that a model takes from one picture.
 
     Args:
         model: a loaded model.
-        image: a path, a Pillow image or an (H, W, 3) uint8 array.
-        size: the short side, pixels; None is the card's crop size. Larger gives more and finer patches.
+        image: a path, a Pillow image or an array, in the channels of the model; see `Model.extract`.
+        size: the short side, pixels, or (height, width) for fit "resize" and "crop"; None is the card's crop size.
+            Larger gives more and finer patches.
         fit: see `Model.extract`. "resize" shows the whole picture: nothing is cut off, every patch is all picture, and
             the proportions change by less than half a patch.
         name: for labels; "" takes the file's name where there is one.
     """
-    original = to_rgb_array(image)
     preprocess = model.preprocessing(size=model.card.crop_size if size is None else size, fit=fit)
+    original = to_array(image, channels=preprocess.channels)
     array = preprocess(original)
     return PreparedImage(
         pixels=denormalise(array, mean=preprocess.mean, std=preprocess.std),
@@ -73,7 +75,7 @@ def prepare(
     )
 
 
-def see(model: Model, image: ImageLike, *, size: int | None = None, fit: Mode = "resize", name: str = "") -> SeenImage:
+def see(model: Model, image: ImageLike, *, size: Size | None = None, fit: Mode = "resize", name: str = "") -> SeenImage:
     """Return what a model makes of one picture; see `prepare` for the arguments.
 
     Pictures go through the model one at a time: memory is that of one picture whatever their number, and the features
@@ -90,6 +92,6 @@ def see(model: Model, image: ImageLike, *, size: int | None = None, fit: Mode = 
 
 
 def denormalise(array: np.ndarray, *, mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
-    """Turn a normalised (3, H, W) float array back into (H, W, 3) uint8."""
+    """Turn a normalised (C, H, W) float array back into (H, W, 3) uint8; see `displayed` for other channels than 3."""
     mean_of, std_of = (np.asarray(values).reshape(-1, 1, 1) for values in (mean, std))
-    return np.rint(np.clip(array * std_of + mean_of, 0, 1) * 255).astype(np.uint8).transpose(1, 2, 0)
+    return displayed(np.rint(np.clip(array * std_of + mean_of, 0, 1) * 255).astype(np.uint8).transpose(1, 2, 0))

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from foveal.errors import BadImageError, FovealError, ImageSetError
@@ -14,6 +15,8 @@ from foveal.features.batches import Progress, map_ahead
 from foveal.features.store import DONE, ROWS, StoreCard, read_done, shard_folder
 from foveal.files import sha256_of
 from foveal.images.imageset import ImageSet
+
+UNREADABLE = "unreadable"  # the reason of a file that its disk did not give, which may pass
 
 
 def check_unchanged_since(store: Path, card: StoreCard, images: ImageSet, shards: Sequence[int]) -> None:
@@ -31,6 +34,28 @@ def check_unchanged_since(store: Path, card: StoreCard, images: ImageSet, shards
         newer = [row for row in card.rows_of(shard) if _changed_at(images, row, times) >= finished]
         if newer:
             _refuse(store, shard, list(_changed(images, _sidecar(store, shard), newer)))
+
+
+def retriable_shards(store: Path, images: ImageSet, shards: Sequence[int]) -> list[int]:
+    """Return those finished shards that hold an image which could not be read from its disk then, and can be now."""
+    found = []
+    for shard in shards:
+        done = read_done(store, shard)
+        if done is None or UNREADABLE not in done["bad"]:
+            continue
+        sidecar = _sidecar(store, shard)
+        lost = sidecar.filter(pc.equal(sidecar.column("reason"), UNREADABLE)).column("row").to_pylist()
+        if any(_is_readable(images, row) for row in lost):
+            found.append(shard)
+    return found
+
+
+def _is_readable(images: ImageSet, row: int) -> bool:
+    try:
+        images.read(row)
+    except BadImageError:
+        return False
+    return True
 
 
 def verify_store(
@@ -80,11 +105,16 @@ def _verify_pca(store: Path) -> None:
 
 
 def _changed(images: ImageSet, sidecar: pa.Table, rows: Sequence[int], *, num_threads: int = 2) -> Iterator[str]:
-    """Yield the uris among `rows` whose bytes are no longer those of the sidecar of their shard."""
+    """Yield the uris among `rows` whose bytes are no longer those of the sidecar of their shard.
+
+    A file that could not be read then has no sha256 there and cannot have changed.
+    """
     first = sidecar.column("row")[0].as_py()
     written = sidecar.column("sha256").to_pylist()
 
     def differs(row: int) -> bool:
+        if written[row - first] is None:
+            return False
         try:
             seen = hashlib.sha256(images.read(row)).hexdigest()
         except BadImageError:

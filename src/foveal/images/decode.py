@@ -33,7 +33,7 @@ from foveal.images.colour import (
     wide_grey_to_rgb,
 )
 from foveal.images.dicom import is_dicom, read_dicom, read_dicom_size
-from foveal.images.tiff import read_bands, read_tiff_size, wrong_channels
+from foveal.images.tiff import check_is_picture, read_bands, read_tiff_size, wrong_channels
 
 # The plugin classes are called directly: Image.open would try other formats too and hide why a file was refused.
 _PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
@@ -117,8 +117,8 @@ def decode(
 
     Raises:
         BadImageError: with a stable reason: "empty", "too_many_bytes", "unknown_format", "format_not_allowed",
-            "too_many_pixels", "too_many_scans", "unsupported_pixels", "wrong_channels", "truncated", "corrupt".
-        FovealError: the file needs an extra that is not installed.
+            "too_many_pixels", "too_many_scans", "unsupported_pixels", "wrong_channels", "truncated", "corrupt", and
+            "needs_extra" where an extra that is not installed would read the file.
 
     Example:
         >>> decode(b"P6 2 1 255 \\xff\\x00\\x00\\x00\\x00\\xff").tolist()
@@ -138,6 +138,8 @@ def decode(
                 bands = read_bands(data, channels=channels, max_pixels=limits.max_pixels)
                 if bands is not None:
                     return bands
+            if format_name == "TIFF":
+                check_is_picture(data)
             with _open(data, format_name) as image:
                 return _upright(image, limits, channels)
 
@@ -271,7 +273,7 @@ def _border(format_name: str) -> Iterator[None]:
             "too_many_pixels", f"{error}; shrink the image, or raise DecodeLimits.max_pixels"
         ) from error
     except Exception as error:  # the border "decoding one sample"; the caller counts by reason
-        if "unknown pixel mode" in str(error):  # of Pillow's TIFF plugin
+        if "unknown pixel mode" in str(error) or "unknown raw mode" in str(error):  # of Pillow's TIFF plugin
             raise BadImageError(
                 "unsupported_pixels",
                 f"this {format_name} holds bands that are no picture; read them with a model of as many channels",

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from foveal.errors import BadImageError, FovealError
+from foveal.errors import BadImageError
 
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _MONOCHROME = ("MONOCHROME1", "MONOCHROME2")
@@ -33,8 +33,7 @@ def read_dicom(data: bytes, *, max_pixels: int) -> np.ndarray:
 
     Raises:
         BadImageError: "unsupported_pixels" for colour, float pixels, or a compression that nothing installed decodes;
-            "too_many_pixels"; "corrupt".
-        FovealError: pydicom is not installed.
+            "too_many_pixels"; "corrupt"; "needs_extra" (pydicom).
     """  # noqa: E501 (a table's row is a line)
     dataset = _read_header(data, max_pixels)
     _check_compression(dataset)
@@ -130,4 +129,6 @@ def _pydicom() -> ModuleType:
     try:
         return importlib.import_module("pydicom")
     except ImportError as error:
-        raise FovealError("reading DICOM needs pydicom, which is not installed; pip install 'foveal[dicom]'") from error
+        raise BadImageError(
+            "needs_extra", "reading DICOM needs pydicom, which is not installed; pip install 'foveal[dicom]'"
+        ) from error

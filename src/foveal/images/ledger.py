@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 from foveal.errors import ImageSetError
@@ -75,7 +76,7 @@ class BadImageLedger:
     def _check(self) -> None:
         if len(self) <= self.max_bad:
             return
-        counts = ", ".join(f"{count} {reason}" for reason, count in self.counts.items())
+        counts = listed(self.counts)
         raise ImageSetError(
             f"{len(self)} of {self.num_images} images are bad ({counts}), allowed are {self.max_bad} "
             f"(max_bad_share={self.max_bad_share}); see {self.path}, repair or remove them, or raise max_bad_share"
@@ -101,3 +102,15 @@ def max_bad_of(num_images: int, max_bad_share: float) -> int:
     """Return how many bad images a set may hold: the share of its size, but one at least where the share is above 0."""
     tolerated = int(max_bad_share * num_images + 1e-9)  # 0.29 * 100 is a little below 29
     return max(1, tolerated) if max_bad_share > 0 else 0
+
+
+def listed(bad: Mapping[str, int]) -> str:
+    """Return the bad images by reason as text, the most frequent first, with what to install where that helps.
+
+    Example:
+        >>> listed({"empty": 1, "truncated": 3})
+        '3 truncated, 1 empty'
+    """
+    hints = {"needs_extra": " for TIFF bands or DICOM: pip install 'foveal[tiff,dicom]'"}
+    counts = Counter(bad).most_common()
+    return ", ".join(f"{count} {reason}{hints.get(reason, '')}" for reason, count in counts) or "the set is empty"

@@ -1,8 +1,9 @@
 """The evaluation transforms: from any picture to the normalised array that a backbone takes."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from PIL import Image
@@ -73,6 +74,14 @@ class Preprocess:
             if self.mode == "pad":
                 raise FovealError(f'resize_size={self.resize_size}: mode "pad" keeps proportions; give the short side')
             self._check_multiples("resize_size", self.resize_size)
+
+    @classmethod
+    def from_stamp(cls, settings: Mapping[str, Any]) -> "Preprocess":
+        """Return the transform whose fields were written as JSON, where tuples became lists."""
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()
+        }
+        return cls(**fields)
 
     @property
     def channels(self) -> int:

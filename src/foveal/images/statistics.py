@@ -7,6 +7,7 @@ import numpy as np
 
 from foveal.errors import BadImageError, ImageSetError
 from foveal.images.imageset import ImageSet
+from foveal.images.ledger import listed
 
 _FULL = 65535
 _PIXELS_PER_BLOCK = 1 << 20
@@ -48,8 +49,9 @@ def channel_statistics(images: ImageSet, *, channels: int, max_images: int | Non
             sums[channel] += total
             squares[channel] += total_of_squares
     if count == 0:
-        listed = ", ".join(f"{n} {reason}" for reason, n in bad.most_common()) or "the set is empty"
-        raise ImageSetError(f"none of {wanted} images can be read as {channels} channels ({listed}); check the source")
+        raise ImageSetError(
+            f"none of {wanted} images can be read as {channels} channels ({listed(bad)}); check the source"
+        )
     variances = [square * count - total * total for total, square in zip(sums, squares, strict=True)]
     if 0 in variances:
         raise ImageSetError(

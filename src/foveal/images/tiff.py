@@ -10,12 +10,16 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+from PIL import TiffImagePlugin
 
-from foveal.errors import BadImageError, FovealError
+from foveal.errors import BadImageError
 from foveal.images.colour import ORIENTATION_TAG, upright
 
 _PLAIN, _LZW, _DEFLATE, _PACKBITS = 1, 5, (8, 32946), 32773
 _COMPRESSIONS = (_PLAIN, _LZW, *_DEFLATE, _PACKBITS)
+_PHOTOMETRIC_TAG, _SAMPLES_TAG, _PLANAR_TAG = 262, 277, 284
+_PLANES = 2
+_MAX_PICTURE = 6  # colour and extra samples, as Pillow takes them
 _MIN_IS_WHITE, _MIN_IS_BLACK = 0, 1
 
 
@@ -31,8 +35,8 @@ def read_bands(data: bytes, *, channels: int, max_pixels: int) -> np.ndarray | N
         (H, W, channels) uint8 or uint16, C-contiguous.
 
     Raises:
-        BadImageError: "wrong_channels", "unsupported_pixels", "too_many_pixels", "truncated" or "corrupt".
-        FovealError: tifffile is not installed.
+        BadImageError: "wrong_channels", "unsupported_pixels", "too_many_pixels", "truncated", "corrupt" or
+            "needs_extra" (tifffile).
     """
     with _tifffile().TiffFile(io.BytesIO(data)) as file:
         pages = _pages(file, channels)
@@ -61,6 +65,23 @@ def read_tiff_size(data: bytes) -> tuple[int, int, int]:
         tag = page.tags.get(ORIENTATION_TAG)
         orientation = tag.value if tag is not None and tag.value in range(1, 9) else 1
         return page.imagewidth, page.imagelength, orientation
+
+
+def check_is_picture(data: bytes) -> None:
+    """Refuse a TIFF of more bands than a picture has, which Pillow would take for a damaged one; needs no tifffile.
+
+    Raises:
+        BadImageError: "wrong_channels".
+    """
+    header = data[: 16 if data[2:3] == b"+" or data[3:4] == b"+" else 8]
+    tags = TiffImagePlugin.ImageFileDirectory_v2(header)
+    file = io.BytesIO(data)
+    file.seek(tags.next)
+    tags.load(file)
+    samples, is_grey = tags.get(_SAMPLES_TAG, 1), tags.get(_PHOTOMETRIC_TAG) in (_MIN_IS_WHITE, _MIN_IS_BLACK)
+    in_planes = tags.get(_PLANAR_TAG, 1) == _PLANES
+    if samples > _MAX_PICTURE or (is_grey and samples > (1 if in_planes else 4)):
+        raise wrong_channels("TIFF", samples, 3)
 
 
 def wrong_channels(name: str, found: int, wanted: int) -> BadImageError:
@@ -147,6 +168,7 @@ def _tifffile() -> ModuleType:
     try:
         return importlib.import_module("tifffile")
     except ImportError as error:
-        raise FovealError(
-            "reading the bands of a TIFF needs tifffile, which is not installed; pip install 'foveal[tiff]'"
+        raise BadImageError(
+            "needs_extra",
+            "reading the bands of a TIFF needs tifffile, which is not installed; pip install 'foveal[tiff]'",
         ) from error
