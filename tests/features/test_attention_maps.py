@@ -83,7 +83,7 @@ def test_constant_pictures_and_single_patches_are_drawn(model: Model) -> None:
 def test_an_engine_that_is_chosen_shows_the_attention_of_its_reference(
     model: Model, pictures: list[np.ndarray]
 ) -> None:
-    exact = Candidate("torch", "fp32", "cpu", lambda _: model.engine, exact=True)
-    chosen = AutoEngine(model.engine.backbone, candidates=[exact], reference=model.engine, limit=0.9999, weights="w")
+    exact = Candidate("torch", "fp32", "cpu", lambda *_: model.engine, exact=True)
+    chosen = AutoEngine(model.engine.backbone, candidates=[exact], reference=model.engine, limit=0.9999)
     found = attention_maps(Model(chosen, model.card), pictures[0])
     np.testing.assert_array_equal(found.cls, attention_maps(model, pictures[0]).cls)

@@ -114,9 +114,7 @@ def read_checkpoint(path: str | Path, *, num_heads: int | None = None) -> Checkp
         logger.warning("%s: %s; the file may be damaged", path, text)
     if num_heads is None and beside.num_heads() is None and _heads_are_a_guess(card.backbone):
         guess = f"attention heads: {card.backbone.num_heads}, from the width (--num-heads says otherwise)"
-        logger.warning(
-            "%s: assumed %s; if that is wrong, so are the features: convert it with --num-heads first", path, guess
-        )
+        logger.warning("%s: assumed %s; if that is wrong, so are the features: convert it first", path, guess)
         filled_in = [guess, *filled_in]
     assumed += filled_in
     if assumed:

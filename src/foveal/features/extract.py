@@ -24,7 +24,7 @@ from foveal.errors import BadImageError, FovealError, ImageSetError
 from foveal.features.batches import Progress, prepared_batches
 from foveal.features.tokens import Token, check_tokens, concatenate, encode_arrays
 from foveal.images.imageset import ImageSet
-from foveal.images.ledger import BadImageLedger
+from foveal.images.ledger import BadImageLedger, listed
 from foveal.images.preprocess import ImageLike, Mode, Preprocess, Size, scaled
 
 
