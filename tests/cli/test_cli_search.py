@@ -39,6 +39,7 @@ def test_search_prints_a_line_a_neighbour_and_writes_what_is_asked_for(
     [
         (["row:1", "--exact", "--ann"], "--exact and the index exclude each other"),
         (["row:1", "--png", "no/where/x.png"], "no/where does not exist; create it first"),
+        (["row:1", "--png", "x.jpg"], "--png x.jpg: choose a name that ends in .png"),
         (["row:1", "-k", "24"], "choose 1 to 23"),
         (["row:1", "-k", "0"], "Invalid value for '--k'"),
         (["nothing.png"], "needs the model of"),
@@ -60,3 +61,12 @@ def test_index_says_what_is_too_small_for_it(store: Path, capsys: pytest.Capture
     assert "24 rows need no index; search them exactly" in capsys.readouterr().err
     assert main(["index", str(store.parent)]) == 2
     assert "is not a feature store" in capsys.readouterr().err
+
+
+def test_a_query_that_is_no_picture_is_named(
+    store: Path, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "text.jpg"
+    text.write_text("hello, not a picture")
+    assert main(["search", str(store), str(text), "--model", str(model_folder)]) == 2
+    assert f"{text}: the bytes start with b'hello, n'" in capsys.readouterr().err

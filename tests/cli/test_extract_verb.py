@@ -33,7 +33,7 @@ def test_extract_says_what_comes_what_it_cost_and_what_it_lost(
     printed = capsys.readouterr()
     assert "cls 48, patches 4x4x48 in int8: 884 bytes an image, 21.2 kB for 24 images" in printed.err
     assert "GB free" in printed.err
-    assert "23 images, 1 bad images skipped" in printed.out
+    assert "23 images, skipped: 1 unknown_format (named in " in printed.out
     assert "patches: 832 bytes an image, cosine to float32 0.999" in printed.out
     store = FeatureStore.open(tmp_path / "store")
     assert store.read("patches").shape == (23, 4, 4, 48)

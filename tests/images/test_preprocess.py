@@ -156,3 +156,14 @@ def test_missing_path_is_unreadable(tmp_path):
 def test_a_transform_comes_back_from_json(settings):
     preprocess = Preprocess(**settings, mean=(0.1, 0.2), std=(0.3, 0.4))
     assert Preprocess.from_stamp(json.loads(json.dumps(dataclasses.asdict(preprocess)))) == preprocess
+
+
+@pytest.mark.parametrize("mode", ["resize", "pad"])
+def test_a_strip_of_too_many_patches_is_refused_before_it_is_made(mode: str) -> None:
+    strip = np.zeros((1, 4000, 3), np.uint8)
+    with pytest.raises(
+        BadImageError, match=r"224000 x 56 pixels are 64,000 patches, allowed are 50,000; use a smaller"
+    ):
+        Preprocess(mode=mode, resize_size=56)(strip)
+    assert Preprocess(mode=mode, resize_size=14)(strip).shape == (3, 14, 56_000)
+    assert Preprocess(crop_size=56)(strip).shape == (3, 56, 56)

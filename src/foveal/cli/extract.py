@@ -11,7 +11,6 @@ from foveal.cli.loading import (
     EngineOption,
     FastOption,
     PrecisionOption,
-    SizeOption,
     open_model,
     parse_size,
 )
@@ -37,7 +36,12 @@ def extract(
     ] = None,
     dtype: Annotated[str, typer.Option(help="float16, int8 (a scale for each vector) or float32.")] = "float16",
     pca: Annotated[int | None, typer.Option(help="Reduce patches to so many components.", min=1)] = None,
-    size: SizeOption = None,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            help="Pixels: one side, or height x width, 224x448.  [default: the model's; fit resize, pad: each image's]"
+        ),
+    ] = None,
     fit: Annotated[str, typer.Option(help="crop, resize or pad.")] = "crop",
     batch_size: Annotated[int, typer.Option(help="Images at a time.", min=1)] = 32,
     shard_size: Annotated[int, typer.Option(help="Images in a shard, the most an interruption costs.", min=1)] = 1024,
@@ -108,7 +112,8 @@ def extract(
     if summary is None:
         typer.echo(f"part {shard} of {out} is done; other shards are missing still")
         return
-    skipped = f", {sum(summary['bad'].values())} bad images skipped" if summary["bad"] else ""
+    reasons = ", ".join(f"{count} {reason}" for reason, count in summary["bad"].items())
+    skipped = f", skipped: {reasons} (named in {out / 'bad_images'})" if reasons else ""
     typer.echo(f"wrote {out}: {summary['num_features']:,} images{skipped}, {_size(summary['bytes'])}")
     for name, cosine in summary["cosine"].items():
         typer.echo(

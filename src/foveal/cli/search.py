@@ -42,6 +42,8 @@ def search(
     from foveal.features.lookup import search_store
     from foveal.features.store import FeatureStore
 
+    if png is not None and png.suffix.lower() != ".png":
+        raise FovealError(f"--png {png}: choose a name that ends in .png")
     opened = FeatureStore.open(store)
     result = search_store(
         opened,

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from foveal.errors import FovealError, nearest
+from foveal.errors import BadImageError, FovealError, nearest
 from foveal.features.database import Database
 from foveal.features.extract import Model
 from foveal.features.index import Index
@@ -233,13 +233,21 @@ def _encode(store: FeatureStore, name: str, pictures: Sequence[ImageLike], model
     token, _, layer = name.partition(".layer")
     parts = []
     for start in range(0, len(pictures), store.stamp["batch_size"]):
-        arrays = [preprocess(picture) for picture in pictures[start : start + store.stamp["batch_size"]]]
+        arrays = [_prepared(preprocess, picture) for picture in pictures[start : start + store.stamp["batch_size"]]]
         layers = [int(layer)] if layer else None
         found = encode_arrays(
             model.engine, arrays, tokens=[token], layers=layers, patch_size=model.card.backbone.patch_size
         )
         parts.append(found[name])
     return torch.cat(parts)
+
+
+def _prepared(preprocess: Preprocess, picture: ImageLike) -> np.ndarray:
+    try:
+        return preprocess(picture)
+    except BadImageError as error:
+        name = picture if isinstance(picture, str | Path) else "a query"
+        raise BadImageError(error.reason, str(error) if str(name) in str(error) else f"{name}: {error}") from error
 
 
 def _described(model: dict[str, Any]) -> str:

@@ -14,6 +14,9 @@ from foveal.images.decode import DEFAULT_LIMITS, decode, from_pillow
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+# Attention grows with the square: so many take a ViT-S minutes on a CPU.
+MAX_PATCHES = 50_000
+
 ImageLike = str | Path | Image.Image | np.ndarray
 Mode = Literal["crop", "resize", "pad"]
 Size = int | tuple[int, int]  # pixels: of one side, or (height, width)
@@ -116,6 +119,7 @@ class Preprocess:
         """
         pixels = to_array(image, channels=self.channels)
         height, width = self.resized_shape(*pixels.shape[:2])
+        self._check_patches(height, width)
         pixels = resize(pixels, height=height, width=width)
         if self.mode == "crop":
             assert self.crop_size is not None  # set in __post_init__
@@ -125,6 +129,16 @@ class Preprocess:
             pixels = resize(pixels, height=height, width=width)
         array = normalise(pixels, mean=self.mean, std=self.std)
         return pad_to_multiple(array, multiple=self.patch_size) if self.mode == "pad" else array
+
+    def _check_patches(self, height: int, width: int) -> None:
+        """Refuse a picture that becomes more patches than attention can take, such as a strip of 4000 x 1 pixels."""
+        num_patches = height * width // self.patch_size**2
+        if self.mode != "crop" and num_patches > MAX_PATCHES:
+            raise BadImageError(
+                "too_many_patches",
+                f"{width} x {height} pixels are {num_patches:,} patches, allowed are {MAX_PATCHES:,}; "
+                "use a smaller size, fit='crop', or cut the picture",
+            )
 
     def resized_shape(self, height: int, width: int) -> tuple[int, int]:
         """Return the (height, width) to which `resize_size` brings a picture, before it is cut, fitted or padded."""
