@@ -79,6 +79,38 @@ def timm_peer(variant: str) -> Path_ | None:
     return lambda batch: peer.forward_features(batch)[:, 0]
 
 
+def compiled_path(backbone: VisionTransformer) -> Path_:
+    """Return our network through torch.compile, fp32."""
+    compiled = torch.compile(backbone)
+    return lambda batch: compiled(batch).cls
+
+
+def onnxruntime_path(backbone: VisionTransformer, batch: Tensor) -> Path_ | None:
+    """Return our network through ONNX Runtime's own executor, fp32, exported at the batch's shape."""
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401  the exporter needs it
+    except ImportError:
+        return None
+
+    class Cls(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = backbone
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.backbone(images).cls
+
+    program = torch.onnx.export(Cls().eval(), (batch,), dynamo=True, verbose=False)
+    with tempfile.TemporaryDirectory() as folder:
+        program.save(f"{folder}/model.onnx")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        session = onnxruntime.InferenceSession(f"{folder}/model.onnx", options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda images: torch.from_numpy(session.run(None, {name: images.numpy()})[0])
+
+
 def rates(paths: dict[str, Path_], batch: Tensor, *, repeats: int, limit_s: float) -> dict[str, float]:
     """Return images a second of each path: the median over rounds in which all run in turn."""
     times: dict[str, list[float]] = {name: [] for name in paths}
@@ -162,7 +194,11 @@ def main() -> None:
         peers = {} if arguments.model else {"transformers": transformers_peer(variant), "timm": timm_peer(variant)}
         paths |= {f"{name} fp32": peer for name, peer in peers.items() if peer is not None}
         reference = exact.encode(photos[-8:]).cls
+        if not arguments.quick:
+            paths["torch.compile fp32"] = compiled_path(backbone)
         for batch_size in (8,) if arguments.quick else (1, 8, 32):
+            if not arguments.quick and (runtime := onnxruntime_path(backbone, photos[:batch_size])) is not None:
+                paths["ONNX Runtime fp32"] = runtime
             repeats, limit_s = (3, 10.0) if arguments.quick else (9, 12.0)
             measured = rates(paths, photos[:batch_size], repeats=repeats, limit_s=limit_s)
             base = measured.get("transformers fp32")

@@ -16,7 +16,8 @@ from foveal.engine.torch_engine import TorchEngine
 from foveal.evaluate.knn import run, run_pixels
 from foveal.features.extract import Model, load
 from foveal.images.imageset import ImageSet
-from foveal.pretrain.loop import Progress, build_networks, model_card, pretrain
+from foveal.pretrain.learner import build_networks
+from foveal.pretrain.loop import Progress, model_card, pretrain
 from foveal.pretrain.recipe import load_recipe
 from foveal.pretrain.run import read_metrics
 

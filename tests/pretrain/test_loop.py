@@ -20,8 +20,9 @@ from foveal.errors import CheckpointError, DivergedError, ImageSetError, RecipeE
 from foveal.images.imageset import ImageSet
 from foveal.pretrain import loop
 from foveal.pretrain.checkpoint import MANIFEST, list_checkpoints
+from foveal.pretrain.learner import build_networks
 from foveal.pretrain.loader import MicroBatches, RawBatch
-from foveal.pretrain.loop import Progress, Trainer, build_networks, pretrain
+from foveal.pretrain.loop import Progress, Trainer, pretrain
 from foveal.pretrain.run import CHECKPOINTS, LEDGER, RunFolder, read_metrics
 
 LOSSES = {"loss", "dino_local", "dino_global", "ibot", "koleo"}

@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 
 from foveal.errors import FovealError, RecipeError
-from foveal.pretrain.loop import build_networks, model_card, pretrain
+from foveal.pretrain.learner import build_networks
+from foveal.pretrain.loop import model_card, pretrain
 from foveal.pretrain.probe import KNNProbe
 from foveal.pretrain.recipe import KNN
 from foveal.pretrain.run import read_metrics

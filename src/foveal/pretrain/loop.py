@@ -1,40 +1,37 @@
 """The pretraining loop: from a recipe to a run folder with a model in it."""
 
 import logging
-import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from foveal import __version__
 from foveal.backbone.card import Card
 from foveal.backbone.licence import OWN
-from foveal.backbone.weights import check_tensors, save_model
+from foveal.backbone.weights import save_model
 from foveal.engine.memory import freed_memory_kept
 from foveal.errors import DivergedError, ImageSetError, RecipeError, RunError, WeightsError
 from foveal.images.imageset import ImageSet
 from foveal.images.ledger import BadImageLedger
 from foveal.images.statistics import channel_statistics
 from foveal.pretrain.checkpoint import load_newest, save_checkpoint
+from foveal.pretrain.learner import Learner, SelfDistillation
 from foveal.pretrain.loader import RawBatch, micro_batches, to_batch
 from foveal.pretrain.optimizer import adamw, clip_each, parameter_groups, set_rates
 from foveal.pretrain.probe import KNNProbe
 from foveal.pretrain.recipe import Normalise, Recipe
 from foveal.pretrain.run import CHECKPOINTS, LEDGER, MODEL, RunFolder, stored_normalise
 from foveal.pretrain.schedules import linear_then_constant, warmup_cosine
-from foveal.pretrain.step import EMA, Centers, Network, accumulate_gradients, is_finite
+from foveal.pretrain.signals import caught_signals
+from foveal.pretrain.step import Batch, is_finite
 
 _MAX_SKIPPED_IN_A_ROW = 10
 _STATISTICS_IMAGES = 1000  # measured for the statistics of channels other than RGB
-_DEPTH_STREAM = 3  # keeps the draws of stochastic depth apart from those of views and masks
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +81,7 @@ def pretrain(
     try:
         trainer = Trainer(recipe, folder=folder, images=images)
         trainer.resume()
-        with _caught_signals() as caught, freed_memory_kept():
+        with caught_signals() as caught, freed_memory_kept():
             return trainer.run(stop_after=stop_after, listener=listener, caught=caught)
     finally:
         folder.close()
@@ -99,15 +96,6 @@ def with_statistics(recipe: Recipe, images: ImageSet) -> Recipe:
         mean, std = channel_statistics(images, channels=recipe.backbone.channels, max_images=_STATISTICS_IMAGES)
         normalise = Normalise(mean=tuple(mean), std=tuple(std))
     return recipe.model_copy(update={"normalise": normalise})
-
-
-def build_networks(recipe: Recipe, device: torch.device | str = "cpu") -> tuple[Network, Network]:
-    """Return the untrained student and teacher of a recipe: equal weights drawn from its seed, the teacher frozen."""
-    ibot = recipe.heads.ibot.size() if recipe.heads.ibot else None
-    student, teacher = (Network(recipe.backbone, dino=recipe.heads.dino.size(), ibot=ibot) for _ in range(2))
-    student.init_weights(torch.Generator().manual_seed(recipe.seed))
-    teacher.load_state_dict(student.state_dict())
-    return student.to(device), teacher.to(device).requires_grad_(False).eval()
 
 
 def model_card(recipe: Recipe, *, step: int, images_hash: str) -> Card:
@@ -137,21 +125,15 @@ class Trainer:
         self.recipe, self.folder, self.images = recipe, folder, images
         self.device = _device(recipe.device)
         _warn_of_emulated_bf16(recipe, self.device)
-        self.student, self.teacher = build_networks(recipe, self.device)
+        self.learner: Learner = SelfDistillation(recipe, device=self.device)
         self.optimizer = adamw(
             parameter_groups(
-                self.student,
+                self.learner.student,
                 depth=recipe.backbone.depth,
                 layer_decay=recipe.optimizer.layer_decay,
                 patch_embed_lr_multiplier=recipe.optimizer.patch_embed_lr_multiplier,
             ),
             betas=(recipe.optimizer.beta1, recipe.optimizer.beta2),
-        )
-        self.ema = EMA(self.teacher, self.student)
-        ibot = recipe.heads.ibot or recipe.heads.dino
-        self.centers = Centers(
-            torch.zeros(recipe.heads.dino.num_prototypes, device=self.device),
-            torch.zeros(ibot.num_prototypes, device=self.device),
         )
         self.ledger = BadImageLedger(folder.path / LEDGER, num_images=len(images), max_bad_share=recipe.max_bad_share)
         self.probe = KNNProbe(recipe.knn, device=self.device) if recipe.knn else None
@@ -178,7 +160,7 @@ class Trainer:
         raw = iter(micro_batches(self.images, recipe, start=self.step * per_step, end=last * per_step))
         saved = None
         if self.step == 0 and self.probe:
-            self.folder.log({"step": -1, **self.probe(self.teacher.backbone, self.card())})
+            self.folder.log({"step": -1, **self.probe(self.learner.result.backbone, self.card())})
         try:
             while self.step < last and not caught:
                 started = time.perf_counter()
@@ -199,7 +181,7 @@ class Trainer:
         """Measure kNN when it is time, write the step's metrics down when it is time, and tell the listener."""
         recipe = self.recipe
         if self.probe and (self.step % self.probe.every_steps == 0 or self.step == recipe.total_steps):
-            metrics |= self.probe(self.teacher.backbone, self.card())
+            metrics |= self.probe(self.learner.result.backbone, self.card())
         if logged or self.step % recipe.log_every_steps == 0 or "knn" in metrics:
             self.folder.log({"step": self.step - 1, **metrics})
         if listener:
@@ -209,8 +191,8 @@ class Trainer:
         """Run one optimizer update on the micro-batches of a step; nothing changes when it is not finite."""
         rates = self.rates(self.step)
         self.optimizer.zero_grad(set_to_none=True)
-        losses = self._accumulate(raw, rates["teacher_temperature"])
-        norms = clip_each(self.student, self.recipe.optimizer.clip)
+        losses = self.learner.accumulate(self._batches(raw), step=self.step, rates=rates)
+        norms = clip_each(self.learner.student, self.recipe.optimizer.clip)
         metrics = {name: value.item() for name, value in losses.items()}
         metrics |= {f"grad_norm_{name}": value.item() for name, value in norms.items()} | rates
         if not is_finite(losses, norms):
@@ -223,30 +205,14 @@ class Trainer:
             last_layer_lr=rates["last_layer_lr"],
         )
         self.optimizer.step()
-        self.centers.commit(self.recipe.objective.center_momentum)
-        self.ema.update(rates["teacher_momentum"])
+        self.learner.commit(rates)
         return metrics
 
-    def _accumulate(self, raw: Iterable[RawBatch], temperature: float) -> dict[str, Tensor]:
-        """Add the gradients of every micro-batch; return the mean losses."""
-        recipe, total = self.recipe, dict[str, Tensor]()
-        share = recipe.micro_batch / recipe.batch_size
-        for number, micro in enumerate(raw):
+    def _batches(self, raw: Iterable[RawBatch]) -> Iterator[Batch]:
+        """Write bad images down and bring the micro-batches of a step to the device, one at a time."""
+        for micro in raw:
             self._record_bad(micro)
-            batch = to_batch(micro, mean=recipe.channel_mean, std=recipe.channel_std, device=self.device)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
-                losses = accumulate_gradients(
-                    self.student,
-                    self.teacher,
-                    batch,
-                    settings=recipe.objective.settings(),
-                    centers=self.centers,
-                    teacher_temperature=temperature,
-                    generator=_generator(recipe.seed, _DEPTH_STREAM, self.step, number),
-                    share=share,
-                )
-            total = {name: total.get(name, 0) + value * share for name, value in losses.items()}
-        return total
+            yield to_batch(micro, mean=self.recipe.channel_mean, std=self.recipe.channel_std, device=self.device)
 
     def _record_bad(self, micro: RawBatch) -> None:
         """Write replaced images to the ledger; ImageSetError when they are too many, or none is left."""
@@ -262,7 +228,7 @@ class Trainer:
 
     def _skip(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
-        self.centers.discard()
+        self.learner.discard()
         self.skipped.append(self.step)
         logger.warning("step %d is not finite and was skipped (%d so far)", self.step, len(self.skipped))
         if self.skipped[-_MAX_SKIPPED_IN_A_ROW:] == list(range(self.step - _MAX_SKIPPED_IN_A_ROW + 1, self.step + 1)):
@@ -310,35 +276,25 @@ class Trainer:
                 keep=self.recipe.checkpoints.keep,
             )
             self.saved = self.step
-        heads = {k: v for k, v in self.teacher.state_dict().items() if not k.startswith("backbone.")}
+        heads = {k: v for k, v in self.learner.result.state_dict().items() if not k.startswith("backbone.")}
         try:
-            save_model(self.folder.path / MODEL, self.teacher.backbone, self.card(), heads=heads)
+            save_model(self.folder.path / MODEL, self.learner.result.backbone, self.card(), heads=heads)
         except WeightsError as error:
             raise RunError(
                 f"{error}. The checkpoint of step {self.step} is safe: run the same command again"
             ) from error
 
     def _tensors(self) -> dict[str, dict[str, Tensor]]:
-        return {
-            "student": dict(self.student.state_dict()),
-            "teacher": dict(self.teacher.state_dict())
-            | {"centers.dino": self.centers.dino, "centers.ibot": self.centers.ibot},
-            "optimizer": {
-                f"{name}.{key}": value
-                for name, parameter in self.student.named_parameters()
-                for key, value in self.optimizer.state[parameter].items()
-            },
+        optimizer = {
+            f"{name}.{key}": value
+            for name, parameter in self.learner.student.named_parameters()
+            for key, value in self.optimizer.state[parameter].items()
         }
+        return self.learner.tensors() | {"optimizer": optimizer}
 
     def _restore(self, tensors: dict[str, dict[str, Tensor]]) -> None:
-        where = str(self.folder.path / CHECKPOINTS)
-        teacher = tensors["teacher"]
-        self.centers = Centers(
-            dino=teacher.pop("centers.dino").to(self.device), ibot=teacher.pop("centers.ibot").to(self.device)
-        )
-        self.student.load_state_dict(check_tensors(tensors["student"], self.student.state_dict(), where=where))
-        self.teacher.load_state_dict(check_tensors(teacher, self.teacher.state_dict(), where=where))
-        parameters = dict(self.student.named_parameters())
+        self.learner.restore(tensors, where=str(self.folder.path / CHECKPOINTS))
+        parameters = dict(self.learner.student.named_parameters())
         for full_name, value in tensors["optimizer"].items():
             name, _, key = full_name.rpartition(".")
             self.optimizer.state[parameters[name]][key] = value.to(self.device)
@@ -362,31 +318,3 @@ def _warn_of_emulated_bf16(recipe: Recipe, device: torch.device) -> None:
     capabilities = torch.cpu.get_capabilities()
     if not any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16")):
         logger.warning("precision=bf16 on a CPU without bf16 instructions is very slow; use precision=fp32 there")
-
-
-def _generator(*key: int) -> torch.Generator:
-    seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
-    return torch.Generator().manual_seed(seed)
-
-
-@contextmanager
-def _caught_signals() -> Iterator[list[int]]:
-    """Collect the first SIGINT or SIGTERM in a list; let a second one act as usual."""
-    caught: list[int] = []
-    before: dict[int, Any] = {}
-
-    def remember(number: int, _frame: object) -> None:
-        caught.append(number)
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-    try:
-        for each in (signal.SIGINT, signal.SIGTERM):
-            before[each] = signal.signal(each, remember)
-    except ValueError:  # not the main thread: whoever runs us there handles signals
-        before.clear()
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -27,7 +27,8 @@ from foveal.features.pictures import GREEN, RED, Colour, picture_grid
 from foveal.features.seen import see
 from foveal.files import write_atomically
 from foveal.images.imageset import ImageSet
-from foveal.pretrain.loop import Progress, build_networks, model_card, pretrain
+from foveal.pretrain.learner import build_networks
+from foveal.pretrain.loop import Progress, model_card, pretrain
 from foveal.pretrain.recipe import Recipe, load_recipe
 from foveal.pretrain.run import read_metrics
 from foveal.studies.crops import own_photographs, packaged_photographs, write_crops

@@ -1,0 +1,126 @@
+"""What learns in a run, behind one seam: the loop brings batches and decides whether their gradients count."""
+
+from collections.abc import Iterable, Mapping
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from foveal.backbone.weights import check_tensors
+from foveal.pretrain.recipe import Recipe
+from foveal.pretrain.step import EMA, Batch, Centers, Network, accumulate_gradients
+
+_DEPTH_STREAM = 3  # keeps the draws of stochastic depth apart from those of views and masks
+
+
+class Learner(Protocol):
+    """The networks of a run and their objective.
+
+    A step is `accumulate`, then either `commit`, after the optimizer has moved the student, or `discard`, where a loss
+    or a gradient was not finite. Between `accumulate` and `commit` nothing changes but gradients, so that a discarded
+    step leaves every tensor as it was.
+    """
+
+    student: Network  # trained; each child's gradient is clipped on its own
+
+    @property
+    def result(self) -> Network:
+        """The network that becomes the model folder."""
+        ...
+
+    def accumulate(self, micro_batches: Iterable[Batch], *, step: int, rates: Mapping[str, float]) -> dict[str, Tensor]:
+        """Add the gradients of a step's micro-batches to the student's; return detached losses, the sum as "loss"."""
+        ...
+
+    def commit(self, rates: Mapping[str, float]) -> None:
+        """Let what follows the student follow it: called after the optimizer's update."""
+        ...
+
+    def discard(self) -> None:
+        """Forget what `accumulate` noted: the step does not count."""
+        ...
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Return all tensors of a checkpoint but the optimizer's: file stem -> name -> tensor."""
+        ...
+
+    def restore(self, tensors: Mapping[str, Mapping[str, Tensor]], *, where: str) -> None:
+        """Take over the tensors of a checkpoint; WeightsError, naming `where`, if they do not fit."""
+        ...
+
+
+def build_networks(recipe: Recipe, device: torch.device | str = "cpu") -> tuple[Network, Network]:
+    """Return the untrained student and teacher of a recipe: equal weights drawn from its seed, the teacher frozen."""
+    ibot = recipe.heads.ibot.size() if recipe.heads.ibot else None
+    student, teacher = (Network(recipe.backbone, dino=recipe.heads.dino.size(), ibot=ibot) for _ in range(2))
+    student.init_weights(torch.Generator().manual_seed(recipe.seed))
+    teacher.load_state_dict(student.state_dict())
+    return student.to(device), teacher.to(device).requires_grad_(False).eval()
+
+
+class SelfDistillation:
+    """DINOv2's pretraining (arXiv 2304.07193, section 4): the teacher is the moving average of the student."""
+
+    def __init__(self, recipe: Recipe, *, device: torch.device) -> None:
+        self.recipe, self.device = recipe, device
+        self.student, self.teacher = build_networks(recipe, device)
+        self.ema = EMA(self.teacher, self.student)
+        ibot = recipe.heads.ibot or recipe.heads.dino
+        self.centers = Centers(
+            torch.zeros(recipe.heads.dino.num_prototypes, device=device),
+            torch.zeros(ibot.num_prototypes, device=device),
+        )
+
+    @property
+    def result(self) -> Network:
+        """The teacher."""
+        return self.teacher
+
+    def accumulate(self, micro_batches: Iterable[Batch], *, step: int, rates: Mapping[str, float]) -> dict[str, Tensor]:
+        """See `Learner`."""
+        recipe, total = self.recipe, dict[str, Tensor]()
+        share = recipe.micro_batch / recipe.batch_size
+        for number, batch in enumerate(micro_batches):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+                losses = accumulate_gradients(
+                    self.student,
+                    self.teacher,
+                    batch,
+                    settings=recipe.objective.settings(),
+                    centers=self.centers,
+                    teacher_temperature=rates["teacher_temperature"],
+                    generator=_generator(recipe.seed, _DEPTH_STREAM, step, number),
+                    share=share,
+                )
+            total = {name: total.get(name, 0) + value * share for name, value in losses.items()}
+        return total
+
+    def commit(self, rates: Mapping[str, float]) -> None:
+        """Move the centres and the teacher."""
+        self.centers.commit(self.recipe.objective.center_momentum)
+        self.ema.update(rates["teacher_momentum"])
+
+    def discard(self) -> None:
+        """Forget the logits noted for the centres."""
+        self.centers.discard()
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """See `Learner`; the centres are with the teacher."""
+        centers = {"centers.dino": self.centers.dino, "centers.ibot": self.centers.ibot}
+        return {"student": dict(self.student.state_dict()), "teacher": dict(self.teacher.state_dict()) | centers}
+
+    def restore(self, tensors: Mapping[str, Mapping[str, Tensor]], *, where: str) -> None:
+        """See `Learner`."""
+        teacher = dict(tensors["teacher"])
+        self.centers = Centers(
+            dino=teacher.pop("centers.dino").to(self.device), ibot=teacher.pop("centers.ibot").to(self.device)
+        )
+        student = dict(tensors["student"])
+        self.student.load_state_dict(check_tensors(student, self.student.state_dict(), where=where))
+        self.teacher.load_state_dict(check_tensors(teacher, self.teacher.state_dict(), where=where))
+
+
+def _generator(*key: int) -> torch.Generator:
+    seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    return torch.Generator().manual_seed(seed)
