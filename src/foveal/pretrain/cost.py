@@ -63,8 +63,8 @@ def memory_bytes(
     Args:
         recipe: its batch is shared by the devices; a device holds one micro-batch at a time.
         num_devices: processes, one a device.
-        sharded: weights, gradients, optimizer state and teacher are spread over the devices (FSDP); otherwise each device
-            holds them whole.
+        sharded: weights, gradients, optimizer state and teacher are spread over the devices (FSDP); otherwise each
+            device holds them whole.
         recomputed: activations are recomputed in the backward pass (activation checkpointing).
 
     What a library takes for itself (a CUDA context, communication buffers, fragmentation) is not in it.

@@ -19,6 +19,7 @@ from foveal.errors import DivergedError, ImageSetError, RecipeError, RunError, W
 from foveal.images.imageset import ImageSet
 from foveal.images.ledger import BadImageLedger
 from foveal.images.statistics import channel_statistics
+from foveal.pretrain.autopilot import with_hardware
 from foveal.pretrain.checkpoint import load_newest, save_checkpoint
 from foveal.pretrain.learner import Learner, SelfDistillation
 from foveal.pretrain.loader import RawBatch, micro_batches, to_batch
@@ -76,6 +77,7 @@ def pretrain(
         DivergedError: too many steps in a row were not finite.
     """
     images = ImageSet.open(recipe.images)
+    recipe = with_hardware(recipe, num_images=len(images), device=_device(recipe.device))
     recipe = with_statistics(recipe, images)
     folder = RunFolder(recipe, images_hash=images.hash)
     try:

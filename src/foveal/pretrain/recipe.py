@@ -4,10 +4,10 @@ import math
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from foveal.backbone.variants import BackboneConfig, multiple_of_patch
 from foveal.errors import RecipeError, nearest
@@ -122,6 +122,15 @@ class Features(_Settings):
     resize_size: int | None = Field(default=None, gt=0)
 
 
+class Autopilot(_Settings):
+    """`hardware=auto`: batch, prototypes, precision and workers are fitted to images and computer when a run starts.
+
+    keep: keys that stay as they are; on the command line, those that are given there.
+    """
+
+    keep: tuple[str, ...] = ()
+
+
 class Recipe(_Settings):
     """One pretraining run, whole. The order here is the order in the YAML files."""
 
@@ -129,6 +138,7 @@ class Recipe(_Settings):
     out: str
     seed: int = Field(default=0, ge=0)
     device: str = "auto"
+    hardware: Annotated[Autopilot | None, BeforeValidator(lambda value: {} if value == "auto" else value)] = None
     precision: Literal["fp32", "bf16"] = "fp32"
     total_steps: int = Field(gt=0)
     batch_size: int = Field(gt=0)
@@ -261,6 +271,11 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
             _set(values, key.split("."), text if key in _TEXTS or not text else _number(yaml.safe_load(text)))
         except yaml.YAMLError as error:
             raise RecipeError(f"{key}={text} cannot be read as a value: {error}") from error
+    if values.get("hardware") == "auto":
+        keep = [override.partition("=")[0] for override in overrides]
+        values["hardware"] = {"keep": keep}
+        if "micro_batch_size" not in keep:  # the recipe's own need not fit to a batch that is given
+            values.pop("micro_batch_size", None)
     return build_recipe(values, where=f"recipe '{name}'")
 
 

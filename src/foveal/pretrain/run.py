@@ -19,7 +19,7 @@ RECIPE, METRICS, LEDGER, CHECKPOINTS, MODEL = "recipe.yaml", "metrics.jsonl", "b
 # Written before the recipe, and all that is there when a process is killed at its very start.
 _LOCK, _RECIPE_STAGING = ".lock", f".{RECIPE}.tmp"
 # What may change when a run is continued: nothing that the numbers depend on.
-FREE_KEYS = {"out", "device", "num_workers", "max_bad_share", "log_every_steps", "checkpoints", "knn"}
+FREE_KEYS = {"out", "device", "num_workers", "max_bad_share", "log_every_steps", "checkpoints", "knn", "hardware"}
 
 
 class RunFolder:
@@ -107,12 +107,20 @@ def read_metrics(run: str | Path) -> list[dict[str, Any]]:
 
 def stored_normalise(recipe: Recipe) -> Normalise | None:
     """Return the channel statistics that an earlier start of this run has measured; None where it is new."""
-    path = Path(recipe.out) / RECIPE
     try:
-        found = Normalise.model_validate(yaml.safe_load(path.read_text())["normalise"])
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValidationError):
+        found = Normalise.model_validate((stored_values(recipe) or {})["normalise"])
+    except (KeyError, ValidationError):
         return None  # no run, or one that RunFolder will refuse
     return found if found.mean is not None and len(found.mean) == recipe.backbone.channels else None
+
+
+def stored_values(recipe: Recipe) -> dict[str, Any] | None:
+    """Return the stored settings of an earlier start of this run; None where it is new, or not a run at all."""
+    try:
+        values = yaml.safe_load((Path(recipe.out) / RECIPE).read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None  # RunFolder says what is wrong
+    return values if isinstance(values, dict) else None
 
 
 def _check_same(stored: Path, recipe: Recipe, images_hash: str) -> None:
