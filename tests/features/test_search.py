@@ -22,11 +22,13 @@ def _equal(found: Neighbours, expected: tuple[Tensor, Tensor]) -> None:
     assert torch.equal(found.similarities, expected[0])
 
 
-@pytest.fixture(params=[64, 192, 100_000], ids=["many blocks", "some blocks", "one block"])
+@pytest.fixture(params=[(64, 1), (64, 3000), (100_000, 2**18)], ids=["every block", "some blocks", "one block"])
 def block_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Rows in a block, for features of width 5."""
-    monkeypatch.setattr(database, "BLOCK_BYTES", {"cpu": 4 * 5 * request.param})
-    return request.param
+    """Rows in a block, for features of width 5; the best are looked for after so many similarities."""
+    block_rows, together = request.param
+    monkeypatch.setattr(database, "BLOCK_BYTES", {"cpu": 4 * 5 * block_rows})
+    monkeypatch.setattr(search, "_SCORES_TOGETHER", together)
+    return block_rows
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -121,6 +121,11 @@ def test_rows_are_read_in_any_order_across_shards(store_of: Any, dtype: Any) -> 
     blocks = list(store.blocks("patches", rows_per_block=5))
     assert [len(block) for block in blocks] == [5, 5, 2]
     assert np.array_equal(np.concatenate(blocks), whole)
+    reused = store.blocks("patches", rows_per_block=5, reuse=True)
+    first = next(reused)
+    kept = first.copy()
+    assert np.array_equal(np.concatenate([kept, *(block.copy() for block in reused)]), whole)
+    assert np.array_equal(first[:2], whole[10:])  # the memory of the first block holds the last
     codes = np.load(store.path / "shards/00001/patches.npy", mmap_mode="r")
     scale = np.load(store.path / "shards/00001/patches.scale.npy") if dtype == "int8" else None
     assert np.array_equal(unpack(codes, scale), whole[4:9])  # the first shard has lost one of five

@@ -12,7 +12,7 @@ from torch import Tensor
 from foveal.errors import FovealError
 
 # A block of rows should stay in a CPU's cache, where it is read three times; a GPU wants larger ones.
-BLOCK_BYTES = {"cpu": 4 * 2**20}
+BLOCK_BYTES = {"cpu": 2 * 2**20}
 _BLOCK_BYTES_ELSEWHERE = 128 * 2**20
 LANES = 64  # similarities under one maximum; blocks are a multiple of it
 _SHORTEST, _LONGEST = 1e-12, 1e18  # lengths whose squares float32 can hold with all their digits
@@ -57,10 +57,12 @@ class Database:
         if array.ndim != 2 or not floating or array.shape[1] == 0:
             raise FovealError(f"a database {tuple(array.shape)} of {array.dtype}; give (rows, width) of a float type")
 
+        # By DLPack a map that is read-only is taken without a copy.
+        rows = array if isinstance(array, Tensor) else torch.from_dlpack(array)
+
         def blocks(size: int) -> Iterator[Tensor]:
             widened = None  # one buffer: fresh memory for each block costs more than the widening
-            for first in range(0, len(array), size):
-                block = _as_tensor(array[first : first + size])
+            for block in rows.split(size) if len(rows) else ():
                 if block.dtype == torch.float32:
                     yield block
                     continue
@@ -69,11 +71,9 @@ class Database:
                 yield widened[: len(block)].copy_(block)
 
         def read(numbers: np.ndarray) -> Tensor:
-            if isinstance(array, Tensor):
-                return array[torch.from_numpy(numbers).to(array.device)].cpu()
-            return torch.from_numpy(array[numbers])
+            return rows[torch.from_numpy(numbers).to(rows.device)].cpu()
 
-        return cls(num_rows=len(array), width=array.shape[1], blocks=blocks, read=read)
+        return cls(num_rows=len(rows), width=rows.shape[1], blocks=blocks, read=read)
 
     def block_rows(self, device: torch.device) -> int:
         """Return how many rows make a good block for a device."""
@@ -102,13 +102,6 @@ class Database:
             raise FovealError(f"the database gave {first} of {self.num_rows} rows; its files changed, open it again")
         if made:
             self._inverse_lengths = torch.cat(made)
-
-
-def _as_tensor(block: np.ndarray | Tensor) -> Tensor:
-    """Return a part of an array as a tensor; of a read-only map a copy, which PyTorch does not take otherwise."""
-    if isinstance(block, Tensor):
-        return block
-    return torch.from_numpy(block if block.flags.writeable else np.array(block))
 
 
 def _inverse_lengths(block: Tensor, first: int) -> Tensor:

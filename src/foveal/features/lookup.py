@@ -132,7 +132,7 @@ def database_of(store: FeatureStore, name: str) -> Database:
     """Return one array of a store as what can be searched."""
 
     def blocks(size: int) -> Iterator[Tensor]:
-        for block in store.blocks(name, rows_per_block=size):
+        for block in store.blocks(name, rows_per_block=size, reuse=True):
             yield torch.from_numpy(block)
 
     def read(numbers: np.ndarray) -> Tensor:

@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 SearchPrecision = Literal["fp32", "bf16"]
 
 _SCORES_AT_A_TIME = 2**22
+# So many similarities are gathered before the best are looked for: with few queries a block has too few to be worth it.
+_SCORES_TOGETHER = 2**18
 
 
 class Neighbours(NamedTuple):
@@ -45,7 +47,7 @@ def search_exact(
     collapsed model) that query is searched again, in fp32, then in fp64. So the precision changes the time, never the
     answer. bf16 pays on a processor with bf16 instructions and with many queries; one query is bound by memory.
 
-    Memory: a block of 4 MB (128 MB on a GPU) up to three times, 2^22 similarities, 12 * C bytes a query, 4 bytes a row.
+    Memory: a block of 2 MB (128 MB on a GPU) up to three times, 2^22 similarities, 12 * C bytes a query, 4 bytes a row.
 
     Args:
         queries: (Q, D) float, of any length; a row of zeros has similarity 0 to everything.
@@ -154,6 +156,8 @@ def _search_once(
         rows = block.bfloat16() if precision == "bf16" else block
         for pool in pools:
             pool.add(rows, inverse, first)
+    for pool in pools:
+        pool.take_in()
     candidates = torch.cat([pool.indices.cpu() for pool in pools])
     dropped = torch.cat([pool.floor().cpu() for pool in pools])
     found = rank_exactly(queries, database, candidates, k=k)
@@ -170,26 +174,39 @@ class _Pool:
         self.num_candidates = num_candidates
         self.similarities = torch.empty(len(queries), 0, device=queries.device)
         self.indices = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
+        self.waiting: list[Tensor] = []  # similarities of the latest blocks
+        self.first = 0  # row number of the first of them
 
     def floor(self) -> Tensor:
         """Return (q,) the lowest similarity kept: nothing that was dropped exceeds it."""
         return self.similarities.amin(dim=1)
 
     def add(self, rows: Tensor, inverse_lengths: Tensor, first: int) -> None:
-        """Take in the rows of one block that exceed the floor; few do once the pool has seen some blocks."""
-        similarities = (self.queries @ rows.T).float().mul_(inverse_lengths)
+        """Compare with the rows of one block, and take in what is waiting once it is enough."""
+        if not self.waiting:
+            self.first = first
+        self.waiting.append((self.queries @ rows.T).float().mul_(inverse_lengths))
+        if sum(map(Tensor.numel, self.waiting)) >= _SCORES_TOGETHER:
+            self.take_in()
+
+    def take_in(self) -> None:
+        """Take in the waiting similarities that exceed the floor; few do once the pool has seen some blocks."""
+        if not self.waiting:
+            return
+        similarities = self.waiting[0] if len(self.waiting) == 1 else torch.cat(self.waiting, dim=1)
+        self.waiting, num_rows = [], similarities.shape[1]
         if self.indices.shape[1] < self.num_candidates:
-            numbers = torch.arange(first, first + len(rows), device=rows.device).expand(len(self.queries), -1)
-            self._keep(slice(None), similarities, numbers)
+            numbers = torch.arange(self.first, self.first + num_rows, device=similarities.device)
+            self._keep(slice(None), similarities, numbers.expand(len(similarities), -1))
             return
         floor = self.floor()
-        lanes = F.pad(similarities, (0, -len(rows) % LANES), value=-torch.inf).unflatten(1, (LANES, -1))
+        lanes = F.pad(similarities, (0, -num_rows % LANES), value=-torch.inf).unflatten(1, (LANES, -1))
         # Most of the work ends with this maximum: only groups that hold something above the floor are looked into.
         query, group = (lanes.amax(dim=1) > floor[:, None]).nonzero(as_tuple=True)
         values = lanes[query, :, group]
         hit, lane = (values > floor[query, None]).nonzero(as_tuple=True)
         if len(hit):
-            self._scatter(query[hit], values[hit, lane], first + lane * lanes.shape[2] + group[hit])
+            self._scatter(query[hit], values[hit, lane], self.first + lane * lanes.shape[2] + group[hit])
 
     def _scatter(self, query: Tensor, values: Tensor, numbers: Tensor) -> None:
         """Take in single similarities; `query` is in rising order."""

@@ -252,18 +252,25 @@ class FeatureStore:
         for place in np.unique(places):
             here = np.flatnonzero(places == place)
             local = wanted[here] - self._starts[place]
-            values = self._array(self._shards[place], name)
-            scale = self._array(self._shards[place], name + SCALE_SUFFIX) if self.card.dtype == "int8" else None
+            values, scale = self._stored(place, name)
             chosen = _contiguous(local)
             found[here] = unpack(values[chosen], None if scale is None else scale[chosen])
         return found
 
-    def blocks(self, name: str, *, rows_per_block: int = 8192) -> Iterator[np.ndarray]:
-        """Yield the features in order of their rows, float32, `rows_per_block` at a time; the last may be smaller."""
+    def blocks(self, name: str, *, rows_per_block: int = 8192, reuse: bool = False) -> Iterator[np.ndarray]:
+        """Yield the features in order of their rows, float32, `rows_per_block` at a time; the last may be smaller.
+
+        With `reuse` all blocks are the same memory, overwritten when the next is asked for: fresh memory takes longer
+        than the reading.
+        """
         if rows_per_block < 1:
             raise FovealError(f"rows_per_block={rows_per_block}; it must be at least 1")
+        shape, block = self.shape(name), np.empty(0)
         for start in range(0, len(self), rows_per_block):
-            yield self.read(name, slice(start, start + rows_per_block))
+            size = min(rows_per_block, len(self) - start)
+            if not reuse or len(block) < size:
+                block = np.empty((size, *shape), np.float32)
+            yield self._fill(block[:size], name, start)
 
     def projection(self, name: str) -> Projection | None:
         """Return the PCA that an array holds the coordinates of, to map them back; None where it holds features."""
@@ -280,6 +287,23 @@ class FeatureStore:
         if wanted.size and (wanted.min() < 0 or wanted.max() >= len(self)):
             raise FovealError(f"rows from {wanted.min()} to {wanted.max()}; {self.path} has 0 to {len(self) - 1}")
         return wanted.astype(np.int64)
+
+    def _fill(self, block: np.ndarray, name: str, start: int) -> np.ndarray:
+        """Read the rows from `start` into a block."""
+        done, place = 0, int(np.searchsorted(self._starts, start, side="right")) - 1
+        while done < len(block):
+            first = start + done - int(self._starts[place])
+            here = slice(first, first + len(block) - done)
+            values, scale = self._stored(place, name)
+            part = block[done : done + len(values[here])]
+            unpack(values[here], None if scale is None else scale[here], out=part)
+            done, place = done + len(part), place + 1
+        return block
+
+    def _stored(self, place: int, name: str) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return an array of the place-th finished shard as it lies on the disk, with the scales of int8."""
+        shard = self._shards[place]
+        return self._array(shard, name), self._array(shard, name + SCALE_SUFFIX) if self.card.dtype == "int8" else None
 
     def _array(self, shard: int, name: str) -> np.ndarray:
         """Return the memory map of one file, of which the most recent stay open."""
