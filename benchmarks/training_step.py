@@ -30,7 +30,7 @@ from foveal.pretrain.step import (
     HeadSize,
     Network,
     ObjectiveSettings,
-    accumulate_gradients,
+    accumulate_step,
     is_finite,
 )
 
@@ -101,8 +101,8 @@ def make_step(num_prototypes: int, precision: str) -> tuple[Callable[[], None], 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-            losses = accumulate_gradients(
-                student, teacher, batch, settings=ObjectiveSettings(), centers=centers, teacher_temperature=0.05
+            losses = accumulate_step(
+                student, teacher, [batch], settings=ObjectiveSettings(), centers=centers, teacher_temperature=0.05
             )
         norms = clip_each(student, 3.0)
         if not is_finite(losses, norms):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from foveal.backbone.variants import backbone_config
 from foveal.pretrain.optimizer import adamw, clip_each, parameter_groups, set_rates
-from foveal.pretrain.step import EMA, Batch, Centers, HeadSize, Network, ObjectiveSettings, accumulate_gradients
+from foveal.pretrain.step import EMA, Batch, Centers, HeadSize, Network, ObjectiveSettings, accumulate_step
 
 WIDTH = 48
 
@@ -89,8 +89,8 @@ def test_three_steps_equal_the_reference(reference: tuple[dict[str, Any], dict[s
         batch = Batch(*(tensors[f"step{number}.batch.{name}"] for name in ("global_crops", "local_crops", "masks")))
         set_rates(optimizer, lr=step["lr"], weight_decay=step["wd"], last_layer_lr=step["last_layer_lr"])
         optimizer.zero_grad()
-        losses = accumulate_gradients(
-            student, teacher, batch, settings=objective, centers=centers, teacher_temperature=step["teacher_temp"]
+        losses = accumulate_step(
+            student, teacher, [batch], settings=objective, centers=centers, teacher_temperature=step["teacher_temp"]
         )
         norms = clip_each(student, step["clip"])
         _check_losses({name: value.item() for name, value in losses.items()}, step["losses"])

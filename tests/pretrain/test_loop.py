@@ -18,7 +18,7 @@ from torch import Tensor
 import foveal
 from foveal.errors import CheckpointError, DivergedError, ImageSetError, RecipeError, RunError
 from foveal.images.imageset import ImageSet
-from foveal.pretrain import loop
+from foveal.pretrain import loader
 from foveal.pretrain.checkpoint import MANIFEST, list_checkpoints
 from foveal.pretrain.learner import build_networks
 from foveal.pretrain.loader import MicroBatches, RawBatch
@@ -165,7 +165,7 @@ def _step(trainer: Trainer, *, broken: bool, monkeypatch: pytest.MonkeyPatch) ->
     """Run one step; a broken one has a NaN in the crops of its second micro-batch."""
     source = MicroBatches(trainer.images, trainer.recipe)
     raw = [source[2 * trainer.step], source[2 * trainer.step + 1]]
-    original = loop.to_batch
+    original = loader.to_batch
 
     def with_nan(micro: RawBatch, **arguments: Any) -> Any:
         batch = original(micro, **arguments)
@@ -173,7 +173,7 @@ def _step(trainer: Trainer, *, broken: bool, monkeypatch: pytest.MonkeyPatch) ->
             batch.global_crops[0, 0, 3, 5] = float("nan")
         return batch
 
-    monkeypatch.setattr(loop, "to_batch", with_nan)
+    monkeypatch.setattr(loader, "to_batch", with_nan)
     metrics = trainer.train_step(raw)
     trainer.step += 1
     return metrics

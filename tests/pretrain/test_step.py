@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from foveal.backbone.variants import backbone_config
+from foveal.objectives.gram import gram_loss
 from foveal.pretrain.step import (
     EMA,
     Batch,
@@ -16,7 +17,7 @@ from foveal.pretrain.step import (
     HeadSize,
     Network,
     ObjectiveSettings,
-    accumulate_gradients,
+    accumulate_step,
     is_finite,
 )
 
@@ -62,9 +63,9 @@ def _centers(shared: bool = False) -> Centers:
     return Centers(torch.zeros(K_DINO), torch.zeros(K_DINO if shared else K_IBOT))
 
 
-def _run(student: Network, teacher: Network, batch: Batch, **changes: Any) -> dict[str, Tensor]:
+def _run(student: Network, teacher: Network, *batches: Batch, **changes: Any) -> dict[str, Tensor]:
     arguments: dict[str, Any] = {"settings": CENTERING, "centers": _centers(), "teacher_temperature": 0.05} | changes
-    return accumulate_gradients(student, teacher, batch, **arguments)
+    return accumulate_step(student, teacher, batches, **arguments)
 
 
 def _gradients(network: Network) -> dict[str, Tensor]:
@@ -80,13 +81,10 @@ def test_accumulated_micro_batches_equal_the_large_batch(num_micro: int) -> None
     whole = _gradients(student)
     student.zero_grad(set_to_none=True)
     size = 4 // num_micro
-    total: dict[str, float] = {}
-    for number in range(num_micro):
-        part = _slice(batch, slice(number * size, (number + 1) * size), 4)
-        found = _run(student, teacher, part, centers=part_centers, share=1 / num_micro)
-        total = {name: total.get(name, 0.0) + value.item() / num_micro for name, value in found.items()}
-    del total["koleo"], losses["koleo"]
-    assert total == pytest.approx({name: value.item() for name, value in losses.items()}, rel=1e-5)
+    parts = [_slice(batch, slice(number * size, (number + 1) * size), 4) for number in range(num_micro)]
+    found = _run(student, teacher, *parts, centers=part_centers)
+    del found["koleo"], losses["koleo"]
+    assert {k: v.item() for k, v in found.items()} == pytest.approx({k: v.item() for k, v in losses.items()}, rel=1e-5)
     found_gradients = _gradients(student)
     assert found_gradients.keys() == whole.keys()
     largest = max(float(value.norm()) for value in whole.values())
@@ -154,13 +152,54 @@ def test_nothing_masked_gives_no_patch_term() -> None:
 def test_stochastic_depth_is_a_function_of_the_generator() -> None:
     student, teacher = _networks(drop_path_rate=0.5)
 
-    def loss(generator: torch.Generator | None) -> float:
-        return _run(student, teacher, _batch(), generator=generator)["loss"].item()
+    def loss(seed: int | None) -> float:
+        generators = None if seed is None else lambda number: torch.Generator().manual_seed(seed + number)
+        return _run(student, teacher, _batch(), generators=generators)["loss"].item()
 
-    same = [loss(torch.Generator().manual_seed(3)) for _ in range(2)]
-    assert same[0] == same[1]
-    assert loss(torch.Generator().manual_seed(4)) != same[0]
-    assert loss(None) == loss(None) != same[0]
+    assert loss(3) == loss(3)
+    assert loss(4) != loss(3)
+    assert loss(None) == loss(None) != loss(3)
+
+
+def test_all_patches_are_read_and_none_hidden_for_distillation() -> None:
+    """The teacher is wider and has registers; only the patch grid and the numbers of prototypes are shared."""
+    student, _ = _networks()
+    config = backbone_config("vit_nano", depth=3, width=64, num_heads=4, patch_size=4, image_size=16, num_registers=3)
+    teacher = Network(config, dino=HeadSize(K_DINO, 8, 6), ibot=HeadSize(K_IBOT, 9, 6))
+    teacher.init_weights(torch.Generator().manual_seed(2)).requires_grad_(False)
+    batch = _batch()._replace(masks=torch.ones(8, 16, dtype=torch.bool))
+    settings = replace(CENTERING, hide_masked=False)
+    found = _run(student, teacher, batch, settings=settings)
+    targets = torch.softmax(_logits_of_all_patches(teacher, batch) / 0.05, dim=-1)
+    log_likely = torch.log_softmax(_logits_of_all_patches(student, batch) / 0.1, dim=-1)
+    assert found["ibot"].item() == pytest.approx(-(targets * log_likely).sum(-1).mean().item(), rel=1e-5)
+    hidden = _run(student, teacher, batch, settings=CENTERING)
+    assert hidden["ibot"].item() != pytest.approx(found["ibot"].item(), rel=1e-3)
+
+
+@torch.no_grad()
+def _logits_of_all_patches(network: Network, batch: Batch) -> Tensor:
+    head = network.patch_head
+    return head(network.backbone(batch.global_crops).patches) @ head.prototypes().T
+
+
+def test_gram_term_holds_the_patches_of_the_masked_forward() -> None:
+    student, teacher = _networks()
+    batch = _batch()
+    anchors = torch.randn(8, 16, 7, generator=torch.Generator().manual_seed(5))
+    plain = _run(student, teacher, batch)
+    without = _gradients(student)
+    student.zero_grad(set_to_none=True)
+    found = _run(
+        student, teacher, batch, settings=replace(CENTERING, gram_weight=0.25), anchor=lambda _: anchors.clone()
+    )
+    tokens = student.backbone(batch.global_crops, batch.masks)
+    term = gram_loss(tokens.patches, anchors)
+    assert found["gram"].item() == pytest.approx(term.item(), rel=1e-5)
+    assert found["loss"].item() == pytest.approx(plain["loss"].item() + 0.25 * term.item(), rel=1e-5)
+    name = "backbone.blocks.0.attn.proj.weight"
+    expected = without[name] + 0.25 * torch.autograd.grad(term, student.get_parameter(name))[0]
+    torch.testing.assert_close(_gradients(student)[name], expected, rtol=1e-3, atol=1e-6)
 
 
 def test_bf16_is_near_fp32() -> None:

@@ -1,6 +1,6 @@
 """What learns in a run, behind one seam: the loop brings batches and decides whether their gradients count."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from foveal.backbone.weights import check_tensors
+from foveal.pretrain.parallel import ALONE, World
 from foveal.pretrain.recipe import Recipe
-from foveal.pretrain.step import EMA, Batch, Centers, Network, accumulate_gradients
+from foveal.pretrain.step import EMA, Batch, Centers, Network, accumulate_step
 
 _DEPTH_STREAM = 3  # keeps the draws of stochastic depth apart from those of views and masks
 
@@ -29,7 +30,7 @@ class Learner(Protocol):
         """The network that becomes the model folder."""
         ...
 
-    def accumulate(self, micro_batches: Iterable[Batch], *, step: int, rates: Mapping[str, float]) -> dict[str, Tensor]:
+    def accumulate(self, micro_batches: Sequence[Batch], *, step: int, rates: Mapping[str, float]) -> dict[str, Tensor]:
         """Add the gradients of a step's micro-batches to the student's; return detached losses, the sum as "loss"."""
         ...
 
@@ -62,8 +63,8 @@ def build_networks(recipe: Recipe, device: torch.device | str = "cpu") -> tuple[
 class SelfDistillation:
     """DINOv2's pretraining (arXiv 2304.07193, section 4): the teacher is the moving average of the student."""
 
-    def __init__(self, recipe: Recipe, *, device: torch.device) -> None:
-        self.recipe, self.device = recipe, device
+    def __init__(self, recipe: Recipe, *, device: torch.device, world: World = ALONE) -> None:
+        self.recipe, self.device, self.world = recipe, device, world
         self.student, self.teacher = build_networks(recipe, device)
         self.ema = EMA(self.teacher, self.student)
         ibot = recipe.heads.ibot or recipe.heads.dino
@@ -77,24 +78,20 @@ class SelfDistillation:
         """The teacher."""
         return self.teacher
 
-    def accumulate(self, micro_batches: Iterable[Batch], *, step: int, rates: Mapping[str, float]) -> dict[str, Tensor]:
+    def accumulate(self, micro_batches: Sequence[Batch], *, step: int, rates: Mapping[str, float]) -> dict[str, Tensor]:
         """See `Learner`."""
-        recipe, total = self.recipe, dict[str, Tensor]()
-        share = recipe.micro_batch / recipe.batch_size
-        for number, batch in enumerate(micro_batches):
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
-                losses = accumulate_gradients(
-                    self.student,
-                    self.teacher,
-                    batch,
-                    settings=recipe.objective.settings(),
-                    centers=self.centers,
-                    teacher_temperature=rates["teacher_temperature"],
-                    generator=_generator(recipe.seed, _DEPTH_STREAM, step, number),
-                    share=share,
-                )
-            total = {name: total.get(name, 0) + value * share for name, value in losses.items()}
-        return total
+        recipe = self.recipe
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+            return accumulate_step(
+                self.student,
+                self.teacher,
+                micro_batches,
+                settings=recipe.objective.settings(),
+                centers=self.centers,
+                teacher_temperature=rates["teacher_temperature"],
+                generators=lambda number: _generator(recipe.seed, _DEPTH_STREAM, step, number),
+                world=self.world,
+            )
 
     def commit(self, rates: Mapping[str, float]) -> None:
         """Move the centres and the teacher."""

@@ -1,8 +1,8 @@
 """From image numbers to micro-batches of views: the same bytes whatever the number of workers."""
 
 import signal
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, overload
 
 import cv2
 import numpy as np
@@ -115,6 +115,38 @@ def micro_batches(images: ImageSet, recipe: Recipe, *, start: int, end: int) -> 
         worker_init_fn=_start_worker,
         generator=torch.Generator().manual_seed(0),  # else the loader would draw from the global one
     )
+
+
+class StepBatches(Sequence[Batch]):
+    """The micro-batches of one step, normalised on the device each time that one is asked for.
+
+    They are kept as the workers made them, because a step reads them more than once and all of them as float32 may be
+    more than the device holds. They come from the loader as they are first asked for, so that loading goes on beside
+    the work on the first ones.
+    """
+
+    def __init__(
+        self, raw: Iterator[RawBatch], *, count: int, mean: Sequence[float], std: Sequence[float], device: torch.device
+    ) -> None:
+        self._raw, self._count, self._found = raw, count, list[RawBatch]()
+        self._mean, self._std, self._device = mean, std, device
+
+    def __len__(self) -> int:
+        """Return the number of micro-batches."""
+        return self._count
+
+    @overload
+    def __getitem__(self, number: int) -> Batch: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[Batch]: ...
+    def __getitem__(self, number: int | slice) -> Batch | list[Batch]:
+        """Return a micro-batch, or several."""
+        if isinstance(number, slice):
+            return [self[n] for n in range(*number.indices(self._count))]
+        wanted = range(self._count)[number]
+        while len(self._found) <= wanted:
+            self._found.append(next(self._raw))
+        return to_batch(self._found[wanted], mean=self._mean, std=self._std, device=self._device)
 
 
 def to_batch(raw: RawBatch, *, mean: Sequence[float], std: Sequence[float], device: torch.device) -> Batch:

@@ -22,14 +22,14 @@ from foveal.images.statistics import channel_statistics
 from foveal.pretrain.autopilot import with_hardware
 from foveal.pretrain.checkpoint import load_newest, save_checkpoint
 from foveal.pretrain.learner import Learner, SelfDistillation
-from foveal.pretrain.loader import RawBatch, micro_batches, to_batch
+from foveal.pretrain.loader import RawBatch, StepBatches, micro_batches
 from foveal.pretrain.optimizer import adamw, clip_each, parameter_groups, set_rates
 from foveal.pretrain.probe import KNNProbe
 from foveal.pretrain.recipe import Normalise, Recipe
 from foveal.pretrain.run import CHECKPOINTS, LEDGER, MODEL, RunFolder, stored_normalise
 from foveal.pretrain.schedules import linear_then_constant, warmup_cosine
 from foveal.pretrain.signals import caught_signals
-from foveal.pretrain.step import Batch, is_finite
+from foveal.pretrain.step import is_finite
 
 _MAX_SKIPPED_IN_A_ROW = 10
 _STATISTICS_IMAGES = 1000  # measured for the statistics of channels other than RGB
@@ -193,7 +193,14 @@ class Trainer:
         """Run one optimizer update on the micro-batches of a step; nothing changes when it is not finite."""
         rates = self.rates(self.step)
         self.optimizer.zero_grad(set_to_none=True)
-        losses = self.learner.accumulate(self._batches(raw), step=self.step, rates=rates)
+        batches = StepBatches(
+            self._recorded(raw),
+            count=self.recipe.batch_size // self.recipe.micro_batch,
+            mean=self.recipe.channel_mean,
+            std=self.recipe.channel_std,
+            device=self.device,
+        )
+        losses = self.learner.accumulate(batches, step=self.step, rates=rates)
         norms = clip_each(self.learner.student, self.recipe.optimizer.clip)
         metrics = {name: value.item() for name, value in losses.items()}
         metrics |= {f"grad_norm_{name}": value.item() for name, value in norms.items()} | rates
@@ -210,11 +217,11 @@ class Trainer:
         self.learner.commit(rates)
         return metrics
 
-    def _batches(self, raw: Iterable[RawBatch]) -> Iterator[Batch]:
-        """Write bad images down and bring the micro-batches of a step to the device, one at a time."""
+    def _recorded(self, raw: Iterable[RawBatch]) -> Iterator[RawBatch]:
+        """Pass micro-batches on and write their bad images down."""
         for micro in raw:
             self._record_bad(micro)
-            yield to_batch(micro, mean=self.recipe.channel_mean, std=self.recipe.channel_std, device=self.device)
+            yield micro
 
     def _record_bad(self, micro: RawBatch) -> None:
         """Write replaced images to the ledger; ImageSetError when they are too many, or none is left."""

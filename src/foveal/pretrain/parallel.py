@@ -21,3 +21,6 @@ class World:
     def is_main(self) -> bool:
         """Whether this process writes the files that there is one of."""
         return self.rank == 0
+
+
+ALONE = World()
