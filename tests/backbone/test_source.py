@@ -11,8 +11,9 @@ from fake_server import FakeServer
 
 import foveal
 from foveal.backbone.hub import APACHE, CHECKPOINTS, Checkpoint
-from foveal.backbone.source import open_backbone
+from foveal.backbone.source import open_backbone, peek_card
 from foveal.backbone.vit import VisionTransformer
+from foveal.backbone.weights import Card, save_model
 from foveal.errors import DownloadError, WeightsError
 
 
@@ -101,3 +102,22 @@ def test_unknown_name_names_the_nearest(home: Path) -> None:
         WeightsError, match=r"dinov2_vit14 is no file or folder here .*; did you mean 'dinov2_vit[a-z]14'\?"
     ):
         open_backbone("dinov2_vit14")
+
+
+def test_heads_that_only_the_caller_knows_reach_the_network(row: Checkpoint, data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "x.pth").write_bytes(data)
+    for source in (tmp_path / "x.pth", "nano14"):
+        assert open_backbone(source, num_heads=16)[0].config.num_heads == 16
+    assert foveal.load(tmp_path / "x.pth", num_heads=16).card.backbone.num_heads == 16
+
+
+def test_card_is_known_before_the_weights(network: VisionTransformer, tmp_path: Path) -> None:
+    save_model(tmp_path / "model", network, Card(name="x", backbone=network.config))
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"")
+    for path in (tmp_path / "model", tmp_path / "model" / "model.safetensors"):
+        assert (found := peek_card(path)) is not None
+        assert found.backbone == network.config
+    assert (known := peek_card("dinov2_vits14_reg")) is not None
+    assert (known.backbone.width, known.backbone.num_registers) == (384, 4)
+    assert peek_card("dinov2_vits14_nyu_dpt_head") is None
+    assert peek_card(tmp_path) is None

@@ -1,5 +1,6 @@
 """`foveal extract` as a user runs it: options, errors, kills."""
 
+import importlib.util
 import os
 import random
 import signal
@@ -74,23 +75,67 @@ def test_size_may_be_height_and_width(command: list[str], tmp_path: Path) -> Non
         (["--layers", "a"], "write block numbers separated by commas"),
         (["--layers", "5"], "choose among the blocks 0 to 0"),
         (["--tokens", "cls,pixels"], "choose one or more of cls"),
-        (["--dtype", "float8"], "allowed are float32, float16, int8"),
+        (["--dtype", "float8"], "'float8' is not one of 'float16', 'int8', 'float32'; did you mean 'float32'?"),
         (["--pca", "3"], "no effect without patches"),
-        (["--fit", "squash"], "squash"),
+        (["--fit", "squash"], "'squash' is not one of 'crop', 'resize', 'pad'"),
+        (["--size", "30"], "size 30: 30 is not a multiple of the patch size 7; use 28 or 35"),
+        (["--size", "1000000", "--fit", "resize"], "choose at most 1561 pixels a side"),
+        (["--size", "14x21", "--fit", "pad"], "fit pad keeps the proportions; give the short side alone"),
+        (["--tokens", "registers"], "no registers"),
+        (["--tokens", "patches", "--pca", "48"], "choose 1 to 47 components"),
+        (["--engine", "opnvino"], "'opnvino' is not one of"),
+        (["--fast", "--engine", "torch"], "leaves no choice"),
+        (["--num-heads", "16"], "num_heads=16, and the card of"),
         (["--size", "14x"], "--size 14x; write pixels, such as 224, or height x width, such as 224x448"),
         (["--size", "0x14"], "--size 0x14; write pixels"),
         (["--shard", "2/2"], "write i/n"),
         (["--on", "moon"], "the one choice is ray"),
         (["--ray-address", "auto"], "no effect without --on ray"),
         (["--on", "ray", "--shard", "0/2"], "--shard has no effect beside --on ray"),
-        (["--verify"], "is not a feature store"),
+        (["--verify"], "--model has no effect beside --verify, which extracts nothing"),
+        (["--verify", "--dtype", "int8"], "--model, --dtype has no effect beside --verify"),
     ],
 )
-def test_wrong_options_are_errors(
+def test_wrong_options_are_errors_and_leave_nothing(
     command: list[str], options: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*command, *options]) == 2
     assert message in capsys.readouterr().err
+    assert not Path(command[-1]).exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--tokens", "cls,pixels"], "choose one or more of cls"),
+        (["--layers", "1"], "choose among the blocks 0 to 0"),
+        (["--size", "30"], "30 is not a multiple"),
+        (["--pca", "3"], "no effect without patches"),
+        (["--shard", "2/2"], "write i/n"),
+        (["--fast", "--precision", "bf16"], "precision 'bf16' leaves no choice"),
+    ],
+)
+def test_options_are_checked_before_the_weights_are_read(
+    command: list[str], model_folder: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (model_folder / "model.safetensors").write_bytes(b"damaged")
+    assert main([*command, *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="Ray is here")
+def test_missing_ray_is_said_before_anything_is_made(
+    command: list[str], model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (model_folder / "model.safetensors").write_bytes(b"damaged")
+    assert main([*command, "--engine", "ray"]) == 2
+    assert "install foveal[ray]" in capsys.readouterr().err
+    assert not Path(command[-1]).exists()
+
+
+def test_verify_of_what_is_no_store_is_an_error(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command[:2], *command[4:], "--verify"]) == 2
+    assert "is not a feature store" in capsys.readouterr().err
 
 
 def test_extract_refuses_what_is_no_store_and_what_is_no_source(

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from PIL import Image
 
 import foveal
 from foveal.cli import main as entry
@@ -24,19 +25,37 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["nkn"], "No such command 'nkn'"),
         (["knn"], "Missing option '--model'"),
-        (["knn", "--modle", "x"], "No such option: --modle"),
+        (["knn", "--modle", "x"], "No such option: --modle (Possible options: --model); see foveal knn --help"),
+        (
+            ["pca", "x.png", "--model", "tim:vit"],
+            "tim: is no library that is known here; choose timm:, hf:, open_clip:",
+        ),
+        (["pca", "x.png"], "Missing option '--model'; see foveal pca --help"),
+        (["pca", "x.png", "--max-images", "0"], "'--max-images'"),
         (["knn", "--model", "no/where", "--train", "x"], "no/where is no file or folder here and no known"),
         (["pca", "no/where.png", "--model", "."], "no/where.png does not exist; give image files"),
     ],
 )
 def test_wrong_options_exit_with_2_and_one_line(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (30, 30)).save("x.png")
     assert main(arguments) == 2
     captured = capsys.readouterr()
     assert message in captured.err
-    assert "Traceback" not in captured.err
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
     assert captured.out == ""
+
+
+def test_without_a_verb_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert capsys.readouterr().err.startswith("Usage: foveal")
 
 
 def test_errors_have_a_traceback_only_with_debug(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

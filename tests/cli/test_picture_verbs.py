@@ -109,8 +109,10 @@ def test_similar_lists_the_best_place_of_each_other_picture(
     [
         (["--out", "x.tiff"], "cannot write '.tiff'; choose a name with .png"),
         (["--out", "no/where/x.png"], "no/where does not exist"),
-        (["--fit", "squash"], "squash"),
-        (["--size", "30", "--fit", "crop"], "30 is not a multiple of patch_size=7"),
+        (["--fit", "rezise"], "'rezise' is not one of 'crop', 'resize', 'pad'; did you mean 'resize'?; see foveal"),
+        (["--size", "1000000"], "size 1000000 makes 20,408"),
+        (["--num-heads", "16"], "num_heads=16, and the card of"),
+        (["--size", "30", "--fit", "crop"], "size 30: 30 is not a multiple of the patch size 7; use 28 or 35"),
         (["--size", "0"], "--size"),
     ],
 )

@@ -172,10 +172,10 @@ def test_description_names_every_engine_that_was_chosen(network: Callable, pictu
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"engine": "onnx"}, "engine='onnx' is not known; choose auto, torch, openvino"),
-        ({"precision": "int4"}, "precision='int4' is not known; choose fp32, bf16, fp16"),
-        ({"engine": "torch", "fast": True}, "engine='torch' leaves no choice"),
-        ({"precision": "bf16", "fast": True}, "precision='bf16' leaves no choice"),
+        ({"engine": "onnx"}, "engine 'onnx' is not known; choose auto, torch, openvino"),
+        ({"precision": "int4"}, "precision 'int4' is not known; choose fp32, bf16, fp16"),
+        ({"engine": "torch", "fast": True}, "engine 'torch' leaves no choice"),
+        ({"precision": "bf16", "fast": True}, "precision 'bf16' leaves no choice"),
         ({"engine": "openvino", "device": "meta"}, "engine 'openvino' runs on the CPU, not on 'meta'"),
     ],
 )

@@ -43,5 +43,5 @@ def test_a_square_pair_is_the_square(model: Model) -> None:
 def test_pictures_of_other_channels_are_refused(model: Model) -> None:
     with pytest.raises(FovealError, match=r"this takes uint8 or uint16 arrays of shape \(H, W, 4\)"):
         model.extract(PIXELS[:, :, :3])
-    with pytest.raises(FovealError, match=r"crop_size=57 is not a multiple of patch_size=7"):
+    with pytest.raises(FovealError, match=r"size 28x57: 57 is not a multiple of the patch size 7; use 56 or 63"):
         model.extract(PIXELS, size=(28, 57))

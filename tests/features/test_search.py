@@ -119,7 +119,7 @@ def test_queries_that_do_not_fit_are_named() -> None:
         search_exact(torch.ones(0, 5), database, k=1)
     with pytest.raises(FovealError, match="query holds NaN"):
         search_exact(torch.full((1, 5), torch.nan), database, k=1)
-    with pytest.raises(FovealError, match="precision='fp8' is not known; choose fp32 or bf16"):
+    with pytest.raises(FovealError, match="precision 'fp8' is not known; choose fp32 or bf16"):
         search_exact(torch.ones(1, 5), database, k=1, precision="fp8")  # type: ignore[arg-type]
     with pytest.raises(FovealError, match="give \\(rows, width\\) of a float type"):
         Database.of_array(np.ones((3, 5), np.int8))

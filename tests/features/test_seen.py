@@ -40,6 +40,6 @@ def test_name_is_the_file_s_unless_given(model: Model, tmp_path: Path, pictures:
 
 
 def test_size_that_is_no_multiple_is_explained_for_crops_only(model: Model, pictures: list[np.ndarray]) -> None:
-    with pytest.raises(FovealError, match="30 is not a multiple of patch_size=7"):
+    with pytest.raises(FovealError, match="30 is not a multiple of the patch size 7"):
         see(model, pictures[0], size=30, fit="crop")
     assert see(model, pictures[0], size=30).geometry.seen == (28, 49)

@@ -401,7 +401,7 @@ def test_too_many_bad_images_stop_within_and_across_shards(model: Model, many: P
         extraction.run()
     assert extraction.missing() == [0, 1, 2]
     extraction.run([0], max_bad_share=0.2)
-    with pytest.raises(ImageSetError, match=r"2 of 13 images are bad .*raise max_bad_share to go on"):
+    with pytest.raises(ImageSetError, match=r"2 of 13 images are bad .*raise that share to go on"):
         extraction.run()
     assert extraction.run(max_bad_share=0.25)["num_features"] == 10
 

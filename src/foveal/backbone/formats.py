@@ -114,7 +114,7 @@ def read_checkpoint(path: str | Path, *, num_heads: int | None = None) -> Checkp
         logger.warning("%s: %s; the file may be damaged", path, text)
     if num_heads is None and beside.num_heads() is None and _heads_are_a_guess(card.backbone):
         guess = f"attention heads: {card.backbone.num_heads}, from the width (--num-heads says otherwise)"
-        logger.warning("%s: assumed %s; if that is wrong, so are the features: convert it first", path, guess)
+        logger.warning("%s: assumed %s; if that is wrong, so are the features", path, guess)
         filled_in = [guess, *filled_in]
     assumed += filled_in
     if assumed:
@@ -127,7 +127,9 @@ def read_checkpoint(path: str | Path, *, num_heads: int | None = None) -> Checkp
 def _read_model_folder(folder: Path, *, num_heads: int | None) -> Checkpoint:
     tensors, card = load_weights(folder)
     if num_heads not in (None, card.backbone.num_heads):
-        raise WeightsError(f"num_heads={num_heads}, and the card of {folder} says {card.backbone.num_heads}")
+        raise WeightsError(
+            f"num_heads={num_heads}, and the card of {folder} says {card.backbone.num_heads}; leave --num-heads out"
+        )
     check_values(tensors, num_bytes=(folder / WEIGHTS).stat().st_size, where=str(folder))
     heads = {}
     if (path := folder / HEADS).is_file():

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from foveal.cli.loading import ModelOption, SizeOption, open_model, parse_size
+from foveal.cli.loading import FitOption, ModelOption, NumHeadsOption, SizeOption, open_model, parse_size
 from foveal.cli.pictures import SOURCES, check_picture_target, list_pictures, read_pictures, write_picture
 
 
@@ -17,9 +17,10 @@ def attention(
     heads: Annotated[bool, typer.Option("--heads", help="Also show each head of the class token.")] = False,
     registers: Annotated[bool, typer.Option("--registers", help="Also show each register, mean of heads.")] = False,
     size: SizeOption = None,
-    fit: Annotated[str, typer.Option(help="resize, pad, or crop, which cuts off the sides.")] = "resize",
+    fit: FitOption = "resize",
     max_images: Annotated[int, typer.Option(help="Of more images, show this many.", min=1)] = 24,
     cell_size: Annotated[int, typer.Option(help="Longer side of each picture drawn, pixels.", min=1, max=4096)] = 224,
+    num_heads: NumHeadsOption = None,
 ) -> None:
     """Draw where the class token looks: the attention weights of one block, each map from 0 to its own maximum."""
     check_picture_target(out)
@@ -27,9 +28,9 @@ def attention(
     listing = list_pictures(images, max_images=max_images)
     from foveal.features.attention import attention_maps, attention_picture
 
-    loaded = open_model(model)
+    loaded = open_model(model, num_heads=num_heads, size=pixel_size, fit=fit)
     maps = [
-        attention_maps(loaded, pixels, layer=layer, size=pixel_size, fit=fit, name=name)  # type: ignore[arg-type]
+        attention_maps(loaded, pixels, layer=layer, size=pixel_size, fit=fit, name=name)
         for name, pixels in read_pictures(listing, channels=loaded.card.backbone.channels)
     ]
     picture = attention_picture(maps, heads=heads, registers=registers, cell_size=cell_size)

@@ -5,12 +5,14 @@ from typing import Annotated
 
 import typer
 
+from foveal.cli.loading import NumHeadsOption
+
 
 def convert(
     source: Annotated[Path, typer.Argument(metavar="IN", help="A .pth or .safetensors file, or a folder of weights.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="What to write; nothing may be there yet.")],
     to: Annotated[str, typer.Option(help="official (a .pth file), huggingface, timm or foveal (folders).")],
-    num_heads: Annotated[int | None, typer.Option(help="Attention heads, where the files do not tell.", min=1)] = None,
+    num_heads: NumHeadsOption = None,
 ) -> None:
     """Write a checkpoint of any known kind in another format, to the bit, and say what that format cannot hold."""
     from foveal.backbone.convert import convert as convert_checkpoint

@@ -5,13 +5,15 @@ from typing import Annotated
 
 import typer
 
+from foveal.cli.loading import NumHeadsOption
+
 
 def doctor(
     file: Annotated[Path, typer.Argument(help="A file of weights, or a folder that holds them.")],
     expect: Annotated[
         str | None, typer.Option(help="The network it should be, e.g. vits14 or dinov2_vitb14_reg.")
     ] = None,
-    num_heads: Annotated[int | None, typer.Option(help="Attention heads, where the files do not tell.", min=1)] = None,
+    num_heads: NumHeadsOption = None,
 ) -> None:
     """Say what a checkpoint is and whether it loads; exit code 2, with the reason, where it does not."""
     from foveal.backbone.doctor import diagnose

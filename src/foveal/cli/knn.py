@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from foveal.cli.loading import EngineOption, FastOption, ModelOption, PrecisionOption, open_model
+from foveal.cli.loading import EngineOption, FastOption, ModelOption, NumHeadsOption, PrecisionOption, open_model
 from foveal.cli.terminal import check_file_target, print_rows, progress_of, write_file
 from foveal.errors import FovealError
 
@@ -30,6 +30,7 @@ def knn(
     engine: EngineOption = "auto",
     precision: PrecisionOption = None,
     fast: FastOption = False,
+    num_heads: NumHeadsOption = None,
 ) -> None:
     """Classify labelled images by their nearest neighbours in feature space."""
     if test is not None and split is not None:
@@ -43,7 +44,7 @@ def knn(
     from foveal.features.labels import split_by_uri
     from foveal.images.imageset import ImageSet
 
-    loaded = open_model(model, engine=engine, precision=precision, fast=fast)
+    loaded = open_model(model, engine=engine, precision=precision, fast=fast, num_heads=num_heads)
     train_set = ImageSet.open(train)
     if test is None:
         train_set, test_set = split_by_uri(train_set, share=0.2 if split is None else split)

@@ -1,34 +1,59 @@
 """How verbs that encode images open a model: the options of the model and its engine, and the call behind them."""
 
 import re
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from foveal.errors import FovealError
 
 if TYPE_CHECKING:
+    from foveal.engine.base import Precision
+    from foveal.engine.choose import EngineName
     from foveal.features.extract import Model
-    from foveal.images.preprocess import Size
+    from foveal.images.preprocess import Mode, Size
 
 ModelOption = Annotated[str, typer.Option("--model", help="Model folder, checkpoint, or name in `foveal models`.")]
 EngineOption = Annotated[
-    str, typer.Option("--engine", help="auto (the fastest within 0.9999 of fp32), torch or openvino.")
+    Literal["auto", "torch", "openvino"], typer.Option("--engine", help="auto is the fastest within 0.9999 of fp32.")
 ]
 PrecisionOption = Annotated[
-    str | None, typer.Option("--precision", help="fp32, bf16 or fp16.  [default: the engine's choice]")
+    Literal["fp32", "bf16", "fp16"] | None, typer.Option("--precision", help="[default: the engine's choice]")
 ]
 SizeOption = Annotated[
     str | None, typer.Option("--size", help="Pixels: one side, or height x width, 224x448.  [default: the model's]")
 ]
+FitOption = Annotated[
+    Literal["crop", "resize", "pad"], typer.Option("--fit", help="How pictures become whole patches; crop cuts off.")
+]
 FastOption = Annotated[bool, typer.Option("--fast", help="Also int8: cosine to fp32 at least 0.999.")]
+NumHeadsOption = Annotated[
+    int | None, typer.Option("--num-heads", help="Attention heads, where the files of the model do not tell.", min=1)
+]
 
 
-def open_model(model: str, *, engine: str = "auto", precision: str | None = None, fast: bool = False) -> "Model":
-    """Load a model with the engine that the options say; FovealError names a wrong one."""
+def open_model(
+    model: str,
+    *,
+    engine: "EngineName" = "auto",
+    precision: "Precision | None" = None,
+    fast: bool = False,
+    num_heads: int | None = None,
+    size: "Size | None" = None,
+    fit: "Mode" = "crop",
+) -> "Model":
+    """Load a model as the options say; those that the card alone rules out are refused before weights are read.
+
+    Raises:
+        FovealError: names the wrong option.
+    """
     import foveal
+    from foveal.backbone.source import peek_card
+    from foveal.features.preprocessing import preprocessing_of
 
-    return foveal.load(model, engine=engine, precision=precision, fast=fast)  # type: ignore[arg-type]  # checked there
+    if (card := peek_card(model)) is not None:
+        preprocessing_of(card, size=size, fit=fit)
+    return foveal.load(model, engine=engine, precision=precision, fast=fast, num_heads=num_heads)
 
 
 def parse_size(text: str | None) -> "Size | None":

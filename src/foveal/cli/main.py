@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from typing import Annotated
 import typer
 
 import foveal
-from foveal.errors import FovealError
+from foveal.errors import FovealError, nearest
 
 # Each verb is the function of that name in the module of that name; its heavy imports are inside.
 VERBS = (
@@ -80,15 +81,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("foveal").setLevel(logging.INFO)
     settings = Settings()
+    options = None if arguments is None else list(arguments)
     try:
-        app(args=None if arguments is None else list(arguments), prog_name="foveal", obj=settings)
-    except FovealError as error:
+        code = app(args=options, prog_name="foveal", obj=settings, standalone_mode=False)
+    except (FovealError, typer.TyperException) as error:
         if settings.debug:
             traceback.print_exc()
-        typer.echo(f"error: {error}", err=True)
+        text = explain_usage(error) if isinstance(error, typer.TyperException) else f"error: {error}"
+        typer.echo(text, err=True)
         return 2
-    except SystemExit as end:  # how typer ends, also after --help and after a wrong option
-        if end.code == INTERRUPTED:
-            typer.echo("interrupted", err=True)
-        return end.code if isinstance(end.code, int) else 0
-    return 0
+    if code == INTERRUPTED:
+        typer.echo("interrupted", err=True)
+    return code if isinstance(code, int) else 0
+
+
+def explain_usage(error: typer.TyperException) -> str:
+    """Return one line, as of other errors, for options that could not be understood; the help where nothing was typed.
+
+    Of a value that is none of the allowed ones, the nearest of them is named.
+    """
+    message = error.format_message()
+    if message.startswith("Usage:"):  # `foveal` alone
+        return message
+    message = message.replace("Value error, ", "").rstrip(".")
+    if found := re.search(r"'([^']*)' is not one of ('.*')$", message):
+        message += nearest(found[1], re.findall(r"'([^']*)'", found[2]))
+    context = getattr(error, "ctx", None)
+    return f"error: {message}" + (f"; see {context.command_path} --help" if context else "")

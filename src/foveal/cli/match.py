@@ -8,7 +8,9 @@ import typer
 from foveal.cli.loading import (
     EngineOption,
     FastOption,
+    FitOption,
     ModelOption,
+    NumHeadsOption,
     PrecisionOption,
     SizeOption,
     open_model,
@@ -25,12 +27,13 @@ def match(
     max_matches: Annotated[int, typer.Option(help="Show the most similar ones.", min=1)] = 50,
     nms: Annotated[float, typer.Option(help="Drop matches nearer than this to better ones, patches.", min=0)] = 2.0,
     size: SizeOption = None,
-    fit: Annotated[str, typer.Option(help="resize, pad, or crop, which cuts off the sides.")] = "resize",
+    fit: FitOption = "resize",
     keep_background: Annotated[bool, typer.Option("--keep-background", help="Match all patches.")] = False,
     cell_size: Annotated[int, typer.Option(help="Longer side of each picture drawn, pixels.", min=1, max=4096)] = 448,
     engine: EngineOption = "auto",
     precision: PrecisionOption = None,
     fast: FastOption = False,
+    num_heads: NumHeadsOption = None,
 ) -> None:
     """Match the foreground patches of two pictures that are each other's nearest, and draw lines between them."""
     check_picture_target(out)
@@ -39,10 +42,12 @@ def match(
     from foveal.features.match import match_picture
     from foveal.features.seen import see
 
-    loaded = open_model(model, engine=engine, precision=precision, fast=fast)
+    loaded = open_model(
+        model, engine=engine, precision=precision, fast=fast, num_heads=num_heads, size=pixel_size, fit=fit
+    )
     channels = loaded.card.backbone.channels
     first, second = (
-        see(loaded, pixels, size=pixel_size, fit=fit, name=path.name)  # type: ignore[arg-type]
+        see(loaded, pixels, size=pixel_size, fit=fit, name=path.name)
         for path, pixels in ((path, read_picture(path, channels=channels)) for path in (a, b))
     )
     found = match_patches(first, second, keep_foreground=not keep_background, nms=nms, max_matches=max_matches)

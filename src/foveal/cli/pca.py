@@ -8,7 +8,9 @@ import typer
 from foveal.cli.loading import (
     EngineOption,
     FastOption,
+    FitOption,
     ModelOption,
+    NumHeadsOption,
     PrecisionOption,
     SizeOption,
     open_model,
@@ -22,13 +24,14 @@ def pca(
     model: ModelOption,
     out: Annotated[Path, typer.Option(help="Picture to write: .png, .jpg or .webp.")] = Path("pca.png"),
     size: SizeOption = None,
-    fit: Annotated[str, typer.Option(help="resize, pad, or crop, which cuts off the sides.")] = "resize",
+    fit: FitOption = "resize",
     keep_background: Annotated[bool, typer.Option("--keep-background", help="Colour all patches.")] = False,
     max_images: Annotated[int, typer.Option(help="Of more images, show this many.", min=1)] = 24,
     cell_size: Annotated[int, typer.Option(help="Longer side of each picture drawn, pixels.", min=1, max=4096)] = 224,
     engine: EngineOption = "auto",
     precision: PrecisionOption = None,
     fast: FastOption = False,
+    num_heads: NumHeadsOption = None,
 ) -> None:
     """Draw patch features as colours: the first three principal components, jointly over the images."""
     check_picture_target(out)
@@ -37,9 +40,11 @@ def pca(
     from foveal.features.pca import pca_picture
     from foveal.features.seen import see
 
-    loaded = open_model(model, engine=engine, precision=precision, fast=fast)
+    loaded = open_model(
+        model, engine=engine, precision=precision, fast=fast, num_heads=num_heads, size=pixel_size, fit=fit
+    )
     seen = [
-        see(loaded, pixels, size=pixel_size, fit=fit, name=name)  # type: ignore[arg-type]  # checked by Preprocess
+        see(loaded, pixels, size=pixel_size, fit=fit, name=name)
         for name, pixels in read_pictures(listing, channels=loaded.card.backbone.channels)
     ]
     picture = pca_picture(seen, keep_foreground=not keep_background, cell_size=cell_size)

@@ -8,7 +8,9 @@ import typer
 from foveal.cli.loading import (
     EngineOption,
     FastOption,
+    FitOption,
     ModelOption,
+    NumHeadsOption,
     PrecisionOption,
     SizeOption,
     open_model,
@@ -25,12 +27,13 @@ def similar(
     others: Annotated[list[str] | None, typer.Argument(help=f"Any of: {SOURCES}.")] = None,
     out: Annotated[Path, typer.Option(help="Picture to write: .png, .jpg or .webp.")] = Path("similar.png"),
     size: SizeOption = None,
-    fit: Annotated[str, typer.Option(help="resize, pad, or crop, which cuts off the sides.")] = "resize",
+    fit: FitOption = "resize",
     max_images: Annotated[int, typer.Option(help="Of more others, show this many.", min=1)] = 24,
     cell_size: Annotated[int, typer.Option(help="Longer side of each picture drawn, pixels.", min=1, max=4096)] = 224,
     engine: EngineOption = "auto",
     precision: PrecisionOption = None,
     fast: FastOption = False,
+    num_heads: NumHeadsOption = None,
 ) -> None:
     """Draw how similar all patches of IMAGE and OTHERS are to the patch of IMAGE under a point, on one scale."""
     check_picture_target(out)
@@ -40,14 +43,16 @@ def similar(
     from foveal.features.seen import see
     from foveal.features.similar import similarity_maps, similarity_picture
 
-    loaded = open_model(model, engine=engine, precision=precision, fast=fast)
+    loaded = open_model(
+        model, engine=engine, precision=precision, fast=fast, num_heads=num_heads, size=pixel_size, fit=fit
+    )
     channels = loaded.card.backbone.channels
-    first = see(loaded, read_picture(image, channels=channels), size=pixel_size, fit=fit, name=image.name)  # type: ignore[arg-type]
+    first = see(loaded, read_picture(image, channels=channels), size=pixel_size, fit=fit, name=image.name)
     first.geometry.patch_at(*place)  # a wrong point is said before the other images are read
     pictures = () if listing is None else read_pictures(listing, channels=channels)
     seen = [
         first,
-        *(see(loaded, pixels, size=pixel_size, fit=fit, name=name) for name, pixels in pictures),  # type: ignore[arg-type]
+        *(see(loaded, pixels, size=pixel_size, fit=fit, name=name) for name, pixels in pictures),
     ]
     maps = similarity_maps(first, seen[1:], point=place)
     picture = similarity_picture(seen, maps, point=place, cell_size=cell_size)

@@ -53,6 +53,16 @@ def print_rows(rows: Sequence[tuple[str, float, str]], *, title: str) -> None:
     Console().print(table)
 
 
+def typed_options(context: typer.Context) -> list[str]:
+    """Return the options that were typed, in their long form and in the order of the help."""
+    found = []
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if parameter.param_type_name == "option" and source is not None and source.name == "COMMANDLINE":
+            found.append(max(parameter.opts, key=len))
+    return found
+
+
 def check_file_target(path: Path) -> Path:
     """Return `path` when a file can be put there; else FovealError, before any long work is done for it."""
     if path.is_dir():

@@ -24,9 +24,10 @@ from foveal.engine.auto import AutoEngine, Candidate, Refused
 from foveal.engine.base import Engine, Precision
 from foveal.engine.calibrate import Calibration, calibrate
 from foveal.engine.cpu import CPU, this_cpu
+from foveal.engine.device import open_device
 from foveal.engine.openvino_engine import OpenVINOEngine, OpenVINOPrecision, version
 from foveal.engine.torch_engine import TorchEngine
-from foveal.errors import FovealError
+from foveal.errors import FovealError, nearest
 from foveal.files import cache_folder
 
 logger = logging.getLogger(__name__)
@@ -67,21 +68,9 @@ def open_engine(
         FovealError: an unknown engine or precision, OpenVINO missing or asked for on a GPU, a precision the processor
             has no instructions for, or options that exclude each other.
     """
-    _check_choice("engine", engine, get_args(EngineName))
-    if precision is not None:
-        _check_choice("precision", precision, get_args(Precision))
-    if fast and (precision or engine == "torch"):
-        other = f"precision='{precision}'" if precision else "engine='torch'"
-        raise FovealError(f"fast chooses among engines and precisions, and {other} leaves no choice; drop one of them")
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = check_options(engine=engine, precision=precision, fast=fast, device=device)
     if engine == "torch":
         return TorchEngine(backbone, precision=precision or "fp32", device=device)
-    if engine == "openvino":
-        if device.type != "cpu":
-            raise FovealError(
-                f"engine 'openvino' runs on the CPU, not on '{device}'; use device 'cpu' or engine 'torch'"
-            )
-        openvino_graph.import_openvino()
     gflop = gflop_of(backbone.config, image_size or backbone.config.image_size)
     if engine == "auto" and precision is None and gflop < MIN_GFLOP:
         logger.info("engine: torch fp32, for a small network (%.2f GFLOP an image)", gflop)
@@ -96,6 +85,30 @@ def open_engine(
     )
 
 
+def check_options(
+    *, engine: str = "auto", precision: str | None = None, fast: bool = False, device: str | torch.device | None = None
+) -> torch.device:
+    """Refuse what no model could be opened with, before one is read; see `open_engine`.
+
+    Returns:
+        The device.
+    """
+    _check_choice("engine", engine, get_args(EngineName))
+    if precision is not None:
+        _check_choice("precision", precision, get_args(Precision))
+    if fast and (precision or engine == "torch"):
+        other = f"precision '{precision}'" if precision else "engine 'torch'"
+        raise FovealError(f"fast chooses among engines and precisions, and {other} leaves no choice; drop one of them")
+    wanted = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if engine == "openvino":
+        if str(wanted).partition(":")[0] != "cpu":
+            raise FovealError(
+                f"engine 'openvino' runs on the CPU, not on '{wanted}'; use device 'cpu' or engine 'torch'"
+            )
+        openvino_graph.import_openvino()
+    return open_device(wanted)
+
+
 def gflop_of(config: BackboneConfig, image_size: int) -> float:
     """Return the operations (a multiplication and an addition are two) of one square image, in 10^9."""
     patches = (image_size // config.patch_size) ** 2
@@ -108,7 +121,7 @@ def gflop_of(config: BackboneConfig, image_size: int) -> float:
 
 def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise FovealError(f"{name}='{value}' is not known; choose {', '.join(allowed)}")
+        raise FovealError(f"{name} '{value}' is not known; choose {', '.join(allowed)}{nearest(value, allowed)}")
 
 
 class _Maker:

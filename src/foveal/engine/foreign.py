@@ -30,7 +30,7 @@ from foveal.backbone.variants import BackboneConfig
 from foveal.backbone.vit import Tokens, layer_numbers
 from foveal.engine.base import Precision
 from foveal.engine.identity import identity_of
-from foveal.errors import FovealError
+from foveal.errors import FovealError, nearest
 
 logger = logging.getLogger(__name__)
 
@@ -132,6 +132,16 @@ def is_foreign(source: object) -> bool:
         (True, False)
     """
     return isinstance(source, str) and source.startswith(PREFIXES)
+
+
+def check_prefix(source: object) -> None:
+    """Refuse the prefix of a library that is not known here; FovealError names the nearest."""
+    prefix, colon, rest = str(source).partition(":")
+    if not colon or rest.startswith("//") or is_foreign(source) or Path(str(source)).exists():
+        return
+    raise FovealError(
+        f"{prefix}: is no library that is known here; choose {', '.join(PREFIXES)}{nearest(f'{prefix}:', PREFIXES)}"
+    )
 
 
 def load_foreign(

@@ -18,14 +18,15 @@ from foveal.backbone.card import Card
 from foveal.backbone.source import open_backbone
 from foveal.engine.auto import NUM_IMAGES
 from foveal.engine.base import Engine, Precision
-from foveal.engine.choose import EngineName, open_engine
-from foveal.engine.foreign import is_foreign, load_foreign
+from foveal.engine.choose import EngineName, check_options, open_engine
+from foveal.engine.foreign import check_prefix, is_foreign, load_foreign
 from foveal.errors import BadImageError, FovealError, ImageSetError
 from foveal.features.batches import Progress, prepared_batches
+from foveal.features.preprocessing import preprocessing_of
 from foveal.features.tokens import Token, check_tokens, concatenate, encode_arrays
 from foveal.images.imageset import ImageSet
 from foveal.images.ledger import BadImageLedger, listed
-from foveal.images.preprocess import ImageLike, Mode, Preprocess, Size, scaled
+from foveal.images.preprocess import ImageLike, Mode, Preprocess, Size
 
 
 @dataclass(frozen=True)
@@ -77,20 +78,7 @@ class Model:
 
     def preprocessing(self, *, size: Size | None = None, fit: Mode = "crop") -> Preprocess:
         """Return the transform that `extract` applies for these arguments."""
-        card = self.card
-        resize_size: Size | None = size
-        crop_size: Size | None = None
-        if fit == "crop":
-            crop_size = card.crop_size if size is None else size
-            resize_size = card.resize_size if size is None else scaled(size, card.resize_size / card.crop_size)
-        return Preprocess(
-            mode=fit,
-            resize_size=resize_size,
-            crop_size=crop_size,
-            patch_size=card.backbone.patch_size,
-            mean=tuple(card.mean),
-            std=tuple(card.std),
-        )
+        return preprocessing_of(self.card, size=size, fit=fit)
 
     def extract(
         self,
@@ -263,6 +251,7 @@ def load(
     precision: Precision | None = None,
     fast: bool = False,
     device: str | None = None,
+    num_heads: int | None = None,
 ) -> Model:
     """Load a model for extraction.
 
@@ -279,6 +268,7 @@ def load(
         precision: "fp32", "bf16" or "fp16"; None leaves the choice to the engine, and is fp32 for "torch".
         fast: also int8, at the wider limit.
         device: a torch device; None takes the GPU where there is one, else the CPU.
+        num_heads: attention heads, where neither the files nor the width tell.
 
     Raises:
         WeightsError: nothing is called that, or it is damaged.
@@ -289,18 +279,19 @@ def load(
         >>> load("dinov2_vits14").card.licence.name  # doctest: +SKIP
         'Apache-2.0'
     """
+    where = check_options(engine=engine, precision=precision, fast=fast, device=device)
     if is_foreign(model):
-        if engine == "openvino" or fast:
-            raise FovealError(f"{model} runs as its own library runs it; leave engine and fast out")
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        return Model(*load_foreign(str(model), precision=precision or "fp32", device=device))
-    backbone, card = open_backbone(model)
+        if engine == "openvino" or fast or num_heads is not None:
+            raise FovealError(f"{model} runs as its own library runs it; leave engine, fast and num_heads out")
+        return Model(*load_foreign(str(model), precision=precision or "fp32", device=where))
+    check_prefix(model)
+    backbone, card = open_backbone(model, num_heads=num_heads)
     chosen = open_engine(
         backbone,
         engine=engine,
         precision=precision,
         fast=fast,
-        device=device,
+        device=where,
         image_size=card.crop_size,
     )
     return Model(chosen, card)

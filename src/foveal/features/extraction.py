@@ -140,7 +140,7 @@ class Extraction:
         if bad.total() > allowed:
             raise ImageSetError(
                 f"{bad.total()} of {self.card.num_images} images are bad ({listed(bad)}), allowed are {allowed} "
-                f"(max_bad_share={max_bad_share}); see {self.store / BAD_IMAGES}, and raise max_bad_share to go on"
+                f"(--max-bad-share {max_bad_share}); see {self.store / BAD_IMAGES}, and raise that share to go on"
             )
 
 
@@ -170,7 +170,7 @@ def open_extraction(
         ImageSetError: images of finished shards have changed.
     """
     store = check_target(store)
-    settings.check(model)
+    settings.check(model.card)
     try:
         store.mkdir(parents=True, exist_ok=True)
         remove_abandoned(store)
@@ -282,7 +282,7 @@ def shards_of_part(part: str, num_shards: int) -> range:
     """Return the shards of part "i/n": i, i + n, i + 2 n and so on, i from 0; FovealError where it is no such thing."""
     number, slash, count = part.partition("/")
     if not (slash and number.isdecimal() and count.isdecimal() and int(number) < int(count)):
-        raise FovealError(f"part {part!r}; write i/n with i from 0 to n - 1, such as 0/8")
+        raise FovealError(f"--shard {part}; write i/n with i from 0 to n - 1, such as 0/8")
     return range(int(number), num_shards, int(count))
 
 

@@ -5,7 +5,7 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
-from foveal.errors import FovealError
+from foveal.errors import FovealError, nearest
 
 Dtype = Literal["float32", "float16", "int8"]
 SCALE_SUFFIX = ".scale"
@@ -14,7 +14,8 @@ SCALE_SUFFIX = ".scale"
 def check_dtype(dtype: str) -> None:
     """Refuse a type that features are not stored in."""
     if dtype not in get_args(Dtype):
-        raise FovealError(f"dtype={dtype!r}; allowed are {', '.join(get_args(Dtype))}")
+        near = nearest(dtype, get_args(Dtype))
+        raise FovealError(f"dtype={dtype!r}; allowed are {', '.join(get_args(Dtype))}{near}")
 
 
 def pack(values: np.ndarray, *, dtype: Dtype, name: str) -> dict[str, np.ndarray]:

@@ -64,7 +64,7 @@ def run_on_ray(
     Raises:
         FovealError: Ray is missing, the cluster cannot be reached, a worker died too often, or an error of a shard.
     """
-    ray = _import_ray()
+    ray = import_ray()
     started = not ray.is_initialized()
     if started:
         _connect(ray, address)
@@ -151,7 +151,8 @@ def _connect(ray: Any, address: str | None) -> None:
         ) from error
 
 
-def _import_ray() -> Any:
+def import_ray() -> Any:
+    """Return the package ray; FovealError says how to install it."""
     try:
         return importlib.import_module("ray")
     except ImportError as error:

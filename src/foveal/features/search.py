@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from foveal.engine.cpu import has_bf16
+from foveal.engine.device import open_device
 from foveal.errors import FovealError
 from foveal.features.database import LANES, Database
 from foveal.features.neighbours import check_k, order_candidates, top_k_of_blocks
@@ -65,8 +66,8 @@ def search_exact(
         tensor([[1, 2]])
     """
     if precision not in get_args(SearchPrecision):
-        raise FovealError(f"precision='{precision}' is not known; choose {' or '.join(get_args(SearchPrecision))}")
-    device = _checked_device(device)
+        raise FovealError(f"precision '{precision}' is not known; choose {' or '.join(get_args(SearchPrecision))}")
+    device = open_device(device)
     _warn_of_emulated_bf16(precision, device)
     queries = check_queries(queries, database, k)
     similarities = torch.empty(len(queries), k)
@@ -240,16 +241,6 @@ def _error_bound(precision: SearchPrecision, width: int, device: torch.device) -
     if precision == "fp32" and torch.get_float32_matmul_precision() == "highest":
         return (2 * width + 16) * 2.0**-24
     return 8 * 2.0**-9
-
-
-def _checked_device(device: str | torch.device) -> torch.device:
-    try:
-        found = torch.device(device)
-        torch.empty(1, device=found)
-    except (RuntimeError, AssertionError) as error:
-        first = str(error).splitlines()[0]
-        raise FovealError(f"device='{device}' cannot be used ({first}); use cpu, or cuda where there is one") from error
-    return found
 
 
 def _warn_of_emulated_bf16(precision: SearchPrecision, device: torch.device) -> None:

@@ -7,10 +7,12 @@ from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
 import foveal
+from foveal.backbone.card import Card
 from foveal.errors import FovealError
 from foveal.features import patch_pca
 from foveal.features.extract import Model
 from foveal.features.packing import Dtype, check_dtype
+from foveal.features.preprocessing import preprocessing_of
 from foveal.features.tokens import Token, check_tokens
 from foveal.images.preprocess import Mode, Size
 
@@ -41,18 +43,24 @@ class StoreSettings:
     batch_size: int = 32
     shard_size: int = 1024
 
-    def check(self, model: Model) -> None:
-        """Refuse what this model does not have; FovealError says what it has."""
-        check_tokens(self.tokens, self.layers, model.card.backbone)
+    def check(self, card: Card | None) -> None:
+        """Refuse what a model does not have; FovealError says what it has.
+
+        Args:
+            card: of the model; None where it is not known yet, and only what no model has is refused.
+        """
+        check_tokens(self.tokens, self.layers, None if card is None else card.backbone)
         check_dtype(self.dtype)
         if self.batch_size < 1 or self.shard_size < 1:
             raise FovealError(f"batch_size={self.batch_size}, shard_size={self.shard_size}; both must be at least 1")
+        if card is not None:
+            preprocessing_of(card, size=self.size, fit=self.fit)
         if self.pca is None:
             return
         if "patches" not in self.tokens:
             raise FovealError(f"pca={self.pca} has no effect without patches; add them to the tokens or leave it out")
-        if not 1 <= self.pca < model.card.backbone.width:
-            raise FovealError(f"pca={self.pca}; choose 1 to {model.card.backbone.width - 1} components for this model")
+        if card is not None and not 1 <= self.pca < card.backbone.width:
+            raise FovealError(f"pca={self.pca}; choose 1 to {card.backbone.width - 1} components for this model")
 
 
 def make_stamp(model: Model, settings: StoreSettings) -> dict[str, Any]:

@@ -19,13 +19,13 @@ from foveal.errors import FovealError, nearest
 Token = Literal["cls", "registers", "patches", "mean"]
 
 
-def check_tokens(tokens: Sequence[str], layers: Sequence[int] | None, backbone: BackboneConfig) -> None:
+def check_tokens(tokens: Sequence[str], layers: Sequence[int] | None, backbone: BackboneConfig | None) -> None:
     """Refuse tokens or blocks that a backbone does not have.
 
     Args:
         tokens: of "cls", "registers", "patches" and "mean" (the mean of the patch tokens).
         layers: block numbers from 0, or None for the last block.
-        backbone: whose tokens.
+        backbone: whose tokens; None where it is not known yet, and only what no backbone has is refused.
 
     Raises:
         FovealError: something is unknown, given twice, out of range or absent.
@@ -35,14 +35,14 @@ def check_tokens(tokens: Sequence[str], layers: Sequence[int] | None, backbone: 
     if not tokens or unknown or len(set(tokens)) < len(tokens):
         hint = nearest(unknown[0], allowed) if unknown else ""
         raise FovealError(f"tokens={','.join(tokens)}; choose one or more of {', '.join(allowed)}, each once{hint}")
-    if "registers" in tokens and not backbone.num_registers:
+    if "registers" in tokens and backbone is not None and not backbone.num_registers:
         raise FovealError("this model has no registers; leave them out of the tokens")
     if layers is None:
         return
-    if not layers or len(set(layers)) < len(layers) or min(layers) < 0 or max(layers) >= backbone.depth:
-        raise FovealError(
-            f"layers={','.join(map(str, layers))}; choose among the blocks 0 to {backbone.depth - 1}, each once"
-        )
+    beyond = backbone is not None and max(layers, default=0) >= backbone.depth
+    if not layers or len(set(layers)) < len(layers) or min(layers) < 0 or beyond:
+        blocks = "0 and up" if backbone is None else f"0 to {backbone.depth - 1}"
+        raise FovealError(f"layers={','.join(map(str, layers))}; choose among the blocks {blocks}, each once")
 
 
 def array_names(tokens: Sequence[str], layers: Sequence[int] | None) -> list[str]:
