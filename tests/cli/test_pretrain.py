@@ -60,7 +60,7 @@ def test_trains_and_names_the_model(call: Any, recipe: Path, photos: Path, tmp_p
     assert done.code == 0
     assert done.out == f"step 3 of 3; model: {tmp_path / 'out' / 'model'}\n"
     assert "step 3/3  loss " in done.err
-    assert " images/s  left 0:00:00" in done.err
+    assert " waiting for data)  left 0:00:00" in done.err or " images/s  left 0:00:00" in done.err
     assert foveal.load(tmp_path / "out" / "model").extract(next(photos.rglob("*.png"))).cls.shape == (1, 48)
 
 
@@ -192,7 +192,8 @@ def test_out_of_another_run(call: Any, recipe: Path, photos: Path, tmp_path: Pat
 
 
 def _progress(step: int) -> Progress:
-    return Progress(step, 10, 12.5, {"loss": 1.25} | ({"knn": 40.0} if step == 10 else {}))
+    last = {"knn": 40.0, "data_wait": 0.256} if step == 10 else {"data_wait": 0.09}
+    return Progress(step, 10, 12.5, {"loss": 1.25} | last)
 
 
 def test_without_a_terminal_a_line_when_it_is_time(capsys: pytest.CaptureFixture[str]) -> None:
@@ -203,7 +204,7 @@ def test_without_a_terminal_a_line_when_it_is_time(capsys: pytest.CaptureFixture
             listener(_progress(step))
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "step 1/10  loss 1.250  12.5 images/s  left unknown"
-    assert lines[1:] == ["step 10/10  loss 1.250  12.5 images/s  knn 40.0 %  left 0:00:00"]
+    assert lines[1:] == ["step 10/10  loss 1.250  12.5 images/s (26% waiting for data)  knn 40.0 %  left 0:00:00"]
 
 
 def test_on_a_terminal_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -213,4 +214,4 @@ def test_on_a_terminal_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         listener(_progress(10))
     err = capsys.readouterr().err
     assert "10/10" in err
-    assert "loss 1.250  12.5 images/s  knn 40.0 %" in err
+    assert "loss 1.250  12.5 images/s (26% waiting for data)  knn 40.0 %" in err

@@ -23,7 +23,7 @@ from foveal.pretrain.checkpoint import MANIFEST, list_checkpoints
 from foveal.pretrain.learner import build_networks
 from foveal.pretrain.loader import MicroBatches, RawBatch
 from foveal.pretrain.loop import Progress, Trainer, pretrain
-from foveal.pretrain.run import CHECKPOINTS, LEDGER, RunFolder, read_metrics
+from foveal.pretrain.run import CHECKPOINTS, LEDGER, TIMINGS, RunFolder, read_metrics
 
 LOSSES = {"loss", "dino_local", "dino_global", "ibot", "koleo"}
 RATES = {"lr", "last_layer_lr", "weight_decay", "teacher_momentum", "teacher_temperature"}
@@ -34,8 +34,8 @@ def _checkpoints(run: Path) -> list[str]:
 
 
 def _numbers(run: Path) -> list[dict[str, Any]]:
-    """Metrics without the one that measures time."""
-    return [{k: v for k, v in line.items() if k != "images_per_s"} for line in read_metrics(run)]
+    """Metrics without those that measure time."""
+    return [{k: v for k, v in line.items() if k not in TIMINGS} for line in read_metrics(run)]
 
 
 def _bytes(run: Path) -> dict[str, bytes]:
@@ -54,7 +54,8 @@ def test_a_run_leaves_metrics_checkpoints_and_a_model_that_loads(tiny: Any, phot
     metrics = read_metrics(run)
     assert [line["step"] for line in metrics] == list(range(6))
     norms = {"grad_norm_backbone", "grad_norm_dino_head", "grad_norm_ibot_head"}
-    assert all(line.keys() == LOSSES | RATES | norms | {"step", "images_per_s"} for line in metrics)
+    assert all(line.keys() == LOSSES | RATES | norms | TIMINGS | {"step"} for line in metrics)
+    assert all(0 < line["data_wait"] < 1 for line in metrics)  # without workers the crops are made in between
     assert [line["last_layer_lr"] == 0 for line in metrics] == [True, *[False] * 5]
     assert _checkpoints(run) == ["step_00000003", "step_00000006"]
     assert not (run / LEDGER).exists()

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from foveal.pretrain.run import TIMINGS
+
 NUM_KILLS = 6
 TOTAL_STEPS = 30
 # Prototypes enough for a save to last some milliseconds, so that it can be hit.
@@ -72,9 +74,9 @@ class Run:
         raise TimeoutError(f"no progress within 60 s; metrics: {self.num_lines()} lines")
 
     def numbers(self) -> list[dict[str, Any]]:
-        """Metrics, without the one that measures time."""
+        """Metrics, without those that measure time."""
         lines = [json.loads(line) for line in (self.out / "metrics.jsonl").read_text().splitlines()]
-        return [{key: value for key, value in line.items() if key != "images_per_s"} for line in lines]
+        return [{key: value for key, value in line.items() if key not in TIMINGS} for line in lines]
 
     def weights(self) -> dict[str, bytes]:
         newest = max((self.out / "checkpoints").glob("step_*"))

@@ -86,4 +86,6 @@ def _bar() -> Iterator[Callable[["Progress"], None]]:
 
 def _numbers(progress: "Progress") -> str:
     text = f"loss {progress.metrics['loss']:.3f}  {progress.images_per_s:.1f} images/s"
+    waited = progress.metrics.get("data_wait", 0.0)
+    text += f" ({waited:.0%} waiting for data)" if waited >= 0.1 else ""
     return text + (f"  knn {progress.metrics['knn']:.1f} %" if "knn" in progress.metrics else "")

@@ -1,6 +1,7 @@
 """From image numbers to micro-batches of views: the same bytes whatever the number of workers."""
 
 import signal
+import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, overload
 
@@ -147,6 +148,22 @@ class StepBatches(Sequence[Batch]):
         while len(self._found) <= wanted:
             self._found.append(next(self._raw))
         return to_batch(self._found[wanted], mean=self._mean, std=self._std, device=self._device)
+
+
+class Waiting(Iterator[RawBatch]):
+    """Passes micro-batches on and counts the seconds for which they were waited for, making them here included."""
+
+    def __init__(self, batches: Iterator[RawBatch]) -> None:
+        self._batches = batches
+        self.seconds = 0.0
+
+    def __next__(self) -> RawBatch:
+        """Return the next micro-batch."""
+        started = time.perf_counter()
+        try:
+            return next(self._batches)
+        finally:
+            self.seconds += time.perf_counter() - started
 
 
 def to_batch(raw: RawBatch, *, mean: Sequence[float], std: Sequence[float], device: torch.device) -> Batch:

@@ -22,7 +22,7 @@ from foveal.images.statistics import channel_statistics
 from foveal.pretrain.autopilot import with_hardware
 from foveal.pretrain.checkpoint import load_newest, save_checkpoint
 from foveal.pretrain.learner import Learner, SelfDistillation
-from foveal.pretrain.loader import RawBatch, StepBatches, micro_batches
+from foveal.pretrain.loader import RawBatch, StepBatches, Waiting, micro_batches
 from foveal.pretrain.optimizer import adamw, clip_each, parameter_groups, set_rates
 from foveal.pretrain.probe import KNNProbe
 from foveal.pretrain.recipe import Normalise, Recipe
@@ -159,15 +159,19 @@ class Trainer:
         recipe = self.recipe
         last = min(recipe.total_steps, self.step + stop_after) if stop_after else recipe.total_steps
         per_step = recipe.batch_size // recipe.micro_batch
-        raw = iter(micro_batches(self.images, recipe, start=self.step * per_step, end=last * per_step))
+        raw = Waiting(iter(micro_batches(self.images, recipe, start=self.step * per_step, end=last * per_step)))
         saved = None
         if self.step == 0 and self.probe:
             self.folder.log({"step": -1, **self.probe(self.learner.result.backbone, self.card())})
         try:
             while self.step < last and not caught:
-                started = time.perf_counter()
+                started, waited = time.perf_counter(), raw.seconds
                 metrics = self.train_step(islice(raw, per_step))
-                metrics["images_per_s"] = recipe.batch_size / (time.perf_counter() - started)
+                elapsed = time.perf_counter() - started
+                metrics |= {
+                    "images_per_s": recipe.batch_size / elapsed,
+                    "data_wait": (raw.seconds - waited) / elapsed,
+                }
                 self.step += 1
                 self._report(metrics, logged=self.step == last, listener=listener)
                 if self.step % recipe.checkpoints.every_steps == 0:
