@@ -7,9 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from foveal.backbone.card import Card
 from foveal.backbone.weights import check_tensors
 from foveal.pretrain.parallel import ALONE, World
 from foveal.pretrain.recipe import Recipe
+from foveal.pretrain.start import StartWeights, inherited_card, load_start
 from foveal.pretrain.step import EMA, Batch, Centers, Network, accumulate_step
 
 _DEPTH_STREAM = 3  # keeps the draws of stochastic depth apart from those of views and masks
@@ -42,6 +44,10 @@ class Learner(Protocol):
         """Forget what `accumulate` noted: the step does not count."""
         ...
 
+    def describe(self, card: Card) -> Card:
+        """Return the card of the result with what the run took from other models: parents, licence, lineage."""
+        ...
+
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Return all tensors of a checkpoint but the optimizer's: file stem -> name -> tensor."""
         ...
@@ -61,11 +67,19 @@ def build_networks(recipe: Recipe, device: torch.device | str = "cpu") -> tuple[
 
 
 class SelfDistillation:
-    """DINOv2's pretraining (arXiv 2304.07193, section 4): the teacher is the moving average of the student."""
+    """DINOv2's pretraining (arXiv 2304.07193, section 4): the teacher is the moving average of the student.
 
-    def __init__(self, recipe: Recipe, *, device: torch.device, world: World = ALONE) -> None:
-        self.recipe, self.device, self.world = recipe, device, world
+    With a start, both begin with its weights.
+    """
+
+    def __init__(
+        self, recipe: Recipe, *, device: torch.device, world: World = ALONE, start: StartWeights | None = None
+    ) -> None:
+        self.recipe, self.device, self.world, self._start = recipe, device, world, start
         self.student, self.teacher = build_networks(recipe, device)
+        if start is not None:
+            self._new = load_start(self.student, start, seed=recipe.seed)
+            self.teacher.load_state_dict(self.student.state_dict())
         self.ema = EMA(self.teacher, self.student)
         ibot = recipe.heads.ibot or recipe.heads.dino
         self.centers = Centers(
@@ -101,6 +115,10 @@ class SelfDistillation:
     def discard(self) -> None:
         """Forget the logits noted for the centres."""
         self.centers.discard()
+
+    def describe(self, card: Card) -> Card:
+        """See `Learner`."""
+        return card if self._start is None else inherited_card(card, self._start, new=self._new)
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """See `Learner`; the centres are with the teacher."""

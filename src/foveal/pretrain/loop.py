@@ -25,10 +25,11 @@ from foveal.pretrain.learner import Learner, SelfDistillation
 from foveal.pretrain.loader import RawBatch, StepBatches, Waiting, micro_batches
 from foveal.pretrain.optimizer import adamw, clip_each, parameter_groups, set_rates
 from foveal.pretrain.probe import KNNProbe
-from foveal.pretrain.recipe import Normalise, Recipe
+from foveal.pretrain.recipe import Normalise, Recipe, Start
 from foveal.pretrain.run import CHECKPOINTS, LEDGER, MODEL, RunFolder, stored_normalise
 from foveal.pretrain.schedules import linear_then_constant, warmup_cosine
 from foveal.pretrain.signals import caught_signals
+from foveal.pretrain.start import StartWeights, check_start, open_start
 from foveal.pretrain.step import is_finite
 
 _MAX_SKIPPED_IN_A_ROW = 10
@@ -79,14 +80,29 @@ def pretrain(
     images = ImageSet.open(recipe.images)
     recipe = with_hardware(recipe, num_images=len(images), device=_device(recipe.device))
     recipe = with_statistics(recipe, images)
+    start = open_start(recipe.start.model) if recipe.start else None
+    recipe = with_start(recipe, start)
     folder = RunFolder(recipe, images_hash=images.hash)
     try:
-        trainer = Trainer(recipe, folder=folder, images=images)
+        trainer = Trainer(recipe, folder=folder, images=images, start=start)
         trainer.resume()
         with caught_signals() as caught, freed_memory_kept():
             return trainer.run(stop_after=stop_after, listener=listener, caught=caught)
     finally:
         folder.close()
+
+
+def with_start(recipe: Recipe, start: StartWeights | None) -> Recipe:
+    """Return the recipe with the identity of its start; RecipeError where that does not fit, or is another by now."""
+    if recipe.start is None or start is None:
+        return recipe
+    check_start(start, recipe.backbone)
+    if recipe.start.identity not in (None, start.identity):
+        raise RecipeError(
+            f"start={recipe.start.model} holds other weights than those this recipe was made for; give those, or leave "
+            "start.identity out"
+        )
+    return recipe.model_copy(update={"start": Start(model=recipe.start.model, identity=start.identity)})
 
 
 def with_statistics(recipe: Recipe, images: ImageSet) -> Recipe:
@@ -115,7 +131,7 @@ def model_card(recipe: Recipe, *, step: int, images_hash: str) -> Card:
             "made_by": f"foveal {__version__} pretrain",
             "images": images_hash,
             "steps": step,
-            "recipe": recipe.model_dump(mode="json", exclude={"out", "images"}),
+            "recipe": recipe.model_dump(mode="json", exclude={"out", "images", "start"}),
         },
     )
 
@@ -123,11 +139,13 @@ def model_card(recipe: Recipe, *, step: int, images_hash: str) -> Card:
 class Trainer:
     """The state of one run: networks, optimizer, centres, step."""
 
-    def __init__(self, recipe: Recipe, *, folder: RunFolder, images: ImageSet) -> None:
+    def __init__(
+        self, recipe: Recipe, *, folder: RunFolder, images: ImageSet, start: StartWeights | None = None
+    ) -> None:
         self.recipe, self.folder, self.images = recipe, folder, images
         self.device = _device(recipe.device)
         _warn_of_emulated_bf16(recipe, self.device)
-        self.learner: Learner = SelfDistillation(recipe, device=self.device)
+        self.learner: Learner = SelfDistillation(recipe, device=self.device, start=start)
         self.optimizer = adamw(
             parameter_groups(
                 self.learner.student,
@@ -276,7 +294,7 @@ class Trainer:
 
     def card(self) -> Card:
         """Return the card of the model as it is now."""
-        return model_card(self.recipe, step=self.step, images_hash=self.images.hash)
+        return self.learner.describe(model_card(self.recipe, step=self.step, images_hash=self.images.hash))
 
     def save(self) -> None:
         """Write a checkpoint, unless the newest is of this very step, and then the model folder."""

@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from foveal.backbone.variants import BackboneConfig, multiple_of_patch
 from foveal.errors import RecipeError, nearest
 from foveal.images.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from foveal.pretrain.start import fill_from_start
 from foveal.pretrain.step import HeadSize, ObjectiveSettings
 from foveal.pretrain.views import ViewSettings
 
@@ -131,11 +132,24 @@ class Autopilot(_Settings):
     keep: tuple[str, ...] = ()
 
 
+class Start(_Settings):
+    """The weights that the student and the teacher start from: a run, or anything that foveal loads.
+
+    `identity` tells them from others; it is filled in when the run begins, and held to when it goes on.
+    """
+
+    model: str
+    identity: str | None = None
+
+
 class Recipe(_Settings):
     """One pretraining run, whole. The order here is the order in the YAML files."""
 
     images: str
     out: str
+    start: Annotated[
+        Start | None, BeforeValidator(lambda value: {"model": value} if isinstance(value, str) else value)
+    ] = None
     seed: int = Field(default=0, ge=0)
     device: str = "auto"
     hardware: Annotated[Autopilot | None, BeforeValidator(lambda value: {} if value == "auto" else value)] = None
@@ -242,7 +256,7 @@ def recipe_names() -> list[str]:
 
 
 # Paths and names: taken from the command line as they are, so that images=2024 and images=*.tar mean what they say.
-_TEXTS = {"images", "out", "device", "knn.train", "knn.test", "backbone.variant"}
+_TEXTS = {"images", "out", "start", "start.model", "device", "knn.train", "knn.test", "backbone.variant"}
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -254,6 +268,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
 
     Raises:
         RecipeError: unknown recipe or key (the nearest is named), a wrong value, or settings that do not fit together.
+        WeightsError, DownloadError: the `start` cannot be read.
 
     Example:
         >>> load_recipe("demo", ["images=photos", "out=run", "batch_size=32"]).batch_size
@@ -276,7 +291,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         values["hardware"] = {"keep": keep}
         if "micro_batch_size" not in keep:  # the recipe's own need not fit to a batch that is given
             values.pop("micro_batch_size", None)
-    return build_recipe(values, where=f"recipe '{name}'")
+    return build_recipe(fill_from_start(values), where=f"recipe '{name}'")
 
 
 def build_recipe(values: dict[str, Any], *, where: str) -> Recipe:
