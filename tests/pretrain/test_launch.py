@@ -6,18 +6,15 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 from ranks import on_ranks
 
 from foveal.errors import ImageSetError, RunError
 from foveal.pretrain import launch
 from foveal.pretrain.launch import joined
 
-CPU = torch.device("cpu")
-
 
 def _one_fails(error: Exception) -> None:
-    with joined(CPU) as world:
+    with joined() as world:
         world.gather(None)
         if world.rank == 1:
             raise error
@@ -40,7 +37,7 @@ def test_an_error_in_one_process_ends_all_with_its_message(error: Exception, sai
 
 
 def _one_is_killed(number: int) -> None:
-    with joined(CPU) as world:
+    with joined() as world:
         world.gather(None)
         if world.rank == 2:
             os.kill(os.getpid(), number)
@@ -84,7 +81,7 @@ def test_half_an_environment_is_refused(variables: dict[str, str], said: str, mo
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(RunError, match=said), joined(CPU):
+    with pytest.raises(RunError, match=said), joined():
         pass
 
 
@@ -93,5 +90,5 @@ def test_processes_that_do_not_find_each_other_say_so(monkeypatch: pytest.Monkey
     variables = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(RunError, match=r"process 1 of 2 did not find the others: .*; check MASTER_ADDR"), joined(CPU):
+    with pytest.raises(RunError, match=r"process 1 of 2 did not find the others: .*; check MASTER_ADDR"), joined():
         pass

@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from foveal.pretrain.launch import joined
 from foveal.pretrain.parallel import GradientSum, World
 
-CPU = torch.device("cpu")
-
 
 def _pieces(number: int) -> list[Tensor | None]:
     """Gradients of micro-batch `number`: of all sizes of magnitude, so that the order of a sum shows in its bits."""
@@ -36,7 +34,7 @@ def _accumulate(world: World, count: int) -> list[Tensor | None]:
 
 
 def _in_world(canonical: bool) -> dict[str, Any]:
-    with joined(CPU, canonical=canonical) as world:
+    with joined(canonical=canonical) as world:
         return {
             "gradients": _accumulate(world, 12),
             "agreed": world.agree(world.rank, 7 - world.rank),

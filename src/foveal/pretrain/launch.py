@@ -9,9 +9,10 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -28,7 +29,7 @@ _FAILED = "failed"
 
 
 @contextmanager
-def joined(device: torch.device, *, canonical: bool = False, timeout_s: float = 1800.0) -> Iterator[World]:
+def joined(*, gpus: bool = False, canonical: bool = False, timeout_s: float = 1800.0) -> Iterator[World]:
     """Join the processes that the environment tells of: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
 
     Without them, or with WORLD_SIZE=1, the run is this process alone. The processes talk over gloo, and those on GPUs
@@ -36,22 +37,31 @@ def joined(device: torch.device, *, canonical: bool = False, timeout_s: float = 
     RunError with its message.
 
     Args:
-        device: of this process.
+        gpus: whether each process has a GPU, the one of its LOCAL_RANK, which becomes the current device.
         canonical: see `World`.
         timeout_s: how long one process waits for a message of another that is alive.
 
     Raises:
-        RunError: the environment is incomplete, the processes do not find each other, or one failed or was lost.
+        RunError: the environment is incomplete, a process has no GPU, the processes do not find each other, or one
+            failed or was lost.
     """
     size = _number("WORLD_SIZE", default=1)
     if size == 1:
         yield World(canonical=canonical)
         return
-    rank = _number("RANK")
+    rank, local_rank = _number("RANK"), _number("LOCAL_RANK")
+    if gpus:
+        found = torch.cuda.device_count()
+        if local_rank >= found:
+            raise RunError(
+                f"process {rank} of {size} is number {local_rank} on its computer, which has {found} GPUs "
+                "(counted from 0); start no more processes on a computer than it has GPUs, or use device=cpu"
+            )
+        torch.cuda.set_device(local_rank)
     try:
         watch = _Watch(_store(rank=rank, serves=True), rank=rank, size=size)
         dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+            "cpu:gloo,cuda:nccl" if gpus else "gloo",
             store=dist.PrefixStore("group", _store(rank=rank)),
             rank=rank,
             world_size=size,
@@ -62,7 +72,7 @@ def joined(device: torch.device, *, canonical: bool = False, timeout_s: float = 
             f"process {rank} of {size} did not find the others: {error}; check MASTER_ADDR, MASTER_PORT and the network"
         ) from error
     try:
-        yield World(rank=rank, size=size, local_rank=_number("LOCAL_RANK"), group=dist.group.WORLD, canonical=canonical)
+        yield World(rank=rank, size=size, local_rank=local_rank, group=dist.group.WORLD, canonical=canonical)
         dist.barrier()  # nobody stops beating before all are through
     except BaseException as error:
         # Where another process is gone, what fails here is a message to it, a moment before its end can be known.
@@ -74,8 +84,20 @@ def joined(device: torch.device, *, canonical: bool = False, timeout_s: float = 
         raise RunError(reason) from error
     finally:
         watch.stop()  # what the others do now is no longer of interest
-        if device.type == "cpu":  # NCCL would wait for messages of processes that are gone
+        if not gpus:  # NCCL would wait for messages of processes that are gone
             dist.destroy_process_group()
+
+
+def check_alike(settings: Mapping[str, Any], world: World) -> None:
+    """RunError where a process was started with other settings than the first: plain values by name."""
+    first, *others = world.gather(dict(settings))
+    for rank, other in enumerate(others, start=1):
+        differing = [name for name in first.keys() | other.keys() if first.get(name) != other.get(name)]
+        if differing:
+            raise RunError(
+                f"process {rank} differs from process 0 in {', '.join(sorted(differing))}; give all processes the same "
+                "command, and the same files under the same names"
+            )
 
 
 class _Watch:

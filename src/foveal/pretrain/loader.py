@@ -9,11 +9,12 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
-from foveal.errors import BadImageError
+from foveal.errors import BadImageError, RecipeError
 from foveal.images.imageset import ImageSet
 from foveal.pretrain.masks import make_masks
+from foveal.pretrain.parallel import ALONE, World
 from foveal.pretrain.recipe import Recipe
 from foveal.pretrain.sampler import batch_indices, replacement
 from foveal.pretrain.step import Batch
@@ -105,12 +106,31 @@ class MicroBatches(Dataset[RawBatch]):
         return None
 
 
-def micro_batches(images: ImageSet, recipe: Recipe, *, start: int, end: int) -> DataLoader[RawBatch]:
-    """Return an iterable over micro-batches start .. end - 1, made by `recipe.num_workers` processes (0: this one)."""
+def check_deal(recipe: Recipe, world: World) -> None:
+    """RecipeError where the micro-batches of a step cannot be dealt evenly to the processes."""
+    count, size = recipe.batch_size // recipe.micro_batch, world.size
+    if count % size == 0:
+        return
+    sizes = [m for m in range(1, recipe.micro_batch) if recipe.batch_size % (m * size) == 0]
+    advice = f"micro_batch_size={sizes[-1]}" if sizes else f"a batch_size that is a multiple of {size}"
+    raise RecipeError(
+        f"batch_size={recipe.batch_size} is {count} micro-batch{'es' * (count > 1)} of {recipe.micro_batch}, which "
+        f"cannot be dealt evenly to {size} processes; use {advice}, or another number of processes"
+    )
+
+
+def micro_batches(images: ImageSet, recipe: Recipe, *, steps: range, world: World = ALONE) -> DataLoader[RawBatch]:
+    """Return an iterable over this process's micro-batches of some steps, step after step.
+
+    Those of a step are dealt to the processes in equal blocks. Each process has `recipe.num_workers` workers, or makes
+    them itself where that is 0.
+    """
+    per_step = recipe.batch_size // recipe.micro_batch
+    part = world.part(per_step)
     return DataLoader(
         MicroBatches(images, recipe),
         batch_size=None,
-        sampler=range(start, end),
+        sampler=_Numbers(steps, per_step=per_step, part=part),
         num_workers=recipe.num_workers,
         prefetch_factor=4 if recipe.num_workers else None,
         worker_init_fn=_start_worker,
@@ -118,23 +138,34 @@ def micro_batches(images: ImageSet, recipe: Recipe, *, start: int, end: int) -> 
     )
 
 
+class _Numbers(Sampler[int]):
+    """The numbers of the micro-batches in `part` of every step; they are counted on through the steps."""
+
+    def __init__(self, steps: range, *, per_step: int, part: range) -> None:
+        self._steps, self._per_step, self._part = steps, per_step, part
+
+    def __iter__(self) -> Iterator[int]:
+        return (step * self._per_step + number for step in self._steps for number in self._part)
+
+    def __len__(self) -> int:
+        return len(self._steps) * len(self._part)
+
+
 class StepBatches(Sequence[Batch]):
     """The micro-batches of one step, normalised on the device each time that one is asked for.
 
     They are kept as the workers made them, because a step reads them more than once and all of them as float32 may be
-    more than the device holds. They come from the loader as they are first asked for, so that loading goes on beside
-    the work on the first ones.
+    more than the device holds.
     """
 
     def __init__(
-        self, raw: Iterator[RawBatch], *, count: int, mean: Sequence[float], std: Sequence[float], device: torch.device
+        self, raw: Sequence[RawBatch], *, mean: Sequence[float], std: Sequence[float], device: torch.device
     ) -> None:
-        self._raw, self._count, self._found = raw, count, list[RawBatch]()
-        self._mean, self._std, self._device = mean, std, device
+        self._raw, self._mean, self._std, self._device = raw, mean, std, device
 
     def __len__(self) -> int:
         """Return the number of micro-batches."""
-        return self._count
+        return len(self._raw)
 
     @overload
     def __getitem__(self, number: int) -> Batch: ...
@@ -143,11 +174,8 @@ class StepBatches(Sequence[Batch]):
     def __getitem__(self, number: int | slice) -> Batch | list[Batch]:
         """Return a micro-batch, or several."""
         if isinstance(number, slice):
-            return [self[n] for n in range(*number.indices(self._count))]
-        wanted = range(self._count)[number]
-        while len(self._found) <= wanted:
-            self._found.append(next(self._raw))
-        return to_batch(self._found[wanted], mean=self._mean, std=self._std, device=self._device)
+            return [self[n] for n in range(*number.indices(len(self)))]
+        return to_batch(self._raw[number], mean=self._mean, std=self._std, device=self._device)
 
 
 class Waiting(Iterator[RawBatch]):

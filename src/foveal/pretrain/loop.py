@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,11 +21,13 @@ from foveal.images.ledger import BadImageLedger
 from foveal.images.statistics import channel_statistics
 from foveal.pretrain.autopilot import with_hardware
 from foveal.pretrain.checkpoint import load_newest, save_checkpoint
+from foveal.pretrain.launch import check_alike, joined
 from foveal.pretrain.learner import Learner, SelfDistillation
-from foveal.pretrain.loader import RawBatch, StepBatches, Waiting, micro_batches
+from foveal.pretrain.loader import RawBatch, StepBatches, Waiting, check_deal, micro_batches
 from foveal.pretrain.optimizer import adamw, clip_each, parameter_groups, set_rates
+from foveal.pretrain.parallel import ALONE, GradientSum, World
 from foveal.pretrain.probe import KNNProbe
-from foveal.pretrain.recipe import Normalise, Recipe, Start
+from foveal.pretrain.recipe import Normalise, Recipe, Start, build_recipe
 from foveal.pretrain.run import CHECKPOINTS, LEDGER, MODEL, RunFolder, stored_normalise
 from foveal.pretrain.schedules import linear_then_constant, warmup_cosine
 from foveal.pretrain.signals import caught_signals
@@ -77,19 +79,35 @@ def pretrain(
         CheckpointError: a checkpoint cannot be written (earlier ones stay) or none is intact.
         DivergedError: too many steps in a row were not finite.
     """
-    images = ImageSet.open(recipe.images)
-    recipe = with_hardware(recipe, num_images=len(images), device=_device(recipe.device))
-    recipe = with_statistics(recipe, images)
-    start = open_start(recipe.start.model) if recipe.start else None
-    recipe = with_start(recipe, start)
-    folder = RunFolder(recipe, images_hash=images.hash)
-    try:
-        trainer = Trainer(recipe, folder=folder, images=images, start=start)
-        trainer.resume()
-        with caught_signals() as caught, freed_memory_kept():
-            return trainer.run(stop_after=stop_after, listener=listener, caught=caught)
-    finally:
-        folder.close()
+    gpus = recipe.device != "cpu" and torch.cuda.is_available()
+    if gpus and recipe.parallel.canonical:
+        raise RecipeError("parallel.canonical=true needs device=cpu: a GPU does not add in a fixed order by itself")
+    with joined(gpus=gpus, canonical=recipe.parallel.canonical, timeout_s=recipe.parallel.timeout_s) as world:
+        images = ImageSet.open(recipe.images)
+        recipe = _ready(recipe, images, world)
+        start = open_start(recipe.start.model) if recipe.start else None
+        recipe = with_start(recipe, start)
+        folder = RunFolder(recipe, images_hash=images.hash, writes=world.is_main)
+        try:
+            world.gather(None)  # a folder that is in use, or another run's, is the first process's to refuse
+            trainer = Trainer(recipe, folder=folder, images=images, start=start, world=world)
+            trainer.resume()
+            with caught_signals() as caught, freed_memory_kept():
+                return trainer.run(stop_after=stop_after, listener=listener, caught=caught)
+        finally:
+            folder.close()
+
+
+def _ready(recipe: Recipe, images: ImageSet, world: World) -> Recipe:
+    """Return the recipe that all processes run: what is measured is measured by the first."""
+    check_alike({"images": images.hash, **recipe.model_dump(mode="json")}, world)
+    if world.is_main:
+        recipe = with_hardware(recipe, num_images=len(images), device=_device(recipe.device))
+        recipe = with_statistics(recipe, images)
+    if world.size > 1:
+        recipe = build_recipe(world.gather(recipe.model_dump(mode="json"))[0], where="the recipe of process 0")
+    check_deal(recipe, world)
+    return recipe
 
 
 def with_start(recipe: Recipe, start: StartWeights | None) -> Recipe:
@@ -140,12 +158,19 @@ class Trainer:
     """The state of one run: networks, optimizer, centres, step."""
 
     def __init__(
-        self, recipe: Recipe, *, folder: RunFolder, images: ImageSet, start: StartWeights | None = None
+        self,
+        recipe: Recipe,
+        *,
+        folder: RunFolder,
+        images: ImageSet,
+        start: StartWeights | None = None,
+        world: World = ALONE,
     ) -> None:
-        self.recipe, self.folder, self.images = recipe, folder, images
+        self.recipe, self.folder, self.images, self.world = recipe, folder, images, world
         self.device = _device(recipe.device)
         _warn_of_emulated_bf16(recipe, self.device)
-        self.learner: Learner = SelfDistillation(recipe, device=self.device, start=start)
+        self.learner: Learner = SelfDistillation(recipe, device=self.device, start=start, world=world)
+        self.gradients = GradientSum(self.learner.student.parameters(), world)
         self.optimizer = adamw(
             parameter_groups(
                 self.learner.student,
@@ -155,8 +180,12 @@ class Trainer:
             ),
             betas=(recipe.optimizer.beta1, recipe.optimizer.beta2),
         )
-        self.ledger = BadImageLedger(folder.path / LEDGER, num_images=len(images), max_bad_share=recipe.max_bad_share)
-        self.probe = KNNProbe(recipe.knn, device=self.device) if recipe.knn else None
+        self.ledger = (
+            BadImageLedger(folder.path / LEDGER, num_images=len(images), max_bad_share=recipe.max_bad_share)
+            if world.is_main
+            else None
+        )
+        self.probe = KNNProbe(recipe.knn, device=self.device) if recipe.knn and world.is_main else None
         self.step = 0
         self.saved: int | None = None  # step of the newest intact checkpoint
         self.skipped: list[int] = []
@@ -170,21 +199,25 @@ class Trainer:
             self.step, self.skipped = state["step"], state["skipped"]
             self.saved = self.step
             logger.info("continuing %s at step %d", self.folder.path, self.step)
-        self.folder.keep_metrics_before(self.step)
+        if self.world.is_main:
+            self.folder.keep_metrics_before(self.step)
 
     def run(self, *, stop_after: int | None, listener: Callable[[Progress], None] | None, caught: list[int]) -> Outcome:
         """Train until the last step, `stop_after` steps, or a signal; save; return how it ended."""
         recipe = self.recipe
         last = min(recipe.total_steps, self.step + stop_after) if stop_after else recipe.total_steps
-        per_step = recipe.batch_size // recipe.micro_batch
-        raw = Waiting(iter(micro_batches(self.images, recipe, start=self.step * per_step, end=last * per_step)))
-        saved = None
+        raw = Waiting(iter(micro_batches(self.images, recipe, steps=range(self.step, last), world=self.world)))
+        per_process = len(self.world.part(recipe.batch_size // recipe.micro_batch))
+        saved, stopped_by = None, 0
         if self.step == 0 and self.probe:
             self.folder.log({"step": -1, **self.probe(self.learner.result.backbone, self.card())})
         try:
-            while self.step < last and not caught:
+            while self.step < last:
+                (stopped_by,) = self.world.agree(caught[0] if caught else 0)
+                if stopped_by:
+                    break
                 started, waited = time.perf_counter(), raw.seconds
-                metrics = self.train_step(islice(raw, per_step))
+                metrics = self.train_step(islice(raw, per_process))
                 elapsed = time.perf_counter() - started
                 metrics |= {
                     "images_per_s": recipe.batch_size / elapsed,
@@ -199,7 +232,7 @@ class Trainer:
             del raw  # ends the workers now, not when somebody lets go of an exception's traceback
         if saved != self.step:
             self.save()
-        return Outcome(self.folder.path, self.step, caught[0] if self.step < last else None)
+        return Outcome(self.folder.path, self.step, stopped_by or None)
 
     def _report(self, metrics: dict[str, float], *, logged: bool, listener: Callable[[Progress], None] | None) -> None:
         """Measure kNN when it is time, write the step's metrics down when it is time, and tell the listener."""
@@ -208,21 +241,18 @@ class Trainer:
             metrics |= self.probe(self.learner.result.backbone, self.card())
         if logged or self.step % recipe.log_every_steps == 0 or "knn" in metrics:
             self.folder.log({"step": self.step - 1, **metrics})
-        if listener:
+        if listener and self.world.is_main:
             listener(Progress(self.step, recipe.total_steps, metrics["images_per_s"], metrics))
 
     def train_step(self, raw: Iterable[RawBatch]) -> dict[str, float]:
         """Run one optimizer update on the micro-batches of a step; nothing changes when it is not finite."""
         rates = self.rates(self.step)
         self.optimizer.zero_grad(set_to_none=True)
-        batches = StepBatches(
-            self._recorded(raw),
-            count=self.recipe.batch_size // self.recipe.micro_batch,
-            mean=self.recipe.channel_mean,
-            std=self.recipe.channel_std,
-            device=self.device,
-        )
-        losses = self.learner.accumulate(batches, step=self.step, rates=rates)
+        micros = list(raw)
+        self._record_bad(micros)
+        batches = StepBatches(micros, mean=self.recipe.channel_mean, std=self.recipe.channel_std, device=self.device)
+        losses = self.world.total(self.learner.accumulate(batches, step=self.step, rates=rates))
+        self.gradients.add_up()
         norms = clip_each(self.learner.student, self.recipe.optimizer.clip)
         metrics = {name: value.item() for name, value in losses.items()}
         metrics |= {f"grad_norm_{name}": value.item() for name, value in norms.items()} | rates
@@ -239,23 +269,24 @@ class Trainer:
         self.learner.commit(rates)
         return metrics
 
-    def _recorded(self, raw: Iterable[RawBatch]) -> Iterator[RawBatch]:
-        """Pass micro-batches on and write their bad images down."""
-        for micro in raw:
-            self._record_bad(micro)
-            yield micro
-
-    def _record_bad(self, micro: RawBatch) -> None:
-        """Write replaced images to the ledger; ImageSetError when they are too many, or none is left."""
-        try:
-            for bad in micro.bad:
-                self.ledger.record(self.images.uri(bad.number), reason=bad.reason, message=bad.message)
-        except OSError as error:
-            raise RunError(
-                f"cannot write {self.ledger.path}: {error}; make room and run the same command again"
-            ) from error
-        if micro.failure:
-            raise ImageSetError(f"{micro.failure}; repair the images, see {self.ledger.path}")
+    def _record_bad(self, micros: Sequence[RawBatch]) -> None:
+        """Write the replaced images of all processes down; ImageSetError when they are too many, or none is left."""
+        bad = [entry for micro in micros for entry in micro.bad]
+        failure = next((micro.failure for micro in micros if micro.failure), "")
+        if not any(self.world.agree(len(bad), bool(failure))):
+            return
+        everyones = self.world.gather([bad, failure])
+        if self.ledger is not None:
+            try:
+                for number, reason, message in (entry for entries, _ in everyones for entry in entries):
+                    self.ledger.record(self.images.uri(number), reason=reason, message=message)
+            except OSError as error:
+                raise RunError(
+                    f"cannot write {self.ledger.path}: {error}; make room and run the same command again"
+                ) from error
+        for _, failure in everyones:
+            if failure:
+                raise ImageSetError(f"{failure}; repair the images, see {self.folder.path / LEDGER}")
 
     def _skip(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
@@ -298,6 +329,9 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint, unless the newest is of this very step, and then the model folder."""
+        if not self.world.is_main:
+            self.saved = self.step
+            return
         if self.saved != self.step:
             save_checkpoint(
                 self.folder.path / CHECKPOINTS,

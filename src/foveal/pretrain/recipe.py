@@ -116,6 +116,18 @@ class KNN(_Settings):
     k: int = Field(default=20, gt=0)
 
 
+class Parallel(_Settings):
+    """How several processes share a run; in one process nothing of it changes the numbers.
+
+    canonical: gradients and batch statistics are summed in the order of the micro-batches, so that any number of
+    processes gives the same bits; for CPUs, and for looking into differences, since it sends more.
+    timeout_s: how long a process waits for a message of another that is alive, as while the first measures kNN.
+    """
+
+    canonical: bool = False
+    timeout_s: float = Field(default=1800.0, gt=0)
+
+
 class Features(_Settings):
     """Preprocessing that the finished model's card asks for; null follows views.global_size (resize 256/224 of it)."""
 
@@ -170,6 +182,7 @@ class Recipe(_Settings):
     teacher: Teacher = Teacher()
     optimizer: Optimizer = Optimizer()
     checkpoints: Checkpoints = Checkpoints()
+    parallel: Parallel = Parallel()
     features: Features = Features()
     knn: KNN | None = None
 

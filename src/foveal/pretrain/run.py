@@ -21,20 +21,32 @@ TIMINGS = frozenset({"images_per_s", "data_wait"})
 # Written before the recipe, and all that is there when a process is killed at its very start.
 _LOCK, _RECIPE_STAGING = ".lock", f".{RECIPE}.tmp"
 # What may change when a run is continued: nothing that the numbers depend on.
-FREE_KEYS = {"out", "device", "num_workers", "max_bad_share", "log_every_steps", "checkpoints", "knn", "hardware"}
+FREE_KEYS = {
+    "out",
+    "device",
+    "num_workers",
+    "max_bad_share",
+    "log_every_steps",
+    "checkpoints",
+    "knn",
+    "hardware",
+    "parallel",
+}
 
 
 class RunFolder:
-    """A run folder opened for writing by this process alone.
+    """A run folder opened for writing by this process alone, or with `writes` off known by its path only.
 
     Raises:
         RunError: the folder holds something else, another run (the differing settings are named), or is in use.
     """
 
-    def __init__(self, recipe: Recipe, *, images_hash: str) -> None:
+    def __init__(self, recipe: Recipe, *, images_hash: str, writes: bool = True) -> None:
         self.path = Path(recipe.out)
-        self._claim(recipe, images_hash)
         self._metrics: IO[str] | None = None
+        self._lock: IO[str] | None = None
+        if writes:
+            self._claim(recipe, images_hash)
 
     def _claim(self, recipe: Recipe, images_hash: str) -> None:
         stored = self.path / RECIPE
@@ -43,25 +55,25 @@ class RunFolder:
             if RECIPE not in found and set(found) - {_LOCK, _RECIPE_STAGING}:
                 raise RunError(f"{self.path} is not empty and not a run; choose another out=")
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / _LOCK, "w")  # noqa: SIM115 (held as long as the run)
+            self._lock = lock = open(self.path / _LOCK, "w")  # noqa: SIM115 (held as long as the run)
         except OSError as error:
             raise RunError(f"cannot write in {self.path}: {error}; choose another out=") from error
         try:
             # Not flock(): loading workers would inherit that lock and hold it for seconds after a SIGKILL.
-            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if stored.is_file():
                 _check_same(stored, recipe, images_hash)
             write_atomically(stored, f"# images: {images_hash}\n{dump_recipe(recipe)}")
         except BlockingIOError as error:
-            self._lock.close()
+            lock.close()
             raise RunError(
                 f"{self.path} is being written by another process; wait for it or choose another out="
             ) from error
         except OSError as error:
-            self._lock.close()
+            lock.close()
             raise RunError(f"cannot write in {self.path}: {error}; make room or choose another out=") from error
         except RunError:
-            self._lock.close()
+            lock.close()
             raise
 
     def keep_metrics_before(self, step: int) -> None:
@@ -92,7 +104,8 @@ class RunFolder:
         if self._metrics is not None:
             with suppress(OSError):  # a line that could not be written has been reported already
                 self._metrics.close()
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
 
 def read_metrics(run: str | Path) -> list[dict[str, Any]]:
