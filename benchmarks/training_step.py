@@ -86,7 +86,7 @@ def make_step(num_prototypes: int, precision: str) -> tuple[Callable[[], None], 
     student.init_weights(torch.Generator().manual_seed(0))
     teacher.load_state_dict(student.state_dict())
     teacher.requires_grad_(False)
-    optimizer = adamw(parameter_groups(student, depth=config.depth, layer_decay=0.9, patch_embed_lr_multiplier=0.2))
+    optimizer = adamw(parameter_groups(student, layer_decay=0.9, patch_embed_lr_multiplier=0.2))
     ema = EMA(teacher, student)
     centers = Centers(torch.zeros(num_prototypes), torch.zeros(num_prototypes))
     grid = GLOBAL_SIZE // config.patch_size

@@ -46,7 +46,7 @@ def _network(settings: dict[str, Any], weights: dict[str, Tensor]) -> Network:
 
 
 def _groups(student: Network) -> list[dict[str, Any]]:
-    return parameter_groups(student, depth=3, layer_decay=0.9, patch_embed_lr_multiplier=0.2)
+    return parameter_groups(student, layer_decay=0.9, patch_embed_lr_multiplier=0.2)
 
 
 def _relative(found: Tensor, expected: Tensor) -> float:

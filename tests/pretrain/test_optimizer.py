@@ -15,7 +15,7 @@ def network() -> Network:
 
 def test_multipliers_by_hand(network: Network) -> None:
     """Decay 0.5, two blocks: embeddings 1/8, block 0 1/4, block 1 1/2, final norm and heads 1; patch embedding / 10."""
-    groups = parameter_groups(network, depth=2, layer_decay=0.5, patch_embed_lr_multiplier=0.1)
+    groups = parameter_groups(network, layer_decay=0.5, patch_embed_lr_multiplier=0.1)
     found = {
         name: (group["lr_multiplier"], group["wd_multiplier"], group["is_last_layer"])
         for group in groups
@@ -43,14 +43,14 @@ def test_multipliers_by_hand(network: Network) -> None:
 
 def test_every_parameter_is_in_exactly_one_group(network: Network) -> None:
     network.dino_head.mlp[0].weight.requires_grad_(False)
-    groups = parameter_groups(network, depth=2, layer_decay=0.9, patch_embed_lr_multiplier=0.2)
+    groups = parameter_groups(network, layer_decay=0.9, patch_embed_lr_multiplier=0.2)
     names = sorted(name for group in groups for name in group["names"])
     assert names == sorted(name for name, parameter in network.named_parameters() if parameter.requires_grad)
     assert "dino_head.mlp.0.weight" not in names
 
 
 def test_rates_are_products(network: Network) -> None:
-    groups = parameter_groups(network, depth=2, layer_decay=0.5, patch_embed_lr_multiplier=0.1)
+    groups = parameter_groups(network, layer_decay=0.5, patch_embed_lr_multiplier=0.1)
     optimizer = adamw(groups)
     set_rates(optimizer, lr=0.8, weight_decay=0.3, last_layer_lr=0.2)
     for group in optimizer.param_groups:
@@ -64,7 +64,7 @@ def test_first_step_by_hand() -> None:
     module = torch.nn.ModuleDict({"dino_head": torch.nn.Linear(1, 1, bias=False)})
     weight = module["dino_head"].weight
     weight.data.fill_(2.0)
-    optimizer = adamw(parameter_groups(module, depth=2, layer_decay=0.5, patch_embed_lr_multiplier=0.1))
+    optimizer = adamw(parameter_groups(module, layer_decay=0.5, patch_embed_lr_multiplier=0.1))
     weight.grad = torch.full_like(weight, -5.0)
     set_rates(optimizer, lr=0.1, weight_decay=0.5, last_layer_lr=0.0)
     optimizer.step()
@@ -72,7 +72,7 @@ def test_first_step_by_hand() -> None:
 
 
 def test_last_layer_with_rate_0_does_not_move_at_all(network: Network) -> None:
-    optimizer = adamw(parameter_groups(network, depth=2, layer_decay=0.9, patch_embed_lr_multiplier=0.2))
+    optimizer = adamw(parameter_groups(network, layer_decay=0.9, patch_embed_lr_multiplier=0.2))
     before = {name: value.clone() for name, value in network.state_dict().items()}
     set_rates(optimizer, lr=0.1, weight_decay=0.4, last_layer_lr=0.0)
     for parameter in network.parameters():

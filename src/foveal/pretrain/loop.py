@@ -176,7 +176,6 @@ class Trainer:
         self.optimizer = adamw(
             parameter_groups(
                 self.learner.student,
-                depth=recipe.backbone.depth,
                 layer_decay=recipe.optimizer.layer_decay,
                 patch_embed_lr_multiplier=recipe.optimizer.patch_embed_lr_multiplier,
             ),

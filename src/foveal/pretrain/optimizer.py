@@ -5,51 +5,53 @@ from typing import Any
 import torch
 from torch import nn
 
+from foveal.backbone.vit import VisionTransformer
+
 
 def parameter_groups(
-    network: nn.Module, *, depth: int, layer_decay: float, patch_embed_lr_multiplier: float
+    network: nn.Module, *, layer_decay: float, patch_embed_lr_multiplier: float
 ) -> list[dict[str, Any]]:
-    """Group the parameters of a network (backbone and heads) by their multipliers.
+    """Group the parameters of a network's children (backbones and heads) by their multipliers.
 
-    Learning-rate multiplier: layer_decay ** (depth + 1 - id), where id is 0 for embeddings and tokens, i + 1 for block
-    i, and depth + 1 for the final norm and the heads; the patch embedding has `patch_embed_lr_multiplier` besides.
-    Weight decay is 0 for names that end in ".bias" or contain "norm" or "gamma"; class, position, mask and register
-    tokens and the prototypes' gains are decayed, as upstream.
+    Learning-rate multiplier of a child with L blocks: layer_decay ** (L + 1 - id), where id is 0 for embeddings and
+    tokens, i + 1 for block i, and L + 1 for the final norm; 1 for a child without blocks. The patch embedding has
+    `patch_embed_lr_multiplier` besides. Weight decay is 0 for names that end in ".bias" or contain "norm" or "gamma";
+    class, position, mask and register tokens and the prototypes' gains are decayed, as upstream.
 
     Returns:
         AdamW groups with the extra keys lr_multiplier, wd_multiplier, is_last_layer and names.
     """
     groups: dict[tuple[float, float, bool], dict[str, Any]] = {}
-    for name, parameter in network.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        lr_multiplier = layer_decay ** (depth + 1 - _layer_id(name, depth))
-        if "patch_embed" in name:
-            lr_multiplier *= patch_embed_lr_multiplier
-        wd_multiplier = 0.0 if name.endswith(".bias") or "norm" in name or "gamma" in name else 1.0
-        key = (lr_multiplier, wd_multiplier, "last_layer" in name)
-        group = groups.setdefault(
-            key,
-            {
-                "params": [],
-                "names": [],
-                "lr_multiplier": lr_multiplier,
-                "wd_multiplier": wd_multiplier,
-                "is_last_layer": "last_layer" in name,
-            },
-        )
-        group["params"].append(parameter)
-        group["names"].append(name)
+    for child_name, child in network.named_children():
+        depth = len(child.blocks) if isinstance(child, VisionTransformer) else None
+        for name, parameter in child.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            lr_multiplier = 1.0 if depth is None else layer_decay ** (depth + 1 - _layer_id(name, depth))
+            if "patch_embed" in name:
+                lr_multiplier *= patch_embed_lr_multiplier
+            wd_multiplier = 0.0 if name.endswith(".bias") or "norm" in name or "gamma" in name else 1.0
+            key = (lr_multiplier, wd_multiplier, "last_layer" in name)
+            group = groups.setdefault(
+                key,
+                {
+                    "params": [],
+                    "names": [],
+                    "lr_multiplier": lr_multiplier,
+                    "wd_multiplier": wd_multiplier,
+                    "is_last_layer": "last_layer" in name,
+                },
+            )
+            group["params"].append(parameter)
+            group["names"].append(f"{child_name}.{name}")
     return list(groups.values())
 
 
 def _layer_id(name: str, depth: int) -> int:
-    if not name.startswith("backbone."):
-        return depth + 1
     parts = name.split(".")
-    if parts[1] == "blocks":
-        return int(parts[2]) + 1
-    return depth + 1 if parts[1] == "norm" else 0
+    if parts[0] == "blocks":
+        return int(parts[1]) + 1
+    return depth + 1 if parts[0] == "norm" else 0
 
 
 def adamw(groups: list[dict[str, Any]], *, betas: tuple[float, float] = (0.9, 0.999)) -> torch.optim.AdamW:
