@@ -6,10 +6,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
+from foveal.backbone.card import Card
+from foveal.backbone.variants import backbone_config
+from foveal.backbone.weights import save_model
 from foveal.pretrain.recipe import Recipe, load_recipe
+from foveal.pretrain.step import HeadSize, Network
 
 TINY: dict[str, Any] = {
     "total_steps": 6,
@@ -67,5 +72,26 @@ def tiny(photos: Path, tiny_yaml: Path, tmp_path: Path) -> MakeRecipe:
 
     def make(*overrides: str, out: str = "run") -> Recipe:
         return load_recipe(str(tiny_yaml), [f"images={photos}", f"out={tmp_path / out}", *overrides])
+
+    return make
+
+
+MakeTeacher = Callable[..., Path]
+
+
+@pytest.fixture
+def make_teacher(tmp_path: Path) -> MakeTeacher:
+    """Save an untrained network wider than the tiny recipe's, with heads of as many prototypes; return its folder."""
+
+    def make(name: str = "big", *, shared: bool = False, heads: bool = True, seed: int = 5, **changes: Any) -> Path:
+        card: dict[str, Any] = {key: changes.pop(key) for key in ("mean", "std", "licence") if key in changes}
+        sizes = {"width": 60, "depth": 3, "num_registers": 2, "patch_size": 8, "image_size": 32, "layerscale_init": 0.5}
+        config = backbone_config("vit_nano", **{**sizes, **changes})
+        network = Network(config, dino=HeadSize(16, 6, 7), ibot=None if shared else HeadSize(10, 5, 9))
+        network.init_weights(torch.Generator().manual_seed(seed))
+        tensors = {key: value for key, value in network.state_dict().items() if not key.startswith("backbone.")}
+        card["name"] = name
+        save_model(tmp_path / name, network.backbone, Card(backbone=config, **card), heads=tensors if heads else None)
+        return tmp_path / name
 
     return make

@@ -82,6 +82,21 @@ def load_weights(folder: str | Path, *, verify: bool = True) -> tuple[dict[str, 
     return check_fits(load_tensors(path), card.backbone, where=str(path)), card
 
 
+def load_heads(folder: str | Path, *, verify: bool = True) -> dict[str, Tensor]:
+    """Read the self-supervised heads of a model folder, under names such as dino_head.mlp.0.weight.
+
+    Raises:
+        WeightsError: no model folder, one without heads, or a damaged file; the message says which.
+    """
+    folder = Path(folder)
+    card, path = read_card(folder), folder / HEADS
+    if not path.is_file():
+        raise WeightsError(f"{folder} has no {HEADS}, which only pretraining writes; public checkpoints have none")
+    if verify:
+        _check_hash(path, wanted=card.sha256.get(HEADS))
+    return load_tensors(path)
+
+
 def _check_hash(path: Path, *, wanted: str | None) -> None:
     if wanted is None:
         raise WeightsError(

@@ -18,7 +18,6 @@ from foveal.errors import FovealError, nearest
 VERBS = (
     "demo",
     "pretrain",
-    "replay",
     "models",
     "download",
     "doctor",

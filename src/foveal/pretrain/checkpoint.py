@@ -86,18 +86,15 @@ def check_checkpoint(path: Path) -> str | None:
     return None
 
 
-def load_newest(
-    folder: Path, *, among: range | None = None
-) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
+def load_newest(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
     """Read the newest intact checkpoint: (tensors by file stem and name, state); None when the run has none yet.
 
-    A damaged newest checkpoint is named in a warning and the one before it is used. `among` leaves those of other
-    steps out.
+    A damaged newest checkpoint is named in a warning and the one before it is used.
 
     Raises:
         CheckpointError: there are checkpoints and none is intact.
     """
-    found = [p for p in list_checkpoints(folder) if among is None or int(p.name.removeprefix(_PREFIX)) in among]
+    found = list_checkpoints(folder)
     problems = []
     for path in reversed(found):
         problem = check_checkpoint(path)

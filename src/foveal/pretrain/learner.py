@@ -5,9 +5,10 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from foveal.backbone.card import Card
+from foveal.backbone.vit import VisionTransformer
 from foveal.backbone.weights import check_tensors
 from foveal.pretrain.parallel import ALONE, World
 from foveal.pretrain.recipe import Recipe
@@ -15,6 +16,16 @@ from foveal.pretrain.start import StartWeights, inherited_card, load_start
 from foveal.pretrain.step import EMA, Batch, Centers, Network, accumulate_step
 
 _DEPTH_STREAM = 3  # keeps the draws of stochastic depth apart from those of views and masks
+
+
+class Result(Protocol):
+    """A network that becomes a model folder: a backbone, and perhaps heads, whose names end in "_head"."""
+
+    backbone: VisionTransformer
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return all tensors by name."""
+        ...
 
 
 class Learner(Protocol):
@@ -25,11 +36,19 @@ class Learner(Protocol):
     step leaves every tensor as it was.
     """
 
-    student: Network  # trained; each child's gradient is clipped on its own
+    @property
+    def student(self) -> nn.Module:
+        """What is trained; the gradient of each child is clipped on its own."""
+        ...
 
     @property
-    def result(self) -> Network:
+    def result(self) -> Result:
         """The network that becomes the model folder."""
+        ...
+
+    @property
+    def others(self) -> Mapping[str, Result]:
+        """Further results, by name; each becomes a model folder of its own."""
         ...
 
     def accumulate(self, micro_batches: Sequence[Batch], *, step: int, rates: Mapping[str, float]) -> dict[str, Tensor]:
@@ -45,7 +64,7 @@ class Learner(Protocol):
         ...
 
     def describe(self, card: Card) -> Card:
-        """Return the card of the result with what the run took from other models: parents, licence, lineage."""
+        """Return the card of a result with what the run took from other models: parents, licence, lineage."""
         ...
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
@@ -92,6 +111,11 @@ class SelfDistillation:
         """The teacher."""
         return self.teacher
 
+    @property
+    def others(self) -> dict[str, Result]:
+        """None."""
+        return {}
+
     def accumulate(self, micro_batches: Sequence[Batch], *, step: int, rates: Mapping[str, float]) -> dict[str, Tensor]:
         """See `Learner`."""
         recipe = self.recipe
@@ -103,7 +127,7 @@ class SelfDistillation:
                 settings=recipe.objective.settings(),
                 centers=self.centers,
                 teacher_temperature=rates["teacher_temperature"],
-                generators=lambda number: _generator(recipe.seed, _DEPTH_STREAM, step, number),
+                generators=lambda number: depth_generator(recipe.seed, step=step, number=number),
                 world=self.world,
             )
 
@@ -136,6 +160,8 @@ class SelfDistillation:
         self.teacher.load_state_dict(check_tensors(teacher, self.teacher.state_dict(), where=where))
 
 
-def _generator(*key: int) -> torch.Generator:
+def depth_generator(seed_of_run: int, *, step: int, number: int) -> torch.Generator:
+    """Return the source of the stochastic-depth draws of micro-batch `number` of a step."""
+    key = (seed_of_run, _DEPTH_STREAM, step, number)
     seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
     return torch.Generator().manual_seed(seed)

@@ -2,11 +2,10 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from torch import Tensor
 from foveal import __version__
 from foveal.backbone.card import Card
 from foveal.backbone.licence import OWN
+from foveal.backbone.variants import BackboneConfig
 from foveal.backbone.weights import save_model
 from foveal.engine.memory import freed_memory_kept
 from foveal.errors import DivergedError, ImageSetError, RecipeError, RunError, WeightsError
@@ -22,7 +22,7 @@ from foveal.images.ledger import BadImageLedger
 from foveal.images.statistics import channel_statistics
 from foveal.pretrain.autopilot import with_hardware
 from foveal.pretrain.checkpoint import load_newest, save_checkpoint
-from foveal.pretrain.guard import IN_A_ROW, Guard
+from foveal.pretrain.distill import Distillation
 from foveal.pretrain.launch import check_alike, joined
 from foveal.pretrain.learner import Learner, SelfDistillation
 from foveal.pretrain.loader import RawBatch, StepBatches, Waiting, check_deal, micro_batches
@@ -30,13 +30,13 @@ from foveal.pretrain.optimizer import adamw, clip_each, parameter_groups, set_ra
 from foveal.pretrain.parallel import ALONE, GradientSum, World
 from foveal.pretrain.probe import KNNProbe
 from foveal.pretrain.recipe import Normalise, Recipe, Start, build_recipe
-from foveal.pretrain.replay import write_replay
-from foveal.pretrain.run import CHECKPOINTS, LEDGER, MODEL, REPLAY, RunFolder, stored_normalise
+from foveal.pretrain.run import CHECKPOINTS, LEDGER, MODEL, STUDENTS, RunFolder, stored_normalise
 from foveal.pretrain.schedules import linear_then_constant, warmup_cosine
 from foveal.pretrain.signals import caught_signals
 from foveal.pretrain.start import StartWeights, check_start, open_start
 from foveal.pretrain.step import is_finite
 
+_MAX_SKIPPED_IN_A_ROW = 10
 _STATISTICS_IMAGES = 1000  # measured for the statistics of channels other than RGB
 
 logger = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ def pretrain(
         RunError: the run folder is another run's, or in use.
         ImageSetError: no images, more unusable ones than `max_bad_share`, or a channel without variation.
         CheckpointError: a checkpoint cannot be written (earlier ones stay) or none is intact.
-        DivergedError: steps were not finite again and again; see `foveal.pretrain.guard`.
+        DivergedError: too many steps in a row were not finite.
     """
     gpus = recipe.device != "cpu" and torch.cuda.is_available()
     if gpus and recipe.parallel.canonical:
@@ -136,12 +136,13 @@ def with_statistics(recipe: Recipe, images: ImageSet) -> Recipe:
     return recipe.model_copy(update={"normalise": normalise})
 
 
-def model_card(recipe: Recipe, *, step: int, images_hash: str) -> Card:
-    """Return the card of the model that a recipe makes after `step` steps."""
+def model_card(recipe: Recipe, *, step: int, images_hash: str, backbone: BackboneConfig | None = None) -> Card:
+    """Return the card of the model that a recipe makes after `step` steps; of another than its first, `backbone`."""
     crop = recipe.features.crop_size or recipe.views.global_size
+    backbone = backbone or recipe.backbone
     return Card(
-        name=f"{recipe.backbone.variant}/{recipe.backbone.patch_size}",
-        backbone=recipe.backbone,
+        name=f"{backbone.variant}/{backbone.patch_size}",
+        backbone=backbone,
         mean=list(recipe.channel_mean),
         std=list(recipe.channel_std),
         crop_size=crop,
@@ -171,7 +172,7 @@ class Trainer:
         self.recipe, self.folder, self.images, self.world = recipe, folder, images, world
         self.device = _device(recipe.device)
         _warn_of_emulated_bf16(recipe, self.device)
-        self.learner: Learner = SelfDistillation(recipe, device=self.device, start=start, world=world)
+        self.learner = _learner(recipe, device=self.device, start=start, world=world)
         self.gradients = GradientSum(self.learner.student.parameters(), world)
         self.optimizer = adamw(
             parameter_groups(
@@ -189,7 +190,7 @@ class Trainer:
         self.probe = KNNProbe(recipe.knn, device=self.device) if recipe.knn and world.is_main else None
         self.step = 0
         self.saved: int | None = None  # step of the newest intact checkpoint
-        self.guard = Guard()
+        self.skipped: list[int] = []
 
     def resume(self) -> None:
         """Continue from the newest intact checkpoint, if there is one."""
@@ -197,8 +198,8 @@ class Trainer:
         if found is not None:
             tensors, state = found
             self._restore(tensors)
-            self.step = self.saved = state["step"]
-            self.guard.restore(state)
+            self.step, self.skipped = state["step"], state["skipped"]
+            self.saved = self.step
             logger.info("continuing %s at step %d", self.folder.path, self.step)
         if self.world.is_main:
             self.folder.keep_metrics_before(self.step)
@@ -211,7 +212,7 @@ class Trainer:
         per_process = len(self.world.part(recipe.batch_size // recipe.micro_batch))
         saved, stopped_by = None, 0
         if self.step == 0 and self.probe:
-            self.folder.log({"step": -1, **self.probe(self.learner.result.backbone, self.card())})
+            self.folder.log({"step": -1, **self._probed(self.probe)})
         try:
             while self.step < last:
                 (stopped_by,) = self.world.agree(caught[0] if caught else 0)
@@ -239,11 +240,19 @@ class Trainer:
         """Measure kNN when it is time, write the step's metrics down when it is time, and tell the listener."""
         recipe = self.recipe
         if self.probe and (self.step % self.probe.every_steps == 0 or self.step == recipe.total_steps):
-            metrics |= self.probe(self.learner.result.backbone, self.card())
-        if logged or self.step % recipe.log_every_steps == 0 or "knn" in metrics or "skipped" in metrics:
+            metrics |= self._probed(self.probe)
+        if logged or self.step % recipe.log_every_steps == 0 or "knn" in metrics:
             self.folder.log({"step": self.step - 1, **metrics})
         if listener and self.world.is_main:
             listener(Progress(self.step, recipe.total_steps, metrics["images_per_s"], metrics))
+
+    def _probed(self, probe: KNNProbe) -> dict[str, float]:
+        """Return what the probe says of the result, and of further ones with their name behind."""
+        found = probe(self.learner.result.backbone, self.card())
+        for name, network in self.learner.others.items():
+            metrics = probe(network.backbone, self.card(network.backbone.config))
+            found |= {f"{key}_{name}": value for key, value in metrics.items()}
+        return found
 
     def train_step(self, raw: Iterable[RawBatch]) -> dict[str, float]:
         """Run one optimizer update on the micro-batches of a step; nothing changes when it is not finite."""
@@ -258,7 +267,8 @@ class Trainer:
         metrics = {name: value.item() for name, value in losses.items()}
         metrics |= {f"grad_norm_{name}": value.item() for name, value in norms.items()} | rates
         if not is_finite(losses, norms):
-            return metrics | {"skipped": 1.0} | self._skip(metrics)
+            self._skip()
+            return metrics | {"skipped": 1.0}
         set_rates(
             self.optimizer,
             lr=rates["lr"],
@@ -288,41 +298,16 @@ class Trainer:
             if failure:
                 raise ImageSetError(f"{failure}; repair the images, see {self.folder.path / LEDGER}")
 
-    def _skip(self, metrics: Mapping[str, float]) -> dict[str, float]:
-        """Forget a step that is not finite, and go back where the guard says so; return what the metrics say of it."""
+    def _skip(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         self.learner.discard()
-        if not self.guard.skip(self.step):
-            return {}
-        among = self.guard.ways_back(self.step, every_steps=self.recipe.checkpoints.every_steps)
-        found = load_newest(self.folder.path / CHECKPOINTS, among=among)
-        if found is None:
-            self._give_up(metrics)
-        tensors, state = found
-        self._restore(tensors)
-        self.guard.go_back(state["step"], step=self.step)
-        return {"went_back_to": state["step"]}
-
-    def _give_up(self, metrics: Mapping[str, float]) -> NoReturn:
-        path = self.folder.path / REPLAY / f"step_{self.step:08d}.safetensors"
-        rates = self.rates(self.step)
-        measured = {name: value for name, value in metrics.items() if name not in rates}
-        write_replay(
-            path,
-            recipe=self.recipe,
-            images=self.images,
-            learner=self.learner,
-            step=self.step,
-            rates=rates,
-            measured=measured,
-            is_main=self.world.is_main,
-        )
-        before = " again, after the run had gone back once" if self.guard.undone else ""
-        raise DivergedError(
-            f"{IN_A_ROW} steps in a row up to {self.step} were not finite{before}, and there is no other checkpoint to "
-            f"go back to. `foveal replay {path}` shows where it begins; then start again with a lower "
-            "optimizer.base_lr, or precision=fp32"
-        )
+        self.skipped.append(self.step)
+        logger.warning("step %d is not finite and was skipped (%d so far)", self.step, len(self.skipped))
+        if self.skipped[-_MAX_SKIPPED_IN_A_ROW:] == list(range(self.step - _MAX_SKIPPED_IN_A_ROW + 1, self.step + 1)):
+            raise DivergedError(
+                f"{_MAX_SKIPPED_IN_A_ROW} steps in a row up to {self.step} were not finite; the weights are those from "
+                "before them. Start again with a lower optimizer.base_lr, or precision=fp32"
+            )
 
     def rates(self, step: int) -> dict[str, float]:
         """Return every scheduled value of a step."""
@@ -348,9 +333,10 @@ class Trainer:
             ),
         }
 
-    def card(self) -> Card:
-        """Return the card of the model as it is now."""
-        return self.learner.describe(model_card(self.recipe, step=self.step, images_hash=self.images.hash))
+    def card(self, backbone: BackboneConfig | None = None) -> Card:
+        """Return the card of the model as it is now; of a further result, by its `backbone`."""
+        card = model_card(self.recipe, step=self.step, images_hash=self.images.hash, backbone=backbone)
+        return self.learner.describe(card)
 
     def save(self) -> None:
         """Write a checkpoint, unless the newest is of this very step, and then the model folder."""
@@ -362,13 +348,17 @@ class Trainer:
                 self.folder.path / CHECKPOINTS,
                 step=self.step,
                 tensors=self._tensors(),
-                state=self.guard.state(),
+                state={"skipped": self.skipped},
                 keep=self.recipe.checkpoints.keep,
             )
             self.saved = self.step
-        heads = {k: v for k, v in self.learner.result.state_dict().items() if not k.startswith("backbone.")}
+        results = {MODEL: self.learner.result}
+        results |= {f"{STUDENTS}/{name}": network for name, network in self.learner.others.items()}
         try:
-            save_model(self.folder.path / MODEL, self.learner.result.backbone, self.card(), heads=heads)
+            for place, network in results.items():
+                heads = {k: v for k, v in network.state_dict().items() if k.partition(".")[0].endswith("_head")}
+                card = self.card(network.backbone.config)
+                save_model(self.folder.path / place, network.backbone, card, heads=heads or None)
         except WeightsError as error:
             raise RunError(
                 f"{error}. The checkpoint of step {self.step} is safe: run the same command again"
@@ -385,10 +375,15 @@ class Trainer:
     def _restore(self, tensors: dict[str, dict[str, Tensor]]) -> None:
         self.learner.restore(tensors, where=str(self.folder.path / CHECKPOINTS))
         parameters = dict(self.learner.student.named_parameters())
-        self.optimizer.state.clear()  # of a step that went wrong
         for full_name, value in tensors["optimizer"].items():
             name, _, key = full_name.rpartition(".")
             self.optimizer.state[parameters[name]][key] = value.to(self.device)
+
+
+def _learner(recipe: Recipe, *, device: torch.device, start: StartWeights | None, world: World) -> Learner:
+    if recipe.distill:
+        return Distillation(recipe, device=device, start=start, world=world)
+    return SelfDistillation(recipe, device=device, start=start, world=world)
 
 
 def _device(name: str) -> torch.device:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from foveal.backbone.variants import BackboneConfig, multiple_of_patch
 from foveal.errors import RecipeError, nearest
 from foveal.images.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from foveal.pretrain.distill_settings import DistillSettings, misfit
 from foveal.pretrain.start import fill_from_start
 from foveal.pretrain.step import HeadSize, ObjectiveSettings
 from foveal.pretrain.views import ViewSettings
@@ -184,6 +185,7 @@ class Recipe(_Settings):
     checkpoints: Checkpoints = Checkpoints()
     parallel: Parallel = Parallel()
     features: Features = Features()
+    distill: DistillSettings | None = None
     knn: KNN | None = None
 
     @model_validator(mode="after")
@@ -210,15 +212,21 @@ class Recipe(_Settings):
             raise ValueError(f"masks.ratio_min={self.masks.ratio_min} is above masks.ratio_max={self.masks.ratio_max}")
         for name, steps in (
             ("optimizer.warmup_steps", self.optimizer.warmup_steps),
-            ("teacher.temperature_warmup_steps", self.teacher.temperature_warmup_steps),
+            ("teacher.temperature_warmup_steps", self.teacher.temperature_warmup_steps if self.has_heads else 0),
         ):
             if steps > self.total_steps:
                 raise ValueError(f"{name}={steps} is above total_steps={self.total_steps}; shorten it with the run")
-        if self.objective.koleo_weight and self.micro_batch == 1:
+        if self.objective.koleo_weight and self.micro_batch == 1 and self.has_heads:
             raise ValueError(
                 "objective.koleo_weight has no effect with one image a micro-batch (it needs a neighbour); "
                 "set objective.koleo_weight=0 or a larger batch"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_distill(self) -> "Recipe":
+        if problem := misfit(self):
+            raise ValueError(problem)
         return self
 
     @model_validator(mode="after")
@@ -246,6 +254,11 @@ class Recipe(_Settings):
         return self.normalise.std or _imagenet(IMAGENET_STD, self.backbone.channels)
 
     @property
+    def has_heads(self) -> bool:
+        """Whether the objective is that of heads and their prototypes."""
+        return self.distill is None or self.distill.objective != "features"
+
+    @property
     def micro_batch(self) -> int:
         """Images of one forward pass."""
         return self.micro_batch_size or self.batch_size
@@ -269,7 +282,10 @@ def recipe_names() -> list[str]:
 
 
 # Paths and names: taken from the command line as they are, so that images=2024 and images=*.tar mean what they say.
-_TEXTS = {"images", "out", "start", "start.model", "device", "knn.train", "knn.test", "backbone.variant"}
+_TEXTS = {
+    *("images", "out", "start", "start.model", "device", "knn.train", "knn.test"),
+    *("backbone.variant", "distill.teacher"),
+}
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
