@@ -24,6 +24,7 @@ def _network(variant: str = "vit_nano", *, outliers: bool = False, **changes: ob
     return network
 
 
+@torch.no_grad()
 def _plant_outliers(network: VisionTransformer) -> None:
     """Make some channels of norms and values 80 times as large, and divide the columns that read them: no change."""
     width = network.config.width
@@ -46,6 +47,11 @@ def _pictures(count: int, height: int = 56, width: int = 56, channels: int = 3) 
 @pytest.fixture(scope="session")
 def network() -> Callable[..., VisionTransformer]:
     return _network
+
+
+@pytest.fixture(scope="session")
+def plant_outliers() -> Callable[[VisionTransformer], None]:
+    return _plant_outliers
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from foveal.engine.calibrate import Calibration, calibrate, load_calibration, qu
 from foveal.engine.gate import Agreement, agreement
 from foveal.engine.linears import linears_of
 from foveal.engine.openvino_engine import OpenVINOEngine
-from foveal.engine.quantise import quantise, quantise_plainly
+from foveal.engine.quantise import mean_of_rows, quantise, quantise_plainly
 from foveal.engine.torch_engine import TorchEngine
 
 
@@ -29,6 +29,21 @@ def test_outlier_channel_costs_plain_rounding_and_not_ours() -> None:
     exact = x @ weight.T + bias
     assert _relative_error(quantise_plainly(weight, bias, x).run(x, weight), exact) > 0.1
     assert _relative_error(quantise(weight, bias, x).run(x, weight), exact) < 0.02
+
+
+def test_range_reaches_beyond_the_few_class_tokens_and_they_count_as_much_as_all_patches() -> None:
+    weight, bias = torch.eye(3), torch.zeros(3)
+    patches = 0.01 * torch.randn(500, 3, generator=torch.Generator().manual_seed(0))
+    cls = torch.tensor([[1.0, 0.5, 0.8], [0.9, 0.6, 0.7]])
+    unseen = torch.tensor([[1.4, 0.9, 0.3]])
+    found = quantise(weight, bias, torch.cat([cls, patches]), num_prefix_rows=2)
+    assert _relative_error(found.run(unseen, weight), unseen) < 0.01
+    # Without knowing them, the 2 among 500 are clipped to what suits the others.
+    blind = quantise(weight, bias, torch.cat([cls, patches]))
+    assert _relative_error(blind.run(unseen, weight), unseen) > 0.2
+    errors = torch.tensor([[4.0], [2.0], [1.0], [1.0], [1.0], [1.0]])
+    assert mean_of_rows(errors, 2).item() == 2
+    assert mean_of_rows(errors, 0).item() == pytest.approx(10 / 6)
 
 
 def test_zero_stays_zero_and_weights_keep_to_their_bits() -> None:

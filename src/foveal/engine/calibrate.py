@@ -24,7 +24,7 @@ from foveal.engine import gate
 from foveal.engine.base import Engine
 from foveal.engine.gate import Agreement
 from foveal.engine.linears import Linear, linears_of
-from foveal.engine.quantise import Quantised, quantise
+from foveal.engine.quantise import Quantised, mean_of_rows, quantise
 from foveal.files import publish_new, staging_of, write_atomically
 
 logger = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ def calibrate(
         max_integer: of the weights; see `Quantised`.
     """
     key = {**key, "limit": limit, "max_integer": max_integer}
-    key["format"] = 1  # to be raised when the search or the numbers change
+    key["format"] = 2  # to be raised when the search or the numbers change
     places = [folder / gate.digest(key) for folder in folders]
     for place in places:
         if found := load_calibration(place, key=key):
@@ -131,14 +131,16 @@ def quantise_all(
     harm: dict[str, float] = {}
     with torch.inference_mode():
         x, (group,) = backbone.embed([images], [None])
-        rows = _rows_of(group, backbone.num_prefix_tokens)
+        rows, num_prefix_rows = _rows_of(group, backbone.num_prefix_tokens)
         for number, block in enumerate(backbone.blocks):
             linears = list(linears_of(backbone, number))
             inputs, after = _inputs_of(block, linears, x, group)
             for layer, seen in zip(linears, inputs, strict=True):
-                found = quantise(layer.weight, layer.bias, seen[rows], max_integer=max_integer)
+                found = quantise(
+                    layer.weight, layer.bias, seen[rows], num_prefix_rows=num_prefix_rows, max_integer=max_integer
+                )
                 layers[layer.name] = found
-                change = _change(block, layer, found, x, group)
+                change = _change(block, layer, found, x, group, backbone.num_prefix_tokens)
                 harm[layer.name] = change / layer.weight.numel()
             x = after
     return layers, sorted(harm, key=lambda name: -harm[name])
@@ -249,12 +251,13 @@ def _too_far(measured: Agreement, limit: float) -> str:
     return f"with half of the layers in float {measured}, calibrating wants {_wanted(limit):.6f}"
 
 
-def _rows_of(group: Group, num_prefix: int) -> Tensor:
-    """Choose packed rows of a batch: all class and register tokens, and patches at even distances."""
+def _rows_of(group: Group, num_prefix: int) -> tuple[Tensor, int]:
+    """Choose packed rows of a batch: all class and register tokens first, whose number is returned, then patches."""
     rows = torch.arange(group.rows)
     is_prefix = rows % group.num_tokens < num_prefix
     patches = rows[~is_prefix]
-    return torch.cat([rows[is_prefix], patches[:: max(1, len(patches) // _MAX_ROWS)]])
+    chosen = torch.cat([rows[is_prefix], patches[:: max(1, len(patches) // _MAX_ROWS)]])
+    return chosen, int(is_prefix.sum())
 
 
 def _inputs_of(block: nn.Module, linears: Sequence[Linear], x: Tensor, group: Group) -> tuple[list[Tensor], Tensor]:
@@ -269,8 +272,11 @@ def _inputs_of(block: nn.Module, linears: Sequence[Linear], x: Tensor, group: Gr
     return inputs, after
 
 
-def _change(block: nn.Module, layer: Linear, found: Quantised, x: Tensor, group: Group) -> float:
-    """Return the mean over tokens of |change|^2 / |token|^2 that rounding one layer makes at the end of its block."""
+def _change(block: nn.Module, layer: Linear, found: Quantised, x: Tensor, group: Group, num_prefix: int) -> float:
+    """Return the mean over tokens of |change|^2 / |token|^2 that rounding one layer makes at the end of its block.
+
+    Class and register tokens together count as much as all patches.
+    """
     few = Group(min(group.num_images, _NUM_HARM_IMAGES), group.num_tokens)
     x = x[: few.rows]
     exact = block(x, [few])
@@ -286,7 +292,8 @@ def _change(block: nn.Module, layer: Linear, found: Quantised, x: Tensor, group:
         changed = block(x, [few])
     finally:
         hook.remove()
-    return float(((changed - exact).square().sum(1) / exact.square().sum(1).clamp(min=1e-12)).mean())
+    change = (changed - exact).square().sum(1) / exact.square().sum(1).clamp(min=1e-12)
+    return float(mean_of_rows(change.view(few.num_images, few.num_tokens).T, num_prefix).mean())
 
 
 def _tensors(layers: Mapping[str, Quantised]) -> dict[str, Tensor]:
