@@ -18,6 +18,7 @@ from foveal.errors import FovealError, nearest
 VERBS = (
     "demo",
     "pretrain",
+    "replay",
     "models",
     "download",
     "doctor",

@@ -86,15 +86,18 @@ def check_checkpoint(path: Path) -> str | None:
     return None
 
 
-def load_newest(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
+def load_newest(
+    folder: Path, *, among: range | None = None
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
     """Read the newest intact checkpoint: (tensors by file stem and name, state); None when the run has none yet.
 
-    A damaged newest checkpoint is named in a warning and the one before it is used.
+    A damaged newest checkpoint is named in a warning and the one before it is used. `among` leaves those of other
+    steps out.
 
     Raises:
         CheckpointError: there are checkpoints and none is intact.
     """
-    found = list_checkpoints(folder)
+    found = [p for p in list_checkpoints(folder) if among is None or int(p.name.removeprefix(_PREFIX)) in among]
     problems = []
     for path in reversed(found):
         problem = check_checkpoint(path)

@@ -37,7 +37,7 @@ class RawBatch(NamedTuple):
     global_crops: (2 B, S, S, C) uint8 or uint16, first crops of all images, then second; local_crops: (V B, s, s, C),
     crop after crop; masks: (2 B, P) bool; bad: the images that were replaced; failure: where no image was left to
     replace one, the reason, and then there are no crops. It is a value, because an exception that crosses a process
-    border brings its traceback along in its message.
+    border brings its traceback along in its message. numbers: of the images shown, in the set.
     """
 
     global_crops: Tensor
@@ -45,6 +45,7 @@ class RawBatch(NamedTuple):
     masks: Tensor
     bad: list[BadImage]
     failure: str = ""
+    numbers: Sequence[int] = ()
 
 
 class MicroBatches(Dataset[RawBatch]):
@@ -65,12 +66,14 @@ class MicroBatches(Dataset[RawBatch]):
         )
         views: list[Views] = []
         bad: list[BadImage] = []
+        numbers: list[int] = []
         for epoch, index in zip(epochs.tolist(), indices.tolist(), strict=True):
             found = self._sample(epoch, index, bad)
             if found is None:
                 none = torch.empty(0)
                 return RawBatch(none, none, none, bad, failure=f"no usable image found, the last: {bad[-1].message}")
-            views.append(found)
+            numbers.append(found[0])
+            views.append(found[1])
         step, group = divmod(number, recipe.batch_size // recipe.micro_batch)
         grid = recipe.views.global_size // recipe.backbone.patch_size
         masks = make_masks(
@@ -89,10 +92,11 @@ class MicroBatches(Dataset[RawBatch]):
             _crop_major([view.local_crops for view in views]),
             torch.from_numpy(masks),
             bad,
+            numbers=numbers,
         )
 
-    def _sample(self, epoch: int, index: int, bad: list[BadImage]) -> Views | None:
-        """Return the views of one slot, or None when it cannot be filled; add unreadable images to `bad`."""
+    def _sample(self, epoch: int, index: int, bad: list[BadImage]) -> tuple[int, Views] | None:
+        """Return the image of one slot and its views, None when it cannot be filled; add unreadable ones to `bad`."""
         seed, num_images = self.recipe.seed, len(self.images)
         for attempt in range(min(_MAX_ATTEMPTS, num_images)):
             chosen = (
@@ -100,7 +104,7 @@ class MicroBatches(Dataset[RawBatch]):
             )
             try:
                 image = self.images.decode(chosen, channels=self.recipe.backbone.channels)
-                return make_views(image, settings=self.recipe.views, seed=seed, epoch=epoch, index=chosen)
+                return chosen, make_views(image, settings=self.recipe.views, seed=seed, epoch=epoch, index=chosen)
             except BadImageError as error:
                 bad.append(BadImage(chosen, error.reason, str(error)))
         return None

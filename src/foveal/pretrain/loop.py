@@ -2,10 +2,11 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from foveal.images.statistics import channel_statistics
 from foveal.pretrain.autopilot import with_hardware
 from foveal.pretrain.checkpoint import load_newest, save_checkpoint
 from foveal.pretrain.distill import Distillation
+from foveal.pretrain.guard import IN_A_ROW, Guard
 from foveal.pretrain.launch import check_alike, joined
 from foveal.pretrain.learner import Learner, SelfDistillation
 from foveal.pretrain.loader import RawBatch, StepBatches, Waiting, check_deal, micro_batches
@@ -30,13 +32,13 @@ from foveal.pretrain.optimizer import adamw, clip_each, parameter_groups, set_ra
 from foveal.pretrain.parallel import ALONE, GradientSum, World
 from foveal.pretrain.probe import KNNProbe
 from foveal.pretrain.recipe import Normalise, Recipe, Start, build_recipe
-from foveal.pretrain.run import CHECKPOINTS, LEDGER, MODEL, STUDENTS, RunFolder, stored_normalise
+from foveal.pretrain.replay import write_replay
+from foveal.pretrain.run import CHECKPOINTS, LEDGER, MODEL, REPLAY, STUDENTS, RunFolder, stored_normalise
 from foveal.pretrain.schedules import linear_then_constant, warmup_cosine
 from foveal.pretrain.signals import caught_signals
 from foveal.pretrain.start import StartWeights, check_start, open_start
 from foveal.pretrain.step import is_finite
 
-_MAX_SKIPPED_IN_A_ROW = 10
 _STATISTICS_IMAGES = 1000  # measured for the statistics of channels other than RGB
 
 logger = logging.getLogger(__name__)
@@ -79,7 +81,7 @@ def pretrain(
         RunError: the run folder is another run's, or in use.
         ImageSetError: no images, more unusable ones than `max_bad_share`, or a channel without variation.
         CheckpointError: a checkpoint cannot be written (earlier ones stay) or none is intact.
-        DivergedError: too many steps in a row were not finite.
+        DivergedError: steps were not finite again and again; see `foveal.pretrain.guard`.
     """
     gpus = recipe.device != "cpu" and torch.cuda.is_available()
     if gpus and recipe.parallel.canonical:
@@ -190,7 +192,7 @@ class Trainer:
         self.probe = KNNProbe(recipe.knn, device=self.device) if recipe.knn and world.is_main else None
         self.step = 0
         self.saved: int | None = None  # step of the newest intact checkpoint
-        self.skipped: list[int] = []
+        self.guard = Guard()
 
     def resume(self) -> None:
         """Continue from the newest intact checkpoint, if there is one."""
@@ -198,8 +200,8 @@ class Trainer:
         if found is not None:
             tensors, state = found
             self._restore(tensors)
-            self.step, self.skipped = state["step"], state["skipped"]
-            self.saved = self.step
+            self.step = self.saved = state["step"]
+            self.guard.restore(state)
             logger.info("continuing %s at step %d", self.folder.path, self.step)
         if self.world.is_main:
             self.folder.keep_metrics_before(self.step)
@@ -241,7 +243,7 @@ class Trainer:
         recipe = self.recipe
         if self.probe and (self.step % self.probe.every_steps == 0 or self.step == recipe.total_steps):
             metrics |= self._probed(self.probe)
-        if logged or self.step % recipe.log_every_steps == 0 or "knn" in metrics:
+        if logged or self.step % recipe.log_every_steps == 0 or "knn" in metrics or "skipped" in metrics:
             self.folder.log({"step": self.step - 1, **metrics})
         if listener and self.world.is_main:
             listener(Progress(self.step, recipe.total_steps, metrics["images_per_s"], metrics))
@@ -267,8 +269,7 @@ class Trainer:
         metrics = {name: value.item() for name, value in losses.items()}
         metrics |= {f"grad_norm_{name}": value.item() for name, value in norms.items()} | rates
         if not is_finite(losses, norms):
-            self._skip()
-            return metrics | {"skipped": 1.0}
+            return metrics | {"skipped": 1.0} | self._skip(metrics)
         set_rates(
             self.optimizer,
             lr=rates["lr"],
@@ -298,16 +299,41 @@ class Trainer:
             if failure:
                 raise ImageSetError(f"{failure}; repair the images, see {self.folder.path / LEDGER}")
 
-    def _skip(self) -> None:
+    def _skip(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Forget a step that is not finite, and go back where the guard says so; return what the metrics say of it."""
         self.optimizer.zero_grad(set_to_none=True)
         self.learner.discard()
-        self.skipped.append(self.step)
-        logger.warning("step %d is not finite and was skipped (%d so far)", self.step, len(self.skipped))
-        if self.skipped[-_MAX_SKIPPED_IN_A_ROW:] == list(range(self.step - _MAX_SKIPPED_IN_A_ROW + 1, self.step + 1)):
-            raise DivergedError(
-                f"{_MAX_SKIPPED_IN_A_ROW} steps in a row up to {self.step} were not finite; the weights are those from "
-                "before them. Start again with a lower optimizer.base_lr, or precision=fp32"
-            )
+        if not self.guard.skip(self.step):
+            return {}
+        among = self.guard.ways_back(self.step, every_steps=self.recipe.checkpoints.every_steps)
+        found = load_newest(self.folder.path / CHECKPOINTS, among=among)
+        if found is None:
+            self._give_up(metrics)
+        tensors, state = found
+        self._restore(tensors)
+        self.guard.go_back(state["step"], step=self.step)
+        return {"went_back_to": state["step"]}
+
+    def _give_up(self, metrics: Mapping[str, float]) -> NoReturn:
+        path = self.folder.path / REPLAY / f"step_{self.step:08d}.safetensors"
+        rates = self.rates(self.step)
+        measured = {name: value for name, value in metrics.items() if name not in rates}
+        write_replay(
+            path,
+            recipe=self.recipe,
+            images=self.images,
+            learner=self.learner,
+            step=self.step,
+            rates=rates,
+            measured=measured,
+            is_main=self.world.is_main,
+        )
+        before = " again, after the run had gone back once" if self.guard.undone else ""
+        raise DivergedError(
+            f"{IN_A_ROW} steps in a row up to {self.step} were not finite{before}, and there is no other checkpoint to "
+            f"go back to. `foveal replay {path}` shows where it begins; then start again with a lower "
+            "optimizer.base_lr, or precision=fp32"
+        )
 
     def rates(self, step: int) -> dict[str, float]:
         """Return every scheduled value of a step."""
@@ -348,7 +374,7 @@ class Trainer:
                 self.folder.path / CHECKPOINTS,
                 step=self.step,
                 tensors=self._tensors(),
-                state={"skipped": self.skipped},
+                state=self.guard.state(),
                 keep=self.recipe.checkpoints.keep,
             )
             self.saved = self.step
@@ -375,6 +401,7 @@ class Trainer:
     def _restore(self, tensors: dict[str, dict[str, Tensor]]) -> None:
         self.learner.restore(tensors, where=str(self.folder.path / CHECKPOINTS))
         parameters = dict(self.learner.student.named_parameters())
+        self.optimizer.state.clear()  # of a step that went wrong
         for full_name, value in tensors["optimizer"].items():
             name, _, key = full_name.rpartition(".")
             self.optimizer.state[parameters[name]][key] = value.to(self.device)

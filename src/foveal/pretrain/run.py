@@ -16,6 +16,7 @@ from foveal.files import write_atomically
 from foveal.pretrain.recipe import Normalise, Recipe, dump_recipe
 
 RECIPE, METRICS, LEDGER, CHECKPOINTS, MODEL = "recipe.yaml", "metrics.jsonl", "bad_images.jsonl", "checkpoints", "model"
+REPLAY = "replay"
 # Metrics that measure time: the others are functions of the recipe, its images and the step.
 TIMINGS = frozenset({"images_per_s", "data_wait"})
 STUDENTS = "students"  # model folders of a distillation's further students
