@@ -19,7 +19,7 @@ def test_search_prints_a_line_a_neighbour_and_writes_what_is_asked_for(
 ) -> None:
     query = str(photos / "cat" / "5.png")
     files = ["--png", str(tmp_path / "x.png"), "--html", str(tmp_path / "x.html"), "--json", str(tmp_path / "x.json")]
-    assert main(["search", str(store), query, "row:2", "-k", "3", "--model", str(model_folder), *files]) == 0
+    assert main(["search", str(store), query, "row:2", "-k", "3", *files]) == 0
     out, err = capsys.readouterr()
     lines = [line.split("\t") for line in out.splitlines()]
     assert [line[:2] for line in lines] == [[name, str(rank)] for name in (query, "row:2") for rank in (1, 2, 3)]
@@ -42,11 +42,13 @@ def test_search_prints_a_line_a_neighbour_and_writes_what_is_asked_for(
         (["row:1", "--png", "x.jpg"], "--png x.jpg: choose a name that ends in .png"),
         (["row:1", "-k", "24"], "choose 1 to 23"),
         (["row:1", "-k", "0"], "Invalid value for '--k'"),
-        (["nothing.png"], "needs the model of"),
-        (["row:1", "--precision", "fp8"], "precision 'fp8' is not known"),
+        (["nothing.png"], "nothing.png does not exist; give an image file, or row:NUMBER or uri:NAME"),
+        (["row:1", "--ann", "--device", "cuda"], "--device is of an exact search and has no effect beside --ann"),
+        (["row:1", "--index", "no/where"], "there is no index no/where"),
+        (["row:1", "--precision", "fp8"], "'fp8' is not one of 'fp32', 'bf16'; did you mean 'fp32'?"),
         (["row:1", "--device", "gpu"], "device 'gpu' is not known; choose cpu, cuda, mps; did you mean 'cuda'?"),
         (["row:1", "--device", "tpu"], "device 'tpu' is not known; choose cpu, cuda, mps; did you mean 'cpu'?"),
-        (["row:1", "--ann"], "is not an index"),
+        (["row:1", "--ann"], "there is no index"),
         ([], "Missing argument"),
     ],
 )

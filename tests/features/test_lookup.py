@@ -89,19 +89,18 @@ def test_k_beyond_the_store_and_other_mistakes_are_named(small: tuple[FeatureSto
     search = {"name": "cls.layer1"}
     for queries, options, message in [
         ([picture], {"k": 151, "model": model}, "k=151 neighbours in a store of 150 rows; choose 1 to 150"),
-        (
-            [picture],
-            {},
-            r"a picture as a query needs the model of .*store, tiny0 \(sha256 \w{12}\); give it by --model",
-        ),
         (["row:150"], {}, "row:150: .* has the rows 0 to 149"),
         (["row:-1"], {}, "row:-1: .* has the rows 0 to 149"),
         (["uri:x.png"], {}, "uri:x.png is not in .*; its uris look like '000.png'"),
         ([], {}, "no queries; give pictures"),
+        (["nothing.png"], {}, "nothing.png does not exist; give an image file, or row:NUMBER or uri:NAME$"),
+        (["ur:000.png"], {}, "ur:000.png does not exist; .*; did you mean 'uri:'"),
+        ([picture], {"device": "tpu"}, "device 'tpu' is not known; choose cpu, cuda"),
+        ([picture], {"method": "ann", "index": "nowhere"}, "there is no index nowhere; build one with foveal index"),
         (["row:1"], {"name": "patches.layer1"}, "token 'patches.layer1' cannot be searched .* cls.layer0, cls.layer1"),
         (["row:1"], {"name": None}, "name a token with one vector an image by --token"),
         (["row:1"], {"method": "fast"}, "method='fast' is not known; choose auto, exact, ann"),
-        (["row:1"], {"method": "ann"}, "is not an index"),
+        (["row:1"], {"method": "ann"}, "there is no index .*store.cls.layer1.index"),
     ]:
         with pytest.raises(FovealError, match=message):
             search_store(store, queries, **{**search, **options})

@@ -5,11 +5,12 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from foveal.cli.terminal import check_file_target, write_file
+from foveal.cli.loading import NumHeadsOption
+from foveal.cli.terminal import check_file_target, typed_options, write_file
 from foveal.errors import FovealError
 
 if TYPE_CHECKING:
@@ -17,15 +18,21 @@ if TYPE_CHECKING:
 
 
 def search(
+    context: typer.Context,
     store: Annotated[Path, typer.Argument(help="Feature store.", exists=True, file_okay=False)],
     queries: Annotated[list[str], typer.Argument(help="Image files, or images of the store: row:12, uri:cats/7.jpg.")],
-    model: Annotated[str | None, typer.Option(help="The model of the store, for image files.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Where the model of the store lies now, for image files.  [default: as then]")
+    ] = None,
+    num_heads: NumHeadsOption = None,
     k: Annotated[int, typer.Option("--k", "-k", help="Neighbours of each query.", min=1)] = 10,
     exact: Annotated[bool, typer.Option("--exact", help="Compare every row.  [default to a million rows]")] = False,
     ann: Annotated[bool, typer.Option("--ann", help="Use the index.  [default beyond, where there is one]")] = False,
     index: Annotated[Path | None, typer.Option(help="Index folder, where it is not beside the store.")] = None,
     token: Annotated[str | None, typer.Option(help="Which vectors: cls, mean, cls.layer5.  [default: cls]")] = None,
-    precision: Annotated[str, typer.Option(help="fp32 or bf16: time of an exact search, not its answer.")] = "fp32",
+    precision: Annotated[
+        Literal["fp32", "bf16"], typer.Option(help="Time of an exact search, not its answer.")
+    ] = "fp32",
     device: Annotated[str, typer.Option(help="Of an exact search: cpu or cuda.")] = "cpu",
     png: Annotated[Path | None, typer.Option(help="Also draw the pictures here.")] = None,
     html: Annotated[Path | None, typer.Option(help="Also write a page with the pictures here.")] = None,
@@ -34,10 +41,13 @@ def search(
     """Find the most similar images of a store, with their cosine; exactly, or by an index."""
     if exact and (ann or index is not None):
         raise FovealError("--exact and the index exclude each other; leave one of them out")
+    if ann or index is not None:
+        for name in ("--precision", "--device"):
+            if name in typed_options(context):
+                raise FovealError(f"{name} is of an exact search and has no effect beside --ann; leave one of them out")
     for path in (png, html, json_path):
         if path is not None:
             check_file_target(path)
-    import foveal
     from foveal.features.gallery import gallery, page, query_title, sheet
     from foveal.features.lookup import search_store
     from foveal.features.store import FeatureStore
@@ -48,12 +58,13 @@ def search(
     result = search_store(
         opened,
         queries,
-        model=None if model is None else foveal.load(model),
+        model=model,
+        num_heads=num_heads,
         k=k,
         name=token,
         method="exact" if exact else "ann" if ann or index is not None else "auto",
         index=index,
-        precision=precision,  # type: ignore[arg-type]  # checked by search_exact
+        precision=precision,
         device=device,
     )
     typer.echo(result.how, err=True)

@@ -3,12 +3,14 @@
 Shapes: B images, D width, R registers, C channels, H W pixels; grid_h x grid_w patches.
 """
 
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,11 +67,13 @@ class Model:
     Args:
         engine: runs the backbone.
         card: channel statistics and default sizes.
+        origin: the arguments of `load` with which it can be opened again, where it came from there.
     """
 
-    def __init__(self, engine: Engine, card: Card) -> None:
+    def __init__(self, engine: Engine, card: Card, *, origin: dict[str, Any] | None = None) -> None:
         self.engine = engine
         self.card = card
+        self.origin = origin
 
     @cached_property
     def identity(self) -> str:
@@ -115,7 +119,7 @@ class Model:
 
         def seen() -> Iterator[Tensor]:
             first.extend(preprocess(picture) for picture in pictures[:NUM_IMAGES])
-            yield from _batches_of(first)
+            yield from batches_of(first)
 
         engine = self.engine.settle(seen())
         batches = [
@@ -280,10 +284,12 @@ def load(
         'Apache-2.0'
     """
     where = check_options(engine=engine, precision=precision, fast=fast, device=device)
+    origin = {"model": os.path.abspath(model) if os.path.exists(model) else str(model), "num_heads": num_heads}
     if is_foreign(model):
         if engine == "openvino" or fast or num_heads is not None:
             raise FovealError(f"{model} runs as its own library runs it; leave engine, fast and num_heads out")
-        return Model(*load_foreign(str(model), precision=precision or "fp32", device=where))
+        found = load_foreign(str(model), precision=precision or "fp32", device=where)
+        return Model(*found, origin=origin)
     check_prefix(model)
     backbone, card = open_backbone(model, num_heads=num_heads)
     chosen = open_engine(
@@ -294,10 +300,10 @@ def load(
         device=where,
         image_size=card.crop_size,
     )
-    return Model(chosen, card)
+    return Model(chosen, card, origin=origin)
 
 
-def _batches_of(arrays: Sequence[np.ndarray]) -> Iterator[Tensor]:
+def batches_of(arrays: Sequence[np.ndarray]) -> Iterator[Tensor]:
     """Yield prepared images (C, H, W) as batches, those of equal size together."""
     by_shape: dict[tuple[int, ...], list[np.ndarray]] = defaultdict(list)
     for array in arrays:
@@ -319,7 +325,7 @@ def _first_batches(images: ImageSet, preprocess: Preprocess) -> Iterator[Tensor]
             break
     if not arrays:
         raise ImageSetError(f"none of the {len(images)} images can be read ({listed(bad)}); check the source")
-    yield from _batches_of(arrays)
+    yield from batches_of(arrays)
 
 
 def list_of(images: ImageLike | Iterable[ImageLike]) -> list[ImageLike]:

@@ -290,7 +290,7 @@ def _new_card(model: Model, images: ImageSet, settings: StoreSettings) -> StoreC
     stamp = make_stamp(model, settings)
     image_set = {"hash": images.hash, "num_images": len(images), "root": str(images.root)}
     grid = _first_grid(images, model.preprocessing(size=settings.size, fit=settings.fit))
-    return StoreCard(stamp, image_set, _shapes(model, settings, grid))
+    return StoreCard(stamp, image_set, _shapes(model, settings, grid), model.origin)
 
 
 def _shapes(model: Model, settings: StoreSettings, grid: tuple[int, int]) -> dict[str, tuple[int, ...]]:

@@ -177,6 +177,8 @@ def check_target(folder: str | Path) -> Path:
 
 def read_card(folder: Path) -> dict[str, Any]:
     """Read the card of an index folder; FovealError when it is none, or of another version."""
+    if not folder.exists():
+        raise FovealError(f"there is no index {folder}; build one with foveal index, or search exactly")
     try:
         card = json.loads((folder / CARD).read_text())
         kind, version, _ = card["kind"], card["version"], (card["identity"], card["sha256"][FILE], card["parameters"])

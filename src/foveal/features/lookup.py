@@ -17,10 +17,13 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
+from foveal.engine.base import Engine
+from foveal.engine.device import open_device
 from foveal.errors import BadImageError, FovealError, nearest
 from foveal.features.database import Database
 from foveal.features.extract import Model
 from foveal.features.index import Index
+from foveal.features.origin import check_model, open_store_model, store_engine
 from foveal.features.search import Neighbours, SearchPrecision, search_exact, without_self
 from foveal.features.store import FeatureStore, read_done
 from foveal.features.tokens import encode_arrays
@@ -56,7 +59,8 @@ def search_store(
     store: FeatureStore,
     queries: Sequence[ImageLike],
     *,
-    model: Model | None = None,
+    model: Model | str | Path | None = None,
+    num_heads: int | None = None,
     k: int = 10,
     name: str | None = None,
     method: Method = "auto",
@@ -70,7 +74,9 @@ def search_store(
         store: an open store.
         queries: pictures (paths, Pillow images, arrays), or rows of the store as "row:12" or "uri:cats/7.jpg"; a row is
             not among its own neighbours. A file of such a name is meant by "./row:12".
-        model: the model of the store's stamp; needed for pictures.
+        model: the model of the store, or where it lies, for pictures; None is where it lay when the store was made. It
+            runs on the engine that the store was made with, where this computer has that, else with a warning.
+        num_heads: attention heads, where a place is given and its files do not tell.
         k: neighbours of each query.
         name: which array of the store to search, one vector an image. None takes "cls", or the only one that there is.
         method: "exact"; "ann", by the index; "auto", exact up to a million rows, beyond by the index where there is one
@@ -93,15 +99,19 @@ def search_store(
         raise FovealError(f"method='{method}' is not known; choose {', '.join(get_args(Method))}")
     if not queries:
         raise FovealError("no queries; give pictures, or rows of the store such as row:0")
+    open_device(device)
     name = vector_name(store, name)
     numbers = torch.tensor([row_number(store, query) for query in queries])
     own = bool((numbers >= 0).any())
     if not 1 <= k <= len(store) - own:
         itself = ", a row not counted among its own neighbours" if own else ""
         raise FovealError(f"k={k} neighbours in a store of {len(store)} rows{itself}; choose 1 to {len(store) - own}")
-    features = _query_features(store, name, queries, numbers, model)
-    database = database_of(store, name)
     chosen, how = _choose(store, name, method, index_folder(store, name) if index is None else Path(index))
+    opened: Model | None = None
+    if bool((numbers < 0).any()):
+        opened = model if isinstance(model, Model) else open_store_model(store, model, num_heads=num_heads)
+    features = _query_features(store, name, queries, numbers, opened)
+    database = database_of(store, name)
     if chosen is None:
         found = search_exact(features, database, k=k + own, precision=precision, device=device)
     else:
@@ -189,8 +199,11 @@ def _choose(store: FeatureStore, name: str, method: Method, folder: Path) -> tup
 
 
 def row_number(store: FeatureStore, query: ImageLike) -> int:
-    """Return the row that a query names, or -1 for a picture."""
+    """Return the row that a query names, or -1 for a picture; FovealError for what is neither."""
     if not isinstance(query, str) or not query.startswith((ROW, URI)):
+        if isinstance(query, str | Path) and not Path(query).exists():
+            near = nearest(str(query).partition(":")[0] + ":", (ROW, URI)) if ":" in str(query) else ""
+            raise FovealError(f"{query} does not exist; give an image file, or row:NUMBER or uri:NAME{near}")
         return -1
     value = query[len(ROW) :]
     if query.startswith(ROW):
@@ -211,33 +224,22 @@ def _query_features(
     known = numbers >= 0
     features[known] = torch.from_numpy(store.read(name, numbers[known].numpy()))
     pictures = [query for query, number in zip(queries, numbers.tolist(), strict=True) if number < 0]
-    if pictures:
+    if pictures and model is not None:
         features[~known] = _encode(store, name, pictures, model)
     return features
 
 
-def _encode(store: FeatureStore, name: str, pictures: Sequence[ImageLike], model: Model | None) -> Tensor:
-    wanted = store.stamp["model"]
-    if model is None:
-        raise FovealError(
-            f"a picture as a query needs the model of {store.path}, {_described(wanted)}; give it by --model, or "
-            "search for rows of the store"
-        )
-    given = {"name": model.card.name, "sha256": model.identity}
-    if given["sha256"] != wanted["sha256"]:
-        raise FovealError(
-            f"{store.path} holds features of the model {_described(wanted)}, and this is {_described(given)}; "
-            "search with the store's model, or extract a store with this one"
-        )
+def _encode(store: FeatureStore, name: str, pictures: Sequence[ImageLike], model: Model) -> Tensor:
+    check_model(store, model)
     preprocess = Preprocess.from_stamp(store.stamp["preprocessing"])
     token, _, layer = name.partition(".layer")
     parts = []
+    engine: Engine | None = None
     for start in range(0, len(pictures), store.stamp["batch_size"]):
         arrays = [_prepared(preprocess, picture) for picture in pictures[start : start + store.stamp["batch_size"]]]
+        engine = engine or store_engine(store, model, arrays)
         layers = [int(layer)] if layer else None
-        found = encode_arrays(
-            model.engine, arrays, tokens=[token], layers=layers, patch_size=model.card.backbone.patch_size
-        )
+        found = encode_arrays(engine, arrays, tokens=[token], layers=layers, patch_size=model.card.backbone.patch_size)
         parts.append(found[name])
     return torch.cat(parts)
 
@@ -248,10 +250,6 @@ def _prepared(preprocess: Preprocess, picture: ImageLike) -> np.ndarray:
     except BadImageError as error:
         name = picture if isinstance(picture, str | Path) else "a query"
         raise BadImageError(error.reason, str(error) if str(name) in str(error) else f"{name}: {error}") from error
-
-
-def _described(model: dict[str, Any]) -> str:
-    return f"{model['name']} (sha256 {str(model['sha256'])[:12]})"
 
 
 def _uris(store: FeatureStore, found: Neighbours) -> list[list[str]]:

@@ -63,11 +63,13 @@ class StoreCard:
         stamp: see `foveal.features.stamp`.
         image_set: hash, num_images and root of the set.
         shapes: of each array, for one image, without PCA's reduction left out: as stored.
+        origin: the arguments of `foveal.load` that open its model, where that is known; not part of the stamp.
     """
 
     stamp: dict[str, Any]
     image_set: dict[str, Any]
     shapes: dict[str, tuple[int, ...]]
+    origin: dict[str, Any] | None = None
 
     @property
     def dtype(self) -> Dtype:
@@ -121,7 +123,7 @@ def read_card(store: Path) -> StoreCard:
         shapes = {name: tuple(shape) for name, shape in found["shapes"].items()}
         if wrong := [name for name in shapes if not _NAME.fullmatch(name)]:
             raise FovealError(f"{path} names an array {wrong[0]!r}, which no store has; extract into a new store")
-        return StoreCard(found["stamp"], found["image_set"], shapes)
+        return StoreCard(found["stamp"], found["image_set"], shapes, found.get("origin"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise FovealError(
             f"{path} cannot be understood ({error!r}); restore it, or extract into a new store"
