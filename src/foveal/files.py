@@ -25,10 +25,9 @@ def write_atomically(path: Path, data: str | bytes, *, staging: Path | None = No
         staging.write_bytes(data.encode() if isinstance(data, str) else data)
         sync(staging)
         staging.replace(path)
-    except OSError:
+    finally:  # also when a signal ends the process; after the rename there is nothing to remove
         with suppress(OSError):
             staging.unlink()
-        raise
 
 
 def write_new(path: Path, data: str) -> bool:

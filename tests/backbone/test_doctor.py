@@ -161,7 +161,7 @@ def test_the_expected_network_passes(random_network: Network, tmp_path: Path) ->
         (b"GGUF" + bytes(40), "is a GGUF file"),
         ((500).to_bytes(8, "little") + b'{"a":', "is cut short: its header alone has 500 bytes, the file 13"),
         ((5).to_bytes(8, "little") + b'{"a":' + bytes(9), "cannot be read"),
-        (b"just some words", r"is no file of weights that is known here \(it begins with b'just som'"),
+        (b"just some words", r"is no file of weights that is known here \(it is text and begins with b'just som'"),
     ],
 )
 def test_files_that_are_no_weights_are_named(tmp_path: Path, content: bytes, message: str) -> None:

@@ -30,7 +30,14 @@ def test_doctor_describes_a_good_file(model_folder: Path, capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["doctor", "nowhere.pth"], "error: nowhere.pth does not exist; give a file of weights"),
+        (["doctor", "nowhere.pth"], "error: nowhere.pth does not exist, and is no known checkpoint"),
+        (["doctor", "dinov2_vitz14"], "no known checkpoint; did you mean 'dinov2_vit"),
+        (["doctor", "dinov2_vits14"], "is a known checkpoint and not in the cache; foveal models dinov2_vits14 says"),
+        (["doctor", "photos"], "photos is not a model folder: it has no model.json, nor a file of weights"),
+        (
+            ["doctor", "train.py"],
+            "train.py is no file of weights that is known here (it is text and begins with b'import",
+        ),
         (["doctor", "web.pth"], "error: web.pth is a web page"),
         (["doctor", "model", "--expect", "vits14_reg4"], "num_registers is 0 instead of 4"),
         (["doctor", "model", "--num-heads", "16"], "num_heads=16, and the card of model says 3"),
@@ -41,14 +48,15 @@ def test_doctor_describes_a_good_file(model_folder: Path, capsys: pytest.Capture
     ],
 )
 def test_what_does_not_work_is_explained(
-    model_folder: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str,
+    home: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.chdir(model_folder.parent)
     Path("photos").mkdir()
     Path("web.pth").write_text("<!doctype html>")
+    Path("train.py").write_text("import torch\n")
     assert main(arguments) == 2
     captured = capsys.readouterr()
     assert message in captured.err
     assert captured.out == ""
-    assert sorted(path.name for path in Path().iterdir()) == ["model", "photos", "web.pth"]
+    assert sorted(path.name for path in Path().iterdir()) == ["model", "photos", "train.py", "web.pth"]

@@ -147,6 +147,28 @@ def test_extract_refuses_what_is_no_store_and_what_is_no_source(
     assert "no/where does not exist" in capsys.readouterr().err
 
 
+def test_store_inside_the_folder_of_images_is_refused(
+    command: list[str], photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(photos)
+    for images, out in ((".", "features"), (str(photos), "cat/features")):
+        assert main(["extract", images, *command[2:-1], out]) == 2
+        said = capsys.readouterr().err
+        assert f"--out {out} lies inside {images}" in said
+        assert f"choose another place: {photos.parent / 'features'}" in said
+        assert not Path(out).exists()
+
+
+def test_one_image_file_is_a_set_of_one(command: list[str], photos: Path, tmp_path: Path) -> None:
+    assert main(["extract", str(photos / "cat" / "5.png"), *command[2:]]) == 0
+    assert FeatureStore.open(tmp_path / "store").rows.column("uri").to_pylist() == ["5.png"]
+
+
+def test_pattern_that_matches_nothing_says_so(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["extract", "no/*.tar", *command[2:]]) == 2
+    assert "the pattern no/*.tar matches no file; check its folder and its ending" in capsys.readouterr().err
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
@@ -207,12 +229,15 @@ def test_store_after_kills_equals_the_uninterrupted_one(photos: Path, model_fold
         assert before.items() <= killed.finished().items()  # finished shards are not redone
         before = killed.finished()
         assert 0 < len(before) < NUM_SHARDS
-    code, errors = killed.interrupt(signal.SIGINT, reached, 0.0)
-    assert code == 130, errors
-    assert "run the same command again to continue" in errors
-    assert "Traceback" not in errors
-    assert before.items() <= killed.finished().items()
-    before = killed.finished()
+    for sent, expected, said in ((signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")):
+        code, errors = killed.interrupt(sent, reached, 0.0)
+        assert code == expected, errors
+        assert "run the same command again to continue" in errors
+        assert errors.splitlines()[-1] == said
+        assert "Traceback" not in errors
+        assert not killed.staged()  # what was being written is gone
+        assert before.items() <= killed.finished().items()
+        before = killed.finished()
     for run in (killed, whole):
         assert main(run.arguments) == 0
     assert before.items() <= killed.finished().items()

@@ -109,6 +109,7 @@ def test_similar_lists_the_best_place_of_each_other_picture(
     [
         (["--out", "x.tiff"], "cannot write '.tiff'; choose a name with .png"),
         (["--out", "no/where/x.png"], "no/where does not exist"),
+        (["--out", "run"], "run is a folder; give the name of a file"),
         (["--fit", "rezise"], "'rezise' is not one of 'crop', 'resize', 'pad'; did you mean 'resize'?; see foveal"),
         (["--size", "1000000"], "size 1000000 makes 20,408"),
         (["--num-heads", "16"], "num_heads=16, and the card of"),
@@ -149,7 +150,7 @@ def test_what_cannot_be_drawn_is_explained(
         (["similar", "{cat}", "--point", "43,0"], "43,0 is outside the picture of 43 x 31 pixels; choose X in 0..42"),
         (["similar", "{cat}", "--point", "-1,0"], "-1,0 is outside the picture"),
         (["similar", "{cat}", "--point", "1,1", "--fit", "crop"], "is cut away before the model sees it"),
-        (["pca", "{folder}/*.jpg"], "*.jpg, which does not exist"),
+        (["pca", "{folder}/*.jpg"], "*.jpg matches no file; check its folder and its ending"),
     ],
 )
 def test_wrong_arguments_are_explained(

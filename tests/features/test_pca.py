@@ -5,8 +5,10 @@ from torch import Tensor
 
 from foveal.errors import FovealError
 from foveal.features.extract import Model
+from foveal.features.geometry import Geometry
 from foveal.features.pca import fit_pca, foreground, patch_colours, pca_picture
-from foveal.features.seen import see
+from foveal.features.seen import SeenImage, see
+from foveal.images.preprocess import Preprocess
 
 
 def _random(*shape: int, seed: int = 0) -> Tensor:
@@ -170,3 +172,24 @@ def test_picture_of_images_of_different_shapes(model: Model, pictures: list[np.n
         pca_picture(seen, cell_size=0)
     with pytest.raises(FovealError, match="at least one image"):
         pca_picture([])
+
+
+def test_a_picture_without_foreground_is_shown_whole_and_named(caplog: pytest.LogCaptureFixture) -> None:
+    one = torch.zeros(4, 4, 3)
+    one[1:3, 1:3] = torch.rand(2, 2, 3, generator=torch.Generator().manual_seed(0)) + 5
+    other = torch.rand(4, 4, 3, generator=torch.Generator().manual_seed(1)) / 9
+    masks = foreground([one, other])
+    assert masks[0].any()
+    assert not masks[1].any()
+    colours = patch_colours([one, other])
+    assert (colours[0] == 0).all(axis=2).sum() == 12  # the background of a picture that has a foreground
+    np.testing.assert_array_equal(colours[1], patch_colours([other], keep_foreground=False)[0])
+    assert len(np.unique(colours[1].reshape(-1, 3), axis=0)) > 1
+    geometry = Geometry.of(Preprocess(mode="resize", patch_size=7), 28, 28)
+    pixels = np.zeros((28, 28, 3), dtype=np.uint8)
+    seen = [SeenImage(pixels, patches, geometry, name) for name, patches in (("one", one), ("other", other))]
+    pca_picture(seen)
+    assert "no foreground beside the other pictures in other; shown whole" in caplog.text
+    caplog.clear()
+    pca_picture(seen, keep_foreground=False)
+    assert caplog.text == ""

@@ -62,7 +62,7 @@ class Card(BaseModel):
     def _check_version(cls, value: object) -> object:
         if isinstance(value, int) and value > FORMAT_VERSION:
             raise ValueError(
-                f"this card is of format {value}, this foveal reads up to {FORMAT_VERSION}; upgrade foveal"
+                f"this card is of format {value}, this foveal reads up to {FORMAT_VERSION}; upgrade foveal, or"
             )
         return value
 
@@ -125,8 +125,11 @@ def read_card(folder: Path) -> Card:
         raise WeightsError(f"{folder} is not a model folder: it has no {CARD}{hint}")
     try:
         return Card.model_validate(json.loads(path.read_text()))
-    except (ValidationError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise WeightsError(f"{path} cannot be understood: {error}") from error
+    except ValidationError as error:
+        found = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
+        raise WeightsError(f"{path} cannot be understood: {'; '.join(found[:3])}; copy or download it again") from error
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise WeightsError(f"{path} cannot be understood: {error}; copy or download it again") from error
 
 
 def write_card(folder: Path, card: Card) -> None:

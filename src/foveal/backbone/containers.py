@@ -10,7 +10,7 @@ from torch import Tensor
 
 from foveal.backbone.pickles import load_pickle
 from foveal.backbone.recognise import explain_file
-from foveal.backbone.weights import WEIGHTS, load_tensors, read_card
+from foveal.backbone.weights import CARD, WEIGHTS, load_tensors
 from foveal.errors import WeightsError
 from foveal.files import sha256_of
 
@@ -87,7 +87,13 @@ def weight_files(path: Path) -> list[Path]:
             "turn it into a .pth with torch.distributed.checkpoint.format_utils.dcp_to_torch_save first"
         )
     if not files:
-        read_card(path)  # says that this is no model folder, and which one is near
+        near = path / "model"
+        hint = f"did you mean {near}?" if (near / CARD).is_file() else "give a model folder or a file of weights"
+        seen = ", ".join(sorted(entry.name for entry in path.iterdir())[:4]) or "nothing"
+        raise WeightsError(
+            f"{path} is not a model folder: it has no {CARD}, nor a file of weights ({', '.join(_SUFFIXES)}) among "
+            f"{seen}; {hint}"
+        )
     return files
 
 

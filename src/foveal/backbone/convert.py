@@ -110,9 +110,10 @@ def _write_file(out: Path, tensors: Mapping[str, Tensor]) -> None:
         staging.rename(out)
         sync(out.parent)
     except (OSError, RuntimeError) as error:
+        raise WeightsError(f"{out} cannot be written ({error}); free space or choose another place") from error
+    finally:
         with suppress(OSError):
             staging.unlink()
-        raise WeightsError(f"{out} cannot be written ({error}); free space or choose another place") from error
 
 
 def _write_folder(out: Path, tensors: Mapping[str, Tensor], card: Card, to: str) -> None:
@@ -136,5 +137,6 @@ def _write_folder(out: Path, tensors: Mapping[str, Tensor], card: Card, to: str)
             (staging / name).write_text(json.dumps(values, indent=2) + "\n")
         publish(staging, out)
     except (OSError, safetensors.SafetensorError) as error:
-        shutil.rmtree(staging, ignore_errors=True)
         raise WeightsError(f"{out} cannot be written ({error}); free space or choose another place") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)

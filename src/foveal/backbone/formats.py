@@ -134,7 +134,10 @@ def _read_model_folder(folder: Path, *, num_heads: int | None) -> Checkpoint:
     heads = {}
     if (path := folder / HEADS).is_file():
         if (seen := sha256_of(path)) != card.sha256.get(HEADS):
-            raise WeightsError(f"{path} is damaged: its sha256 is {seen}, the card says {card.sha256.get(HEADS)}")
+            raise WeightsError(
+                f"{path} is damaged: its sha256 is {seen}, the card says {card.sha256.get(HEADS)}; copy or download it "
+                "again"
+            )
         heads = load_tensors(path)
     return Checkpoint(tensors, card, "foveal", heads, {}, "sha256 as in the card", [])
 

@@ -16,6 +16,7 @@ _MAGIC: Sequence[tuple[int, bytes, str]] = (
     (0, b"\x28\xb5\x2f\xfd", "is compressed with zstd; unpack it first (unzstd)"),
     (257, b"ustar", "is a tar archive; unpack it first (PyTorch's own tar format, before 0.2, is not read)"),
 )  # fmt: skip
+_TEXT = bytes(range(32, 127)) + b"\t\r\n"
 _PAGE = re.compile(rb"\s*(\xef\xbb\xbf)?\s*<(!doctype|html|head|\?xml|error)", re.IGNORECASE)
 
 # Names that only one kind of other checkpoint has: pattern, what it is and what to do.
@@ -60,9 +61,8 @@ def explain_file(path: Path, head: bytes) -> str:
         return f"{path} is text that names another file, {match[0].decode()}; give that one"
     if not head.strip(b"\0"):
         return f"{path} begins with zeros only: the download or the copy was interrupted; fetch it again"
-    return (
-        f"{path} is no file of weights that is known here (it begins with {head[:8]!r}); give a .pth or a .safetensors"
-    )
+    what = "it is text and begins" if not head.translate(None, _TEXT) else "it begins"
+    return f"{path} is no file of weights that is known here ({what} with {head[:8]!r}); give a .pth or a .safetensors"
 
 
 def explain_names(shapes: Mapping[str, tuple[int, ...]]) -> str:

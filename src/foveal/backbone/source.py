@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from foveal.backbone.card import CARD, Card, read_card
-from foveal.backbone.download import SAID, CachedFile, download
+from foveal.backbone.download import SAID, CachedFile, cached, download
 from foveal.backbone.formats import load_checkpoint
 from foveal.backbone.hub import CHECKPOINTS
 from foveal.backbone.vit import VisionTransformer
@@ -26,6 +26,29 @@ def peek_card(source: str | Path) -> Card | None:
         return read_card(folder) if (folder / CARD).is_file() else None
     row = CHECKPOINTS.get(str(source))
     return Card(name=row.name, backbone=row.backbone) if row and row.backbone and row.kind in LOADABLE else None
+
+
+def file_of(source: str | Path) -> Path:
+    """Return where a model lies that is a path here or a known name in the cache; nothing is fetched.
+
+    Raises:
+        WeightsError: it is a known name that is not in the cache, or neither; the message says what to do.
+    """
+    path, name = Path(source), str(source)
+    if path.exists():
+        return path
+    if name not in CHECKPOINTS:
+        raise WeightsError(
+            f"{name} does not exist, and is no known checkpoint{nearest(name, CHECKPOINTS)}; give a file of weights, "
+            "the folder that holds it, or a name in `foveal models`"
+        )
+    found = cached(name) if CHECKPOINTS[name].url else None
+    if found is None:
+        raise WeightsError(
+            f"{name} is a known checkpoint and not in the cache; foveal models {name} says what it is, and "
+            f"foveal download {name} fetches it"
+        )
+    return found.path
 
 
 def open_backbone(source: str | Path, *, num_heads: int | None = None) -> tuple[VisionTransformer, Card]:

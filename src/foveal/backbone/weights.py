@@ -47,10 +47,11 @@ def save_model(
         (staging / CARD).write_text(card_text(card))
         publish(staging, folder)
     except (OSError, safetensors.SafetensorError) as error:
-        shutil.rmtree(staging, ignore_errors=True)
         raise WeightsError(
             f"cannot write the model folder {folder}: {error}; free space or choose another place"
         ) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
     return card
 
 
@@ -104,7 +105,9 @@ def _check_hash(path: Path, *, wanted: str | None) -> None:
             "copy the model folder again with its own card"
         )
     if (seen := sha256_of(path)) != wanted:
-        raise WeightsError(f"{path} is damaged: its sha256 is {seen}, the card says {wanted}; copy it again")
+        raise WeightsError(
+            f"{path} is damaged: its sha256 is {seen}, the card says {wanted}; copy or download it again"
+        )
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
@@ -113,7 +116,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         with safetensors.safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (OSError, safetensors.SafetensorError) as error:
-        raise WeightsError(f"{path} cannot be read: {error}") from error
+        raise WeightsError(f"{path} cannot be read ({error}); copy or download it again") from error
 
 
 def check_fits(tensors: dict[str, Tensor], config: BackboneConfig, *, where: str) -> dict[str, Tensor]:

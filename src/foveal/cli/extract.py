@@ -96,6 +96,7 @@ def extract(
     )
     settings.check(peek_card(model))
     check_target(out)
+    _check_outside(out, Path(images))
     image_set = ImageSet.open(images)
     job = Job(
         os.path.abspath(images),
@@ -116,7 +117,7 @@ def extract(
             cpus=ray_cpus or 1,
             max_bad_share=max_bad_share,
         )
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         typer.echo("the finished shards stay; run the same command again to continue", err=True)
         raise
     if summary is None:
@@ -202,6 +203,17 @@ def _check_options(*, on: str | None, shard: str | None, ray_address: str | None
         shards_of_part(shard, 1)
     if on is not None:
         import_ray()
+
+
+def _check_outside(out: Path, images: Path) -> None:
+    """Refuse a store inside the folder that is searched for images: its Parquet files would be taken for shards."""
+    from foveal.images.imageset import CARD_NAME
+
+    if images.is_dir() and not (images / CARD_NAME).is_file() and out.resolve().is_relative_to(images.resolve()):
+        place = images.resolve().parent / out.name
+        raise FovealError(
+            f"--out {out} lies inside {images}, which is searched for images; choose another place: {place}"
+        )
 
 
 def _numbers(text: str | None) -> tuple[int, ...] | None:

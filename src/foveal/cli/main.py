@@ -2,11 +2,16 @@
 
 import importlib
 import logging
+import os
 import re
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -33,7 +38,7 @@ VERBS = (
     "similar",
 )
 
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED = 130, 143  # as a shell tells of SIGINT and SIGTERM
 
 
 @dataclass
@@ -84,16 +89,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = Settings()
     options = None if arguments is None else list(arguments)
     try:
-        code = app(args=options, prog_name="foveal", obj=settings, standalone_mode=False)
+        with _terminated_as_exit():
+            code = app(args=options, prog_name="foveal", obj=settings, standalone_mode=False)
     except (FovealError, typer.TyperException) as error:
         if settings.debug:
             traceback.print_exc()
         text = explain_usage(error) if isinstance(error, typer.TyperException) else f"error: {error}"
         typer.echo(text, err=True)
         return 2
+    except SystemExit as end:
+        if end.code != TERMINATED:
+            raise
+        typer.echo("terminated", err=True)
+        return TERMINATED
     if code == INTERRUPTED:
         typer.echo("interrupted", err=True)
     return code if isinstance(code, int) else 0
+
+
+@contextmanager
+def _terminated_as_exit() -> Iterator[None]:
+    """Let SIGTERM unwind the stack, so that what a verb was writing is removed; at once in processes forked off it."""
+    pid = os.getpid()
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        if os.getpid() != pid:
+            os._exit(TERMINATED)
+        signal.signal(number, signal.SIG_DFL)  # a second one does not wait
+        raise SystemExit(TERMINATED)
+
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield  # whoever runs us there handles signals
+        return
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def explain_usage(error: typer.TyperException) -> str:

@@ -40,9 +40,9 @@ class Listing(NamedTuple):
 
 def check_picture_target(out: Path) -> None:
     """Raise FovealError, before any long work, when a picture cannot be written there."""
+    check_file_target(out)
     if out.suffix.lower() not in FORMATS:
         raise FovealError(f"--out {out}: cannot write '{out.suffix}'; choose a name with {', '.join(FORMATS)}")
-    check_file_target(out)
 
 
 def write_picture(out: Path, picture: "Image.Image") -> None:

@@ -81,15 +81,18 @@ def _save(folder: Path, fitted: dict[str, tuple[PCA, float]]) -> None:
     staging = staging_of(folder)
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
-    for name, (pca, _) in fitted.items():
-        np.save(staging / f"{name}.mean.npy", pca.mean.numpy().astype(np.float32))
-        np.save(staging / f"{name}.components.npy", pca.components.numpy().astype(np.float32))
-    card = {
-        "variance_kept": {name: round(share, 6) for name, (_, share) in fitted.items()},
-        "sha256": {path.name: sha256_of(path) for path in sorted(staging.iterdir())},
-    }
-    (staging / CARD).write_text(json.dumps(card, indent=2) + "\n")
-    publish_new(staging, folder)
+    try:
+        for name, (pca, _) in fitted.items():
+            np.save(staging / f"{name}.mean.npy", pca.mean.numpy().astype(np.float32))
+            np.save(staging / f"{name}.components.npy", pca.components.numpy().astype(np.float32))
+        card = {
+            "variance_kept": {name: round(share, 6) for name, (_, share) in fitted.items()},
+            "sha256": {path.name: sha256_of(path) for path in sorted(staging.iterdir())},
+        }
+        (staging / CARD).write_text(json.dumps(card, indent=2) + "\n")
+        publish_new(staging, folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def read_card(folder: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ a colour is given by percentiles, so that one odd patch does not dim the others.
 Shapes: M rows, D width, grid_h x grid_w patches, which may differ from image to image.
 """
 
+import logging
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -20,6 +21,9 @@ from foveal.errors import FovealError
 from foveal.features.pictures import bands, enlarged, picture_grid
 from foveal.features.seen import SeenImage
 
+logger = logging.getLogger(__name__)
+
+PERCENTILES = (1.0, 99.0)  # of a component, between which its colour runs
 _ROWS_AT_A_TIME = 8192  # in float64: 100 MB for the widest backbone
 
 
@@ -112,9 +116,11 @@ def patch_colours(
     patches: Sequence[Tensor] | Tensor,
     *,
     keep_foreground: bool = True,
-    percentiles: tuple[float, float] = (1.0, 99.0),
+    percentiles: tuple[float, float] = PERCENTILES,
 ) -> list[np.ndarray]:
     """Colour patches by their first three principal components, jointly over all images.
+
+    Images without any foreground are coloured whole, by components of their own.
 
     Args:
         patches: for each image (grid_h, grid_w, D) float; grids may differ.
@@ -131,13 +137,30 @@ def patch_colours(
     low, high = percentiles
     if not 0 <= low < high <= 100:
         raise FovealError(f"percentiles={percentiles}; choose 0 <= low < high <= 100")
-    shown = foreground(patches) if keep_foreground else [torch.ones(p.shape[:2], dtype=torch.bool) for p in patches]
-    pca = fit_pca(image[mask] for image, mask in zip(patches, shown, strict=True))
-    values = [pca.project(image[mask]).numpy() for image, mask in zip(patches, shown, strict=True)]
-    bottom, top = np.percentile(np.concatenate(values), [low, high], axis=0)
+    everything = [torch.ones(image.shape[:2], dtype=torch.bool) for image in patches]
+    return _coloured(patches, foreground(patches) if keep_foreground else everything, percentiles)
+
+
+def _coloured(
+    patches: Sequence[Tensor] | Tensor, masks: Sequence[Tensor], percentiles: tuple[float, float]
+) -> list[np.ndarray]:
+    """Colour the patches under masks (grid_h, grid_w) bool jointly; apart from them those whose masks are empty."""
+    empty = [number for number, mask in enumerate(masks) if not mask.any()]
+    if empty:
+        full = [number for number, mask in enumerate(masks) if mask.any()]
+        whole = [torch.ones_like(masks[number]) for number in empty]
+        apart = _coloured([patches[number] for number in empty], whole, percentiles)
+        joint = []
+        if full:
+            joint = _coloured([patches[n] for n in full], [masks[n] for n in full], percentiles)
+        found = dict(zip((*empty, *full), (*apart, *joint), strict=True))
+        return [found[number] for number in range(len(masks))]
+    pca = fit_pca(image[mask] for image, mask in zip(patches, masks, strict=True))
+    values = [pca.project(image[mask]).numpy() for image, mask in zip(patches, masks, strict=True)]
+    bottom, top = np.percentile(np.concatenate(values), percentiles, axis=0)
     spread = top - bottom
     colours = []
-    for mask, inside in zip(shown, values, strict=True):
+    for mask, inside in zip(masks, values, strict=True):
         scaled = np.where(spread > 0, (inside - bottom) / np.where(spread > 0, spread, 1.0), 0.5)
         image = np.zeros((*mask.shape, 3), dtype=np.uint8)
         image[mask.numpy()] = np.rint(scaled.clip(0, 1) * 255)
@@ -156,7 +179,21 @@ def pca_picture(images: Sequence[SeenImage], *, keep_foreground: bool = True, ce
     Raises:
         FovealError: no image, `cell_size` below 1, or features that are not finite.
     """
-    colours = patch_colours([image.patches for image in images], keep_foreground=keep_foreground)
+    patches = [image.patches for image in images]
+    if keep_foreground:
+        _check(patches)
+        masks = foreground(patches)
+        if empty := [
+            image.name or str(i) for i, (image, mask) in enumerate(zip(images, masks, strict=True)) if not mask.any()
+        ]:
+            logger.warning(
+                "no foreground beside the other pictures in %s; shown whole, in colours of their own "
+                "(--keep-background shows all patches of all)",
+                ", ".join(empty),
+            )
+        colours = _coloured(patches, masks, PERCENTILES)
+    else:
+        colours = patch_colours(patches, keep_foreground=False)
     pictures = [[image.pixels for image in images], [enlarged(colour, cell_size) for colour in colours]]
     labels = [[image.name for image in images], ["" for _ in images]]
     return picture_grid(bands(pictures), labels=bands(labels), cell_size=cell_size)

@@ -53,6 +53,7 @@ def scan(source: str | Path) -> Listing:
         source: one of
             a folder, searched recursively for `IMAGE_SUFFIXES`, or, where it holds no image, for tar or Parquet files;
             a `.txt` list, one path a line relative to the list's folder, optionally a tab and a label;
+            one image file;
             a `.tar` or `.parquet` file; a pattern of such files: `data/shard-{000..012}.tar`, `data/*.parquet`.
 
     Raises:
@@ -67,6 +68,9 @@ def scan(source: str | Path) -> Listing:
         raise ImageSetError(f"{source} does not exist; give a folder, a .txt list, or .tar or .parquet shards")
     if path.suffix.lower() == ".txt":
         return _scan_list(path)
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        status = _stat(path)
+        return Listing(path.parent, _table([(path.name, status.st_size, status.st_mtime, None)]))
     return _scan_shards([path])
 
 
@@ -194,6 +198,8 @@ def _expand(pattern: str) -> list[Path]:
     for name in _expand_braces(pattern):
         found = sorted(glob.glob(name, recursive=True))
         if not found:
+            if name == pattern:
+                raise ImageSetError(f"the pattern {pattern} matches no file; check its folder and its ending")
             raise ImageSetError(f"{pattern} asks for {name}, which does not exist; check the numbers and the folder")
         paths += [Path(path) for path in found]
     return paths
