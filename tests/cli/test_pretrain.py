@@ -76,9 +76,16 @@ def test_steps_stops_early_and_the_same_command_continues(
 @pytest.mark.parametrize(("name", "crop"), [("vitl16_in1k_short", 64), ("vitl14_in22k", 56), ("vitg14_lvd142m", 56)])
 def test_published_recipes_build_and_run_a_step(call: Any, photos: Path, tmp_path: Path, name: str, crop: int) -> None:
     """Width, heads' depth, ffn, centering, schedules as published; blocks, prototypes, crops and batch cut."""
-    overrides = ["batch_size=2", "micro_batch_size=2", "backbone.depth=1", "views.num_local=1", "num_workers=0"]
+    overrides = [
+        "batch_size=2",
+        "micro_batch_size=2",
+        "views.enlarge=true",
+        "backbone.depth=1",
+        "views.num_local=1",
+        "num_workers=0",
+    ]
     overrides += [f"views.global_size={crop}", f"views.local_size={crop // 2}", f"backbone.image_size={crop}"]
-    overrides += ["precision=fp32", "heads.dino.num_prototypes=64", "heads.dino.hidden=32"]
+    overrides += ["views.enlarge=true", "precision=fp32", "heads.dino.num_prototypes=64", "heads.dino.hidden=32"]
     if name != "vitl16_in1k_short":
         overrides += ["heads.ibot.num_prototypes=48", "heads.ibot.hidden=32"]
     done = call("--recipe", name, "--steps", 1, f"images={photos}", f"out={tmp_path / 'out'}", *overrides)

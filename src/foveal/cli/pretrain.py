@@ -11,6 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from foveal.pretrain.loop import Progress
+    from foveal.pretrain.recipe import Recipe
 
 
 def pretrain(
@@ -22,6 +23,9 @@ def pretrain(
     steps: Annotated[
         int | None, typer.Option(help="Stop after so many steps of this call; the schedules do not change.", min=1)
     ] = None,
+    preflight: Annotated[
+        bool, typer.Option("--preflight", help="Measure a few steps, say what the run will take, and start nothing.")
+    ] = False,
 ) -> None:
     """Train a backbone on unlabelled images; run the same command again to continue an interrupted run.
 
@@ -35,6 +39,9 @@ def pretrain(
     if not recipe:
         raise RecipeError(f"--recipe is missing; built in: {', '.join(recipe_names())}; or give a YAML file")
     resolved = load_recipe(recipe, overrides or [])
+    if preflight:
+        _preflight(resolved)
+        return
     with training_progress() as listener:
         outcome = train(resolved, stop_after=steps, listener=listener)
     done = f"step {outcome.step} of {resolved.total_steps}; model: {outcome.run / 'model'}"
@@ -43,6 +50,17 @@ def pretrain(
         return
     typer.echo(f"stopped and saved at {done}; run the same command again to continue")
     raise typer.Exit(128 + outcome.stopped_by)  # as a shell tells it: 130 after Ctrl-C, 143 after SIGTERM
+
+
+def _preflight(recipe: "Recipe") -> None:
+    from foveal.errors import RecipeError
+    from foveal.pretrain.preflight import preflight
+
+    report = preflight(recipe)
+    for name, text in report.rows():
+        typer.echo(f"{name:12} {text}")
+    if report.problems:
+        raise RecipeError(f"{recipe.out} cannot be made like this: {'; '.join(report.problems)}")
 
 
 @contextmanager

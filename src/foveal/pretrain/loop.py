@@ -20,26 +20,24 @@ from foveal.engine.memory import freed_memory_kept
 from foveal.errors import DivergedError, ImageSetError, RecipeError, RunError, WeightsError
 from foveal.images.imageset import ImageSet
 from foveal.images.ledger import BadImageLedger
-from foveal.images.statistics import channel_statistics
-from foveal.pretrain.autopilot import with_hardware
 from foveal.pretrain.checkpoint import load_newest, save_checkpoint
 from foveal.pretrain.distill import Distillation
 from foveal.pretrain.guard import IN_A_ROW, Guard
-from foveal.pretrain.launch import check_alike, joined
+from foveal.pretrain.launch import joined
 from foveal.pretrain.learner import Learner, SelfDistillation
-from foveal.pretrain.loader import RawBatch, StepBatches, Waiting, check_deal, micro_batches
+from foveal.pretrain.loader import RawBatch, StepBatches, Waiting, micro_batches
 from foveal.pretrain.optimizer import adamw, clip_each, parameter_groups, set_rates
 from foveal.pretrain.parallel import ALONE, GradientSum, World
 from foveal.pretrain.probe import KNNProbe
-from foveal.pretrain.recipe import Normalise, Recipe, Start, build_recipe
+from foveal.pretrain.ready import device_of, ready_recipe
+from foveal.pretrain.recipe import Recipe
 from foveal.pretrain.replay import write_replay
-from foveal.pretrain.run import CHECKPOINTS, LEDGER, MODEL, REPLAY, STUDENTS, RunFolder, stored_normalise
+from foveal.pretrain.run import CHECKPOINTS, LEDGER, MODEL, REPLAY, STUDENTS, RunFolder
 from foveal.pretrain.schedules import linear_then_constant, warmup_cosine
 from foveal.pretrain.signals import caught_signals
-from foveal.pretrain.start import StartWeights, check_start, open_start
+from foveal.pretrain.start import StartWeights
 from foveal.pretrain.step import is_finite
 
-_STATISTICS_IMAGES = 1000  # measured for the statistics of channels other than RGB
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +77,7 @@ def pretrain(
 
     Raises:
         RunError: the run folder is another run's, or in use.
+        RecipeError: settings that do not fit the images or the computer.
         ImageSetError: no images, more unusable ones than `max_bad_share`, or a channel without variation.
         CheckpointError: a checkpoint cannot be written (earlier ones stay) or none is intact.
         DivergedError: steps were not finite again and again; see `foveal.pretrain.guard`.
@@ -88,9 +87,7 @@ def pretrain(
         raise RecipeError("parallel.canonical=true needs device=cpu: a GPU does not add in a fixed order by itself")
     with joined(gpus=gpus, canonical=recipe.parallel.canonical, timeout_s=recipe.parallel.timeout_s) as world:
         images = ImageSet.open(recipe.images)
-        recipe = _ready(recipe, images, world)
-        start = open_start(recipe.start.model) if recipe.start else None
-        recipe = with_start(recipe, start)
+        recipe, start = ready_recipe(recipe, images, world)
         folder = RunFolder(recipe, images_hash=images.hash, writes=world.is_main)
         try:
             world.gather(None)  # a folder that is in use, or another run's, is the first process's to refuse
@@ -100,42 +97,6 @@ def pretrain(
                 return trainer.run(stop_after=stop_after, listener=listener, caught=caught)
         finally:
             folder.close()
-
-
-def _ready(recipe: Recipe, images: ImageSet, world: World) -> Recipe:
-    """Return the recipe that all processes run: what is measured is measured by the first."""
-    check_alike({"images": images.hash, **recipe.model_dump(mode="json")}, world)
-    if world.is_main:
-        recipe = with_hardware(recipe, num_images=len(images), device=_device(recipe.device))
-        recipe = with_statistics(recipe, images)
-    if world.size > 1:
-        recipe = build_recipe(world.gather(recipe.model_dump(mode="json"))[0], where="the recipe of process 0")
-    check_deal(recipe, world)
-    return recipe
-
-
-def with_start(recipe: Recipe, start: StartWeights | None) -> Recipe:
-    """Return the recipe with the identity of its start; RecipeError where that does not fit, or is another by now."""
-    if recipe.start is None or start is None:
-        return recipe
-    check_start(start, recipe.backbone)
-    if recipe.start.identity not in (None, start.identity):
-        raise RecipeError(
-            f"start={recipe.start.model} holds other weights than those this recipe was made for; give those, or leave "
-            "start.identity out"
-        )
-    return recipe.model_copy(update={"start": Start(model=recipe.start.model, identity=start.identity)})
-
-
-def with_statistics(recipe: Recipe, images: ImageSet) -> Recipe:
-    """Return the recipe with the statistics of its channels: those given, those of its run so far, or measured now."""
-    if recipe.backbone.channels == 3 or recipe.normalise.mean is not None:
-        return recipe
-    normalise = stored_normalise(recipe)
-    if normalise is None:
-        mean, std = channel_statistics(images, channels=recipe.backbone.channels, max_images=_STATISTICS_IMAGES)
-        normalise = Normalise(mean=tuple(mean), std=tuple(std))
-    return recipe.model_copy(update={"normalise": normalise})
 
 
 def model_card(recipe: Recipe, *, step: int, images_hash: str, backbone: BackboneConfig | None = None) -> Card:
@@ -172,8 +133,7 @@ class Trainer:
         world: World = ALONE,
     ) -> None:
         self.recipe, self.folder, self.images, self.world = recipe, folder, images, world
-        self.device = _device(recipe.device)
-        _warn_of_emulated_bf16(recipe, self.device)
+        self.device = device_of(recipe)
         self.learner = _learner(recipe, device=self.device, start=start, world=world)
         self.gradients = GradientSum(self.learner.student.parameters(), world)
         self.optimizer = adamw(
@@ -411,23 +371,3 @@ def _learner(recipe: Recipe, *, device: torch.device, start: StartWeights | None
     if recipe.distill:
         return Distillation(recipe, device=device, start=start, world=world)
     return SelfDistillation(recipe, device=device, start=start, world=world)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise RecipeError(
-            f"device={name} cannot be used: {str(error).splitlines()[0]}; use auto, cpu or cuda"
-        ) from error
-
-
-def _warn_of_emulated_bf16(recipe: Recipe, device: torch.device) -> None:
-    """Warn where a CPU has no bf16 instructions: PyTorch then emulates them, a hundred times slower than fp32."""
-    if recipe.precision != "bf16" or device.type != "cpu":
-        return
-    capabilities = torch.cpu.get_capabilities()
-    if not any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16")):
-        logger.warning("precision=bf16 on a CPU without bf16 instructions is very slow; use precision=fp32 there")

@@ -51,6 +51,8 @@ class ViewSettings(BaseModel):
     global_size: int = Field(default=224, ge=1)
     local_size: int = Field(default=98, ge=1)
     num_local: int = Field(default=8, ge=0)
+    # Whether every image may be smaller than a global crop: without, that is refused as an oversight.
+    enlarge: bool = False
     global_scale: Range = (0.32, 1.0)
     local_scale: Range = (0.05, 0.32)
     ratio: Range = (3 / 4, 4 / 3)
