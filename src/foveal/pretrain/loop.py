@@ -38,7 +38,6 @@ from foveal.pretrain.signals import caught_signals
 from foveal.pretrain.start import StartWeights
 from foveal.pretrain.step import is_finite
 
-
 logger = logging.getLogger(__name__)
 
 
