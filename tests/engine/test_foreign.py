@@ -88,13 +88,37 @@ def test_preprocessing_is_followed_or_told(tmp_path: Path, caplog: pytest.LogCap
     source = save(tmp_path, transformers.ViTModel(transformers.ViTConfig(**SIZES, intermediate_size=96)))
     load_foreign(source)
     assert "ignored" not in caplog.text
-    given = STATISTICS | {"rescale_factor": 1.0, "resample": 2, "crop_size": {"height": 21, "width": 21}}
+    given = STATISTICS | {"rescale_factor": 1.0, "resample": 2, "crop_size": {"height": 22, "width": 22}}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(given))
     card = load_foreign(source)[1]
     assert card.mean == pytest.approx([0.4 / 255, 0.5 / 255, 0.6 / 255])
     assert card.std == pytest.approx([0.2 / 255, 0.3 / 255, 0.4 / 255])
-    assert "its preprocessing says resample 2; here short side to 33, crop 28" in caplog.text
-    assert "its preprocessing says crop_size {'height': 21, 'width': 21}" in caplog.text
+    assert "its preprocessing says resample 2; here short side to 33, crop 21" in caplog.text
+    assert "its preprocessing says crop_size {'height': 22, 'width': 22}" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"crop_size": {"height": 14, "width": 14}, "size": {"shortest_edge": 17}}, (14, 17)),
+        ({"crop_size": 14, "size": 17}, (14, 17)),
+        (
+            {"crop_size": {"height": 14, "width": 14}, "do_center_crop": False, "size": {"height": 28, "width": 28}},
+            (28, 28),
+        ),
+        ({"crop_size": {"height": 5, "width": 5}}, (28, 28)),
+        ({}, (28, 28)),
+    ],
+)
+def test_crop_is_the_processors_own_where_it_has_one(tmp_path: Path, given: dict, expected: tuple[int, int]) -> None:
+    """DINOv2 has positions for 518 pixels, and a processor that crops 224."""
+    source = save(tmp_path, transformers.Dinov2Model(transformers.Dinov2Config(**SIZES)))
+    statistics = {name: STATISTICS[name] for name in ("image_mean", "image_std")}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(statistics | given))
+    engine, card = load_foreign(source)
+    assert (card.crop_size, card.resize_size) == expected
+    assert card.backbone.image_size == 28
+    assert engine.encode(torch.zeros(1, 3, card.crop_size, card.crop_size)).cls.shape == (1, 48)
 
 
 def test_architecture_without_patches_is_told(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def not_held(preprocessor: Mapping[str, object], fields: Mapping[str, object]) -
 def _sizes(
     config: BackboneConfig, preprocessor: Mapping[str, object], timm: Mapping[str, object], assumed: list[str]
 ) -> dict[str, object]:
-    crop, size = _side(preprocessor.get("crop_size")), preprocessor.get("size")
+    crop, size = side_of(preprocessor.get("crop_size")), preprocessor.get("size")
     short = size.get("shortest_edge") if isinstance(size, dict) else size
     if preprocessor.get("do_center_crop") is not False and crop is not None and short is not None:
         return {"crop_size": crop, "resize_size": short}
@@ -90,7 +90,7 @@ def _sizes(
         side, share = timm["input_size"][-1], timm.get("crop_pct", 1.0)  # type: ignore[index]
         return {"crop_size": side, "resize_size": round(side / share)}
     # Without a crop the whole picture goes in, which a card does not hold; its size is the nearest to that.
-    whole = _side(size) or short if preprocessor.get("do_center_crop") is False else None
+    whole = side_of(size) or short if preprocessor.get("do_center_crop") is False else None
     if isinstance(whole, int) and whole >= config.patch_size and whole % config.patch_size == 0:
         assumed.append(f"image sizes: short side to {whole}, crop {whole}")
         return {"crop_size": whole, "resize_size": whole}
@@ -101,7 +101,7 @@ def _sizes(
     return {"crop_size": side, "resize_size": resize}
 
 
-def _side(size: object) -> object:
+def side_of(size: object) -> object:
     """Return the side of a square size, None where it is none."""
     if isinstance(size, dict) and "height" in size:
         return size["height"] if size["height"] == size.get("width", size["height"]) else None

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from foveal.backbone.card import Card
 from foveal.backbone.containers import read_container
 from foveal.backbone.licence import OWN, UNKNOWN, Licence, licence_named
-from foveal.backbone.transform import not_held, pixel_statistics
+from foveal.backbone.transform import not_held, pixel_statistics, side_of
 from foveal.backbone.variants import BackboneConfig
 from foveal.backbone.vit import Tokens, layer_numbers
 from foveal.engine.base import Precision
@@ -53,7 +53,8 @@ class Tower:
         config: sizes, of a custom variant.
         mean: of each channel, in 0..1.
         std: of each channel, in 0..1.
-        resize_size: pixels of the shorter side before the crop of config.image_size.
+        crop_size: pixels of a side that the network is given.
+        resize_size: pixels of the shorter side before that crop.
         is_fixed: takes images of config.image_size only.
         licence: of the library's pretrained weights.
     """
@@ -65,6 +66,7 @@ class Tower:
     config: BackboneConfig
     mean: list[float]
     std: list[float]
+    crop_size: int
     resize_size: int
     is_fixed: bool
     licence: Licence
@@ -171,8 +173,8 @@ def load_foreign(
         backbone=config,
         mean=tower.mean,
         std=tower.std,
-        crop_size=config.image_size,
-        resize_size=max(tower.resize_size, config.image_size),
+        crop_size=tower.crop_size,
+        resize_size=max(tower.resize_size, tower.crop_size),
         licence={"": tower.licence, RANDOM: OWN}.get(weights, UNKNOWN),
         lineage={"library": tower.library, "weights": weights or "pretrained"},
         sha256={"state_dict": engine.identity},
@@ -215,6 +217,7 @@ def _timm(source: str, name: str, weights: str) -> Tower:
         config=config,
         mean=list(data["mean"]),
         std=list(data["std"]),
+        crop_size=size,
         resize_size=round(size / data["crop_pct"]),
         is_fixed=not getattr(module, "dynamic_img_size", False),
         licence=licence_named(module.pretrained_cfg.get("license") or "unknown"),
@@ -250,13 +253,10 @@ def _transformers(source: str, name: str, weights: str) -> Tower:
         prefix = run(torch.zeros(1, 3, size, size), [0], False)[0][0]
     num_prefix = 0 if prefix is None else prefix.shape[1]
     data, (mean, std) = _preprocessing(source, name, transformers)
-    sides = data.get("size", {})
-    resize = max(
-        (sides.get("shortest_edge") or sides.get("height") or size) if isinstance(sides, dict) else sides, size
-    )
-    for text in not_held(data, {"resize_size": resize, "crop_size": size}):
+    crop, resize = _sizes(data, patch, size)
+    for text in not_held(data, {"resize_size": resize, "crop_size": crop}):
         logger.warning(
-            "%s: ignored: its preprocessing says %s; here short side to %d, crop %d", source, text, resize, size
+            "%s: ignored: its preprocessing says %s; here short side to %d, crop %d", source, text, resize, crop
         )
     return Tower(
         name=source,
@@ -274,6 +274,7 @@ def _transformers(source: str, name: str, weights: str) -> Tower:
         ),
         mean=mean,
         std=std,
+        crop_size=crop,
         resize_size=resize,
         is_fixed=False,
         licence=UNKNOWN,
@@ -329,6 +330,7 @@ def _open_clip(source: str, name: str, weights: str) -> Tower:
         config=_config(source, patches.shape[-1], len(blocks), _heads(trunk, blocks), patch[0], size, num_prefix),
         mean=list(module.image_mean),
         std=list(module.image_std),
+        crop_size=size,
         resize_size=size,
         is_fixed=True,
         licence=UNKNOWN,
@@ -376,6 +378,18 @@ def _preprocessing(source: str, name: str, transformers: Any) -> tuple[dict[str,
     if (statistics := pixel_statistics(data, channels=3)) is None:
         raise FovealError(f"{source}: its preprocessor_config.json has no image_mean and image_std; add them")
     return data, statistics
+
+
+def _sizes(data: dict[str, Any], patch: int, image_size: int) -> tuple[int, int]:
+    """Return the crop and the shorter side before it: the processor's own in whole patches, else the network's size.
+
+    The two differ for DINOv2: its positions are those of 518 pixels, and its processor crops 224.
+    """
+    crop = side_of(data.get("crop_size")) if data.get("do_center_crop") is not False else None
+    crop = (crop if isinstance(crop, int) else 0) // patch * patch or image_size
+    size = data.get("size", {})
+    short = (size.get("shortest_edge") or size.get("height") or crop) if isinstance(size, dict) else size
+    return crop, max(short, crop)
 
 
 def _make(source: str, make: Callable[[], Any]) -> Any:
