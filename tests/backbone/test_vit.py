@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from foveal.backbone.layers import Block, Group, StochasticDepth, image_of_row
+from foveal.backbone.layers import Block, Drop, Group, StochasticDepth
 from foveal.backbone.variants import backbone_config
 from foveal.backbone.vit import VisionTransformer
 from foveal.errors import FovealError
@@ -131,11 +131,43 @@ def test_gradients_reach_every_parameter(
 def test_stochastic_depth_keeps_exactly_the_share(num_images: int, rate: float) -> None:
     kept = max(int(num_images * (1 - rate)), 1)
     groups = [Group(num_images, 3), Group(num_images + 1, 2)]
-    factor, kept_groups = StochasticDepth(rate, torch.Generator().manual_seed(0)).draw(groups, torch.device("cpu"))
+    depth = StochasticDepth(rate, torch.Generator().manual_seed(0), groups)
+    rows, factor, kept_groups = depth.draw(torch.device("cpu"))
     assert kept_groups == [(kept, 3), (max(int((num_images + 1) * (1 - rate)), 1), 2)]
-    first = factor[:num_images]
-    assert int((first > 0).sum()) == kept
-    assert first.sum().item() == pytest.approx(num_images)
+    first = rows < 3 * num_images
+    assert sorted((rows[first] // 3).unique_consecutive(return_counts=True)[1].tolist()) == [3] * kept
+    assert factor[first].sum().item() == pytest.approx(3 * num_images)
+
+
+def test_stochastic_depth_on_chosen_rows_is_that_of_their_images() -> None:
+    def draw(chosen: Tensor | None) -> Drop:
+        generator = torch.Generator().manual_seed(2)
+        return StochasticDepth(0.5, generator, GROUPS).draw(torch.device("cpu"), rows=chosen)
+
+    num_rows = sum(group.rows for group in GROUPS)
+    whole = torch.zeros(num_rows).index_put((draw(None).rows,), draw(None).factor.squeeze(1))
+    chosen = torch.arange(num_rows).flip(0)[::3]
+    part = torch.zeros(len(chosen)).index_put((draw(chosen).rows,), draw(chosen).factor.squeeze(1))
+    assert torch.equal(part, whole[chosen])
+    assert 0 < part.count_nonzero() < len(chosen)
+
+
+@pytest.mark.parametrize("drop_path_rate", [0.0, 0.4])
+def test_recomputed_blocks_give_the_same_gradients_to_the_bit(random_network: Network, drop_path_rate: float) -> None:
+    images, masks = _views()
+    rows = torch.arange(0, 3 * 7 + 5 * 3, 2)
+    gradients, kept = [], []
+    for recompute in (False, True):
+        network = random_network(image_size=70, drop_path_rate=drop_path_rate)
+        network.recompute_blocks = recompute
+        held: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, held=held: held.append(t.numel()) or t, lambda t: t):
+            out = network.forward_rows(images, masks, rows, generator=torch.Generator().manual_seed(0))
+        out.pow(2).sum().backward()
+        gradients.append({name: parameter.grad for name, parameter in network.named_parameters()})
+        kept.append(sum(held))
+    assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
+    assert kept[1] < kept[0] / 2
 
 
 def _block(kind: str) -> tuple[Block, Tensor]:
@@ -149,6 +181,11 @@ def _block(kind: str) -> tuple[Block, Tensor]:
     return block, torch.randn(sum(g.rows for g in GROUPS), 8, generator=generator)
 
 
+def _drops(rate: float, seed: int) -> tuple[Drop, Drop]:
+    depth = StochasticDepth(rate, torch.Generator().manual_seed(seed), GROUPS)
+    return depth.draw(torch.device("cpu")), depth.draw(torch.device("cpu"))
+
+
 @pytest.mark.parametrize("kind", ["attention", "ffn"])
 @torch.no_grad()
 def test_stochastic_depth_leaves_the_expectation_unchanged(kind: str) -> None:
@@ -157,7 +194,7 @@ def test_stochastic_depth_leaves_the_expectation_unchanged(kind: str) -> None:
     whole = block(x, GROUPS) - x
     total = torch.zeros_like(x)
     for seed in range(num_seeds):
-        total += block(x, GROUPS, depth=StochasticDepth(rate, torch.Generator().manual_seed(seed))) - x
+        total += block(x, GROUPS, drops=_drops(rate, seed)) - x
     # An image's factor is B / kept with probability kept / B: mean 1, variance B / kept - 1 (kept 3 of 5 and 1 of 2).
     # Five standard errors on the larger of the two.
     tolerance = 5 * (1.0 / num_seeds) ** 0.5
@@ -169,12 +206,11 @@ def test_stochastic_depth_leaves_the_expectation_unchanged(kind: str) -> None:
 def test_images_dropped_from_both_branches_pass_unchanged() -> None:
     block, x = _block("attention")
     block.ls2.gamma.fill_(1.0)
-    replay = StochasticDepth(0.5, torch.Generator().manual_seed(5))
-    attention, ffn = replay.draw(GROUPS, x.device)[0], replay.draw(GROUPS, x.device)[0]
-    assert not torch.equal(attention, ffn)
-    out = block(x, GROUPS, depth=StochasticDepth(0.5, torch.Generator().manual_seed(5)))
-    images = image_of_row(GROUPS, x.device)
-    dropped = ((attention == 0) & (ffn == 0))[images]
+    attention, ffn = _drops(0.5, 5)
+    assert not torch.equal(attention.rows, ffn.rows)
+    out = block(x, GROUPS, drops=(attention, ffn))
+    dropped = torch.ones(len(x), dtype=torch.bool)
+    dropped[torch.cat([attention.rows, ffn.rows])] = False
     assert dropped.any()
     assert torch.equal(out[dropped], x[dropped])
     assert (out[~dropped] != x[~dropped]).any(dim=1).all()

@@ -25,10 +25,10 @@ class Group(NamedTuple):
         return self.num_images * self.num_tokens
 
 
-def image_of_row(groups: Sequence[Group], device: torch.device) -> Tensor:
+def image_of_row(groups: Sequence[Group]) -> Tensor:
     """Return (T,) int64: the number of the image, counted over all groups, that each packed row belongs to."""
-    num_tokens = torch.tensor([g.num_tokens for g in groups for _ in range(g.num_images)], device=device)
-    return torch.repeat_interleave(torch.arange(len(num_tokens), device=device), num_tokens)
+    num_tokens = torch.tensor([g.num_tokens for g in groups for _ in range(g.num_images)])
+    return torch.repeat_interleave(torch.arange(len(num_tokens)), num_tokens)
 
 
 class Attention(nn.Module):
@@ -109,6 +109,14 @@ class LayerScale(nn.Module):
         self.gamma = nn.Parameter(torch.full((width,), init))
 
 
+class Drop(NamedTuple):
+    """Which images keep a residual branch: rows (R,) int64 of theirs, factor (R, 1) of the branch, and their groups."""
+
+    rows: Tensor
+    factor: Tensor
+    groups: list[Group]
+
+
 class StochasticDepth:
     """Draws, per residual branch and group, which images keep the branch (arXiv 1603.09382, the efficient form).
 
@@ -116,21 +124,29 @@ class StochasticDepth:
     that its expectation is unchanged. Every draw comes from `generator`, so a step's draws are a function of its seed.
     """
 
-    def __init__(self, rate: float, generator: torch.Generator) -> None:
+    def __init__(self, rate: float, generator: torch.Generator, groups: Sequence[Group]) -> None:
         self.rate = rate
         self.generator = generator
+        self.groups = groups
+        self._image_of_row = image_of_row(groups)
 
-    def draw(self, groups: Sequence[Group], device: torch.device) -> tuple[Tensor, list[Group]]:
-        """Return (factor, kept groups); factor is (images of all groups,): 0 where dropped, else B / kept."""
+    def draw(self, device: torch.device, *, rows: Tensor | None = None) -> Drop:
+        """Draw for one branch that runs on the given rows of the packed tokens; None is all of them.
+
+        The kept rows are found on the CPU and then brought to the device, so that a GPU is not waited for.
+        """
         factors, kept_groups = [], []
-        for group in groups:
+        for group in self.groups:
             kept = max(int(group.num_images * (1 - self.rate)), 1)
             factor = torch.zeros(group.num_images)
             chosen = torch.randperm(group.num_images, generator=self.generator)[:kept]
             factor[chosen] = group.num_images / kept
             factors.append(factor)
             kept_groups.append(Group(kept, group.num_tokens))
-        return torch.cat(factors).to(device), kept_groups
+        images = self._image_of_row if rows is None else self._image_of_row[rows.cpu()]
+        factor = torch.cat(factors)[images]
+        kept_rows = factor.nonzero().squeeze(1)
+        return Drop(kept_rows.to(device), factor[kept_rows, None].to(device), kept_groups)
 
 
 class Block(nn.Module):
@@ -146,31 +162,34 @@ class Block(nn.Module):
         self.ls2 = LayerScale(width, layerscale_init)
 
     def forward(
-        self, x: Tensor, groups: Sequence[Group], *, depth: StochasticDepth | None = None, rows: Tensor | None = None
+        self,
+        x: Tensor,
+        groups: Sequence[Group],
+        *,
+        drops: tuple[Drop, Drop] | None = None,
+        rows: Tensor | None = None,
     ) -> Tensor:
         """Map packed tokens (T, D) to (T, D).
+
+        It draws nothing itself, so that running it again gives the same tokens.
 
         Args:
             x: (T, D) packed tokens.
             groups: their shapes.
-            depth: stochastic depth; None runs both branches on every image.
+            drops: stochastic depth of the two branches, the second over `rows`; None runs both on every image.
             rows: (R,) int64, for the last block: return these rows only, and run the feed-forward on nothing else.
         """
-        images = image_of_row(groups, x.device) if depth else None
-        if depth is None or images is None:
+        if drops is None:
             x = torch.addcmul(x, self.ls1.gamma, self.attn(self.norm1(x), groups))
             x = x if rows is None else x.index_select(0, rows)
             return torch.addcmul(x, self.ls2.gamma, self.mlp(self.norm2(x)))
-        factor, kept_groups = depth.draw(groups, x.device)
-        x = _residual_on(x, factor[images], self.ls1.gamma, lambda kept: self.attn(self.norm1(kept), kept_groups))
-        if rows is not None:
-            x, images = x.index_select(0, rows), images.index_select(0, rows)
-        factor, _ = depth.draw(groups, x.device)
-        return _residual_on(x, factor[images], self.ls2.gamma, lambda kept: self.mlp(self.norm2(kept)))
+        first, second = drops
+        x = _residual_on(x, first, self.ls1.gamma, lambda kept: self.attn(self.norm1(kept), first.groups))
+        x = x if rows is None else x.index_select(0, rows)
+        return _residual_on(x, second, self.ls2.gamma, lambda kept: self.mlp(self.norm2(kept)))
 
 
-def _residual_on(x: Tensor, factor: Tensor, gamma: Tensor, branch: Callable[[Tensor], Tensor]) -> Tensor:
-    """Add factor * gamma * branch(x) to the rows of x whose factor is not 0; the branch sees only those rows."""
-    kept = factor.nonzero().squeeze(1)
-    out = branch(x.index_select(0, kept)) * gamma * factor[kept, None]
-    return x.index_add(0, kept, out.to(x.dtype))
+def _residual_on(x: Tensor, drop: Drop, gamma: Tensor, branch: Callable[[Tensor], Tensor]) -> Tensor:
+    """Add factor * gamma * branch(x) to the rows of x that keep the branch; the branch sees only those rows."""
+    out = branch(x.index_select(0, drop.rows)) * gamma * drop.factor
+    return x.index_add(0, drop.rows, out.to(x.dtype))

@@ -4,11 +4,13 @@ State-dict keys are those of the official checkpoints (blocks not chunked).
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from foveal.backbone.layers import Block, Group, StochasticDepth
 from foveal.backbone.variants import BackboneConfig, multiple_of_patch
@@ -29,6 +31,10 @@ class VisionTransformer(nn.Module):
     Args:
         config: sizes and settings; see `BackboneConfig`.
 
+    Attributes:
+        recompute_blocks: keep only the input of each block for the backward pass of `forward_rows`, and run the blocks
+            again there (arXiv 1604.06174): the same gradients to the bit, a third more time, far less memory.
+
     Example:
         >>> from foveal.backbone.variants import backbone_config
         >>> vit = VisionTransformer(backbone_config("vit_nano", patch_size=14, image_size=70))
@@ -39,6 +45,7 @@ class VisionTransformer(nn.Module):
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
         self.config = config
+        self.recompute_blocks = False
         width = config.width
         self.patch_embed = nn.ModuleDict(
             {"proj": nn.Conv2d(config.channels, width, kernel_size=config.patch_size, stride=config.patch_size)}
@@ -200,11 +207,13 @@ class VisionTransformer(nn.Module):
             (R, D).
         """
         x, groups = self.embed(images, masks)
-        rate = self.config.drop_path_rate
-        depth = StochasticDepth(rate, generator) if generator is not None and rate > 0 else None
-        last = len(self.blocks) - 1
+        rate, recompute = self.config.drop_path_rate, self.recompute_blocks and torch.is_grad_enabled()
+        depth = StochasticDepth(rate, generator, groups) if generator is not None and rate > 0 else None
         for i, block in enumerate(self.blocks):
-            x = block(x, groups, depth=depth, rows=rows if i == last else None)
+            chosen = rows if i == len(self.blocks) - 1 else None
+            drops = (depth.draw(x.device), depth.draw(x.device, rows=chosen)) if depth else None
+            run = partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False) if recompute else block
+            x = run(x, groups, drops=drops, rows=chosen)
         return self.norm(x)
 
     def embed(self, images: Sequence[Tensor], masks: Sequence[Tensor | None]) -> tuple[Tensor, list[Group]]:
