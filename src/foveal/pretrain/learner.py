@@ -12,6 +12,7 @@ from foveal.backbone.vit import VisionTransformer
 from foveal.backbone.weights import check_tensors
 from foveal.pretrain.parallel import ALONE, World
 from foveal.pretrain.recipe import Recipe
+from foveal.pretrain.sharding import lay_out
 from foveal.pretrain.start import StartWeights, inherited_card, load_start
 from foveal.pretrain.step import EMA, Batch, Centers, Network, accumulate_step
 
@@ -99,6 +100,8 @@ class SelfDistillation:
         if start is not None:
             self._new = load_start(self.student, start, seed=recipe.seed)
             self.teacher.load_state_dict(self.student.state_dict())
+        for network in (self.student, self.teacher):
+            lay_out(network, recipe, device=device, world=world)
         self.ema = EMA(self.teacher, self.student)
         ibot = recipe.heads.ibot or recipe.heads.dino
         self.centers = Centers(

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 _BUCKET_ELEMENTS = 8 * 2**20  # gradients that travel in one message: enough to fill a network, little to copy
 
@@ -85,12 +86,14 @@ class GradientSum:
     in the order of their numbers: the bits are then those of one process.
 
     Args:
-        parameters: of the student; those that need no gradient now may need one later.
+        parameters: of the student; those that need no gradient now may need one later. Shards are left out: whoever
+            made them adds their gradients up.
         world: the processes.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], world: World) -> None:
-        self._parameters, self._world = list(parameters), world
+        self._parameters = [parameter for parameter in parameters if not isinstance(parameter, DTensor)]
+        self._world = world
         self._pieces: dict[nn.Parameter, list[Tensor]] = {}
         if world.canonical and world.group is not None:
             for parameter in self._parameters:

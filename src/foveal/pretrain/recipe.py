@@ -118,15 +118,28 @@ class KNN(_Settings):
 
 
 class Parallel(_Settings):
-    """How several processes share a run; in one process nothing of it changes the numbers.
+    """How several processes share a run, and how a network lies in memory; see docs/scale.md.
 
+    strategy: ddp holds all of every network in each process; fsdp spreads weights, gradients, optimizer state and the
+        teacher over them, for networks that do not fit.
     canonical: gradients and batch statistics are summed in the order of the micro-batches, so that any number of
-    processes gives the same bits; for CPUs, and for looking into differences, since it sends more.
+        processes gives the same bits; with ddp on CPUs.
+    compile: blocks are compiled (torch.compile).
+    recompute: blocks are run again in the backward pass instead of keeping what they hold (activation checkpointing).
     timeout_s: how long a process waits for a message of another that is alive, as while the first measures kNN.
     """
 
+    strategy: Literal["ddp", "fsdp"] = "ddp"
     canonical: bool = False
+    compile: bool = False
+    recompute: bool = False
     timeout_s: float = Field(default=1800.0, gt=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> "Parallel":
+        if self.canonical and self.strategy == "fsdp":
+            raise ValueError("parallel.canonical=true needs parallel.strategy=ddp: shards are summed in no fixed order")
+        return self
 
 
 class Features(_Settings):

@@ -1,0 +1,86 @@
+"""Networks in shards, compiled or recomputed, against the plain ones."""
+
+from typing import Any
+
+import pytest
+import torch
+from ranks import on_ranks
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from foveal.images.imageset import ImageSet
+from foveal.pretrain.launch import joined
+from foveal.pretrain.loader import micro_batches
+from foveal.pretrain.loop import Trainer
+from foveal.pretrain.recipe import Recipe
+from foveal.pretrain.run import RunFolder
+from foveal.pretrain.sharding import whole
+
+STEPS = 5
+
+
+def _train(recipe: Recipe) -> dict[str, Any]:
+    """Run some steps without checkpoints; return metrics, whole tensors, and how many numbers this process holds."""
+    with joined() as world:
+        images = ImageSet.open(recipe.images)
+        folder = RunFolder(recipe, images_hash=images.hash, writes=world.is_main)
+        trainer = Trainer(recipe, folder=folder, images=images, world=world)
+        raw = iter(micro_batches(images, recipe, steps=range(STEPS), world=world))
+        metrics = []
+        for step in range(STEPS):
+            count = recipe.batch_size // recipe.micro_batch // world.size
+            metrics.append(trainer.train_step([next(raw) for _ in range(count)]))
+            trainer.step = step + 1
+        held = [v for named in trainer._tensors().values() for v in named.values()]
+        folder.close()
+        return {
+            "metrics": metrics,
+            "tensors": {k: v for stem, named in trainer._tensors().items() for k, v in _prefixed(stem, whole(named))},
+            "held": sum(v.to_local().numel() if isinstance(v, DTensor) else v.numel() for v in held),
+        }
+
+
+def _prefixed(stem: str, named: Any) -> list[tuple[str, Tensor]]:
+    return [(f"{stem}.{name}", value.detach().clone()) for name, value in named]
+
+
+def test_shards_train_like_whole_copies(tiny: Any) -> None:
+    alone = _train(tiny("batch_size=8", out="alone"))
+    found = on_ranks(2, _train, tiny("batch_size=8", "parallel.strategy=fsdp"))
+    for one in found:
+        assert isinstance(one, dict), one
+        for ours, reference in zip(one["metrics"], alone["metrics"], strict=True):
+            assert ours == pytest.approx(reference, rel=1e-4)
+        assert one["tensors"].keys() == alone["tensors"].keys()
+        for name, value in alone["tensors"].items():
+            assert torch.allclose(one["tensors"][name], value, rtol=1e-3, atol=1e-5), name
+        assert one["held"] < 0.6 * alone["held"]
+
+
+@pytest.mark.parametrize("drop_path_rate", [0.0, 0.5])
+def test_recomputed_blocks_train_to_the_same_bits(tiny: Any, drop_path_rate: float) -> None:
+    settings = f"backbone.drop_path_rate={drop_path_rate}"
+    plain = _train(tiny(settings, out="plain"))
+    recomputed = _train(tiny(settings, "parallel.recompute=true"))
+    assert recomputed["metrics"] == plain["metrics"]
+    assert all(torch.equal(recomputed["tensors"][name], value) for name, value in plain["tensors"].items())
+
+
+@pytest.mark.full
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # by PyTorch's own compiler
+def test_compiled_blocks_train_alike(tiny: Any) -> None:
+    plain = _train(tiny(out="plain"))
+    compiled = _train(tiny("parallel.compile=true"))
+    for ours, reference in zip(compiled["metrics"], plain["metrics"], strict=True):
+        assert ours == pytest.approx(reference, rel=1e-3)
+    assert all(torch.allclose(compiled["tensors"][k], v, rtol=1e-2, atol=1e-4) for k, v in plain["tensors"].items())
+
+
+@pytest.mark.full
+def test_shards_compiled_recomputed_and_in_bf16_train_like_whole_copies(tiny: Any) -> None:
+    alone = _train(tiny("batch_size=8", "precision=bf16", out="alone"))
+    settings = ["parallel.strategy=fsdp", "parallel.compile=true", "parallel.recompute=true", "precision=bf16"]
+    for one in on_ranks(2, _train, tiny("batch_size=8", *settings)):
+        assert isinstance(one, dict), one
+        for ours, reference in zip(one["metrics"], alone["metrics"], strict=True):
+            assert ours["loss"] == pytest.approx(reference["loss"], rel=2e-2)
