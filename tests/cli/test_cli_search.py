@@ -62,6 +62,10 @@ def test_search_explains_what_does_not_work(
 def test_index_says_what_is_too_small_for_it(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["index", str(store)]) == 2
     assert "24 rows need no index; search them exactly" in capsys.readouterr().err
+    assert main(["index", str(store), "--out", str(store)]) == 2
+    assert "is not an index, or a damaged one" in capsys.readouterr().err
+    assert main(["index", str(store), "--out", str(store.parent)]) == 2
+    assert "exists and is not an index; choose another place or remove it" in capsys.readouterr().err
     assert main(["index", str(store.parent)]) == 2
     assert "is not a feature store" in capsys.readouterr().err
 

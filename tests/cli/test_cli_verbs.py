@@ -52,6 +52,7 @@ def test_knn_with_a_test_set_and_few_shot(
     [
         (["--test", "x", "--split", "0.3"], "--split has no effect beside --test"),
         (["--n-tries", "3"], "--n-tries has no effect without --n-per-class"),
+        (["--seed", "0"], "--seed has no effect without --n-per-class"),
         (["--test", "no/where"], "no/where does not exist"),
         (["--split", "1.5"], "split=1.5"),
         (["--k", "500"], "k=500 with"),

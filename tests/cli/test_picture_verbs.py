@@ -141,6 +141,7 @@ def test_what_cannot_be_drawn_is_explained(
         (["attention", "{cat}", "--layer", "1"], "layer=1 of a backbone with 1 blocks; choose 0..0"),
         (["attention", "no/where.jpg"], "no/where.jpg does not exist; give image files, patterns"),
         (["match", "{cat}", "no/where.jpg"], "does not exist"),
+        (["similar", "{cat}", "--point", "1,1", "--max-images", "3"], "--max-images has no effect without OTHERS"),
         (["match", "{cat}", "{folder}"], "is a directory"),
         (["match", "{cat}", "{bad}"], "bad.png: "),
         (["match", "{cat}", "{cat}", "--max-matches", "0"], "--max-matches"),

@@ -187,7 +187,7 @@ def test_unfinished_store_opens_with_a_warning(
         ({"tokens": ("cls", "mean")}, r"tokens is \['cls'\] in the store and \['cls', 'mean'\] now"),
         ({"layers": (1,)}, r"layers is None in the store and \[1\] now"),
         ({"batch_size": 4}, "batch_size is 3 in the store and 4 now"),
-        ({"size": 35}, "preprocessing.crop_size is 28 in the store and 35 now"),
+        ({"size": 35}, r"size \(of the crop\) is 28 in the store and 35 now"),
     ],
 )
 def test_another_stamp_is_refused(

@@ -7,11 +7,12 @@ from typing import Annotated
 import typer
 
 from foveal.cli.loading import EngineOption, FastOption, ModelOption, NumHeadsOption, PrecisionOption, open_model
-from foveal.cli.terminal import check_file_target, print_rows, progress_of, write_file
+from foveal.cli.terminal import check_file_target, print_rows, progress_of, typed_options, write_file
 from foveal.errors import FovealError
 
 
 def knn(
+    context: typer.Context,
     model: ModelOption,
     train: Annotated[str, typer.Option(help="Labelled images that vote: a folder CLASS/name.jpg, a list or shards.")],
     test: Annotated[str | None, typer.Option(help="Labelled images that are classified.")] = None,
@@ -37,6 +38,8 @@ def knn(
         raise FovealError("--split has no effect beside --test; leave one of them out")
     if n_tries is not None and n_per_class is None:
         raise FovealError("--n-tries has no effect without --n-per-class; add that, or leave it out")
+    if n_per_class is None and "--seed" in typed_options(context):
+        raise FovealError("--seed has no effect without --n-per-class; add that, or leave it out")
     if json_path is not None:
         check_file_target(json_path)
     import foveal

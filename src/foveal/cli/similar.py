@@ -17,10 +17,12 @@ from foveal.cli.loading import (
     parse_size,
 )
 from foveal.cli.pictures import SOURCES, check_picture_target, list_pictures, read_picture, read_pictures, write_picture
+from foveal.cli.terminal import typed_options
 from foveal.errors import FovealError
 
 
 def similar(
+    context: typer.Context,
     image: Annotated[Path, typer.Argument(help="Image file that holds the point.", exists=True, dir_okay=False)],
     point: Annotated[str, typer.Option(help="Pixel of IMAGE, from its left and its top.", metavar="X,Y")],
     model: ModelOption,
@@ -36,6 +38,8 @@ def similar(
     num_heads: NumHeadsOption = None,
 ) -> None:
     """Draw how similar all patches of IMAGE and OTHERS are to the patch of IMAGE under a point, on one scale."""
+    if not others and "--max-images" in typed_options(context):
+        raise FovealError("--max-images has no effect without OTHERS; name some, or leave it out")
     check_picture_target(out)
     pixel_size = parse_size(size)
     place = _point(point)

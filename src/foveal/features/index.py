@@ -171,6 +171,8 @@ def check_target(folder: str | Path) -> Path:
     """Return the absolute path of a folder that an index may be written to; FovealError where it is something else."""
     folder = Path(os.path.abspath(folder))
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        if not (folder / CARD).is_file():
+            raise FovealError(f"{folder} exists and is not an index; choose another place or remove it")
         read_card(folder)
     return folder
 
@@ -183,7 +185,7 @@ def read_card(folder: Path) -> dict[str, Any]:
         card = json.loads((folder / CARD).read_text())
         kind, version, _ = card["kind"], card["version"], (card["identity"], card["sha256"][FILE], card["parameters"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise FovealError(f"{folder} is not an index ({error!r}); build one with foveal index") from error
+        raise FovealError(f"{folder} is not an index, or a damaged one; build one with foveal index") from error
     if kind != KIND or version != 1:
         raise FovealError(f"{folder} is a {kind!r} of version {version!r}, not a {KIND!r} of version 1")
     return card

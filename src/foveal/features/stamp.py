@@ -16,6 +16,12 @@ from foveal.features.preprocessing import preprocessing_of
 from foveal.features.tokens import Token, check_tokens
 from foveal.images.preprocess import Mode, Size
 
+# What the user calls a key of the stamp.
+_OPTIONS = {
+    "preprocessing.mode": "fit",
+    "preprocessing.crop_size": "size (of the crop)",
+    "preprocessing.resize_size": "size (before the crop)",
+}
 _DECODERS = ("pillow", "simplejpeg", "tifffile", "pydicom", "numpy")
 
 
@@ -108,7 +114,7 @@ def _differences(stored: Any, wanted: Any, key: str = "") -> Iterator[str]:
                 continue  # a file under another name is the same model; its hash tells
             yield from _differences(stored.get(name), wanted.get(name), f"{key}.{name}" if key else name)
     elif stored != wanted:
-        yield f"{key} is {stored} in the store and {wanted} now"
+        yield f"{_OPTIONS.get(key, key)} is {stored} in the store and {wanted} now"
 
 
 def _version(package: str) -> str | None:
