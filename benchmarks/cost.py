@@ -107,9 +107,8 @@ def measure(repeats: int) -> None:
         work, error = row[1] + row[2], predicted / found - 1
         print(f"| {name} | {value} | {work:.1f} | {found:.3f} | {predicted:.3f} | {error:+.0%} |")
     rates = [f"{1 / x:.0f}" if x > 0 else "unlimited" for x in law[1:]]
-    print(
-        f"\nlaw: {law[0] * 1e3:.0f} ms + backbones at {rates[0]} GFLOP/s + heads at {rates[1]} + states at {rates[2]} GB/s"
-    )
+    fixed = law[0] * 1e3
+    print(f"\nlaw: {fixed:.0f} ms + backbones at {rates[0]} GFLOP/s + heads at {rates[1]} + states at {rates[2]} GB/s")
 
 
 def ranks(repeats: int) -> None:
@@ -141,10 +140,8 @@ def as_rank(folder: str, repeats: int) -> None:
 def paper() -> None:
     """Print what the largest published recipe needs on 1 to 256 devices."""
     recipe = load_recipe("vitg14_lvd142m", ["images=-", "out=-"])
-    print(
-        "\n| devices | states, GB | activations, GB | all, GB | recomputed, GB | weights sent, GB | gradients sent, GB |"
-    )
-    print("|---|---|---|---|---|---|---|")
+    columns = ("devices", "states", "activations", "all", "all, recomputed", "weights sent", "gradients sent")
+    print("\nViT-g/14 as published, GB:\n\n| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
     for devices in (1, 8, 64, 256):
         held = memory_bytes(recipe, num_devices=devices, sharded=True)
         less = memory_bytes(recipe, num_devices=devices, sharded=True, recomputed=True)
