@@ -121,7 +121,7 @@ def test_no_intact_checkpoint_is_an_error(tiny: Any, tmp_path: Path) -> None:
         pretrain(tiny())
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_finishes_the_step_saves_and_the_same_call_continues(
     tiny: Any, tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -208,6 +208,7 @@ def test_a_step_that_is_not_finite_changes_nothing(trainer: Trainer, monkeypatch
 def test_skipped_steps_are_remembered_across_a_restart(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
     _step(trainer, broken=True, monkeypatch=monkeypatch)  # the optimizer is still empty: that must be saved too
     trainer.save()
+    trainer.checkpoints.wait()
     trainer.folder.close()
     trainer.step, trainer.guard = 0, Guard()
     trainer.resume()
@@ -354,6 +355,7 @@ def test_a_full_disk_keeps_the_run_and_it_continues_later(tiny: Any, tmp_path: P
 
 def test_a_disk_too_full_for_the_model_keeps_the_checkpoint(trainer: Trainer) -> None:
     trainer.save()
+    trainer.checkpoints.wait()
     model = trainer.folder.path / "model" / "model.safetensors"
     before = model.read_bytes()
     with _no_file_above(100_000), pytest.raises(RunError, match=r"cannot write the model folder .*step 0 is safe"):

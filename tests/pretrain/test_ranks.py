@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 import torch
 from ranks import on_ranks
-from safetensors.torch import load_file
 from torch import Tensor
 
-from foveal.pretrain.checkpoint import list_checkpoints
+from foveal.pretrain.checkpoint import list_checkpoints, open_checkpoint
 from foveal.pretrain.loop import Outcome, Progress, pretrain
 from foveal.pretrain.recipe import Recipe
 from foveal.pretrain.run import CHECKPOINTS, read_metrics
@@ -28,9 +27,8 @@ def _run(recipe: Recipe, stop_after: int | None = None, signalled: int | None = 
 
 
 def _weights(run: Path) -> dict[str, Tensor]:
-    newest = list_checkpoints(run / CHECKPOINTS)[-1]
-    files = sorted(newest.glob("*.safetensors"))
-    return {f"{path.stem}.{name}": value for path in files for name, value in load_file(path).items()}
+    newest = open_checkpoint(list_checkpoints(run / CHECKPOINTS)[-1])
+    return {f"{stem}.{name}": value for stem in newest.tensors for name, value in newest.read(stem).items()}
 
 
 def _same_bits(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:

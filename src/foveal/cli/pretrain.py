@@ -1,5 +1,6 @@
 """`foveal pretrain`: train a backbone on unlabelled images, or continue a run that was interrupted."""
 
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -49,7 +50,8 @@ def pretrain(
         typer.echo(done)
         return
     typer.echo(f"stopped and saved at {done}; run the same command again to continue")
-    raise typer.Exit(128 + outcome.stopped_by)  # as a shell tells it: 130 after Ctrl-C, 143 after SIGTERM
+    if outcome.stopped_by == signal.SIGINT:
+        raise typer.Exit(128 + signal.SIGINT)  # as a shell tells it; a batch system that asked for the end sees success
 
 
 def _preflight(recipe: "Recipe") -> None:

@@ -1,116 +1,191 @@
-"""Training checkpoints: safetensors and JSON under a sha256 manifest, complete or not there at all."""
+"""Training checkpoints: safetensors and JSON under a sha256 manifest, complete or not there at all.
 
+A checkpoint is a folder `step_00001250` of
+- `STEM.safetensors` for each group of tensors; of a run in four processes `STEM-00000-of-00004.safetensors` and so on,
+  each with the parts that one process wrote;
+- `state.json`, plain values;
+- `manifest.json`, written last: of every file bytes and sha256, of every tensor shape, type and pieces. A piece is
+  [number of its process, offset, shape]. The manifest holds its own sha256.
+
+What n processes have written any other number reads: a tensor, or any part of one, is put together from the pieces.
+"""
+
+import hashlib
 import json
 import logging
-import shutil
 from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import safetensors
-from safetensors.torch import save_file
+import torch
 from torch import Tensor
 
-from foveal.backbone.weights import load_tensors
-from foveal.errors import CheckpointError, WeightsError
-from foveal.files import publish, sha256_of
+from foveal.errors import CheckpointError
+from foveal.files import sha256_of
+from foveal.pretrain.parallel import ALONE, World
+from foveal.pretrain.pieces import Region, as_laid_out, assemble, region_of
 
 MANIFEST, STATE = "manifest.json", "state.json"
-_PREFIX = "step_"
+FORMAT = 1
+PREFIX = "step_"
 
 logger = logging.getLogger(__name__)
 
 
-def save_checkpoint(
-    folder: Path, *, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], keep: int
-) -> Path:
-    """Write one checkpoint and remove the oldest beyond `keep`.
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose manifest is intact; `find_damage` says whether its files are.
 
-    Everything goes to a temporary folder, is fsynced and hashed; the manifest comes last and one rename publishes it.
-    A process killed at any moment leaves either the whole checkpoint or an ignored temporary folder.
-
-    Args:
-        folder: the run's checkpoint folder.
+    Attributes:
+        path: its folder.
         step: number of finished steps.
-        tensors: file stem -> name -> tensor.
-        state: plain values, written as JSON.
-        keep: how many checkpoints stay.
-
-    Raises:
-        CheckpointError: the checkpoint cannot be written; earlier ones are untouched.
+        num_processes: how many have written it.
+        files: name -> bytes and sha256.
+        tensors: file stem -> name -> shape, dtype and pieces.
     """
-    final = folder / f"{_PREFIX}{step:08d}"
-    staging = folder / f".{final.name}.tmp"
-    try:
-        for torn in folder.glob(f".{_PREFIX}*.tmp"):
-            shutil.rmtree(torn, ignore_errors=True)
-        staging.mkdir(parents=True)
-        for stem, named in tensors.items():
-            save_file({k: v.detach().cpu().contiguous() for k, v in named.items()}, staging / f"{stem}.safetensors")
-        (staging / STATE).write_text(json.dumps({"step": step, **state}))
-        files = {
-            path.name: {"sha256": sha256_of(path), "bytes": path.stat().st_size} for path in sorted(staging.iterdir())
-        }
-        (staging / MANIFEST).write_text(json.dumps({"step": step, "files": files}, indent=1))
-        publish(staging, final)
-    except (OSError, safetensors.SafetensorError) as error:
-        shutil.rmtree(staging, ignore_errors=True)
-        needed = sum(tensor.nbytes for named in tensors.values() for tensor in named.values())
-        free = shutil.disk_usage(folder if folder.is_dir() else folder.parent).free
-        raise CheckpointError(
-            f"cannot write checkpoint {final}: {error}; it needs {needed:,} bytes, {free:,} are free. "
-            "Earlier checkpoints are untouched: make room and run the same command again"
-        ) from error
-    # A later checkpoint can only be a damaged one that the run went back from: it must not push out a good one.
-    for old in [path for path in list_checkpoints(folder) if path.name <= final.name][:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
-    return final
+
+    path: Path
+    step: int
+    num_processes: int
+    files: Mapping[str, Mapping[str, Any]]
+    tensors: Mapping[str, Mapping[str, Mapping[str, Any]]]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of its files."""
+        return sum(entry["bytes"] for entry in self.files.values())
+
+    def state(self) -> dict[str, Any]:
+        """Return the plain values, and the step."""
+        return json.loads((self.path / STATE).read_text())
+
+    def read(self, stem: str, *, like: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Read the tensors of a stem, each whole or, where `like` has one of its shape, the part that `like` asks for.
+
+        Args:
+            stem: of the files.
+            like: name -> tensor whose layout is wanted; a DTensor gives a DTensor, of which only the shard is read.
+
+        Raises:
+            CheckpointError: the pieces cannot be read or leave a gap.
+        """
+        like = like or {}
+        with ExitStack() as stack:
+            opened: dict[int, Any] = {}
+
+            def file_of(rank: int) -> Any:
+                if rank not in opened:
+                    path = self.path / file_name(stem, rank=rank, size=self.num_processes)
+                    opened[rank] = stack.enter_context(safetensors.safe_open(path, framework="pt"))
+                return opened[rank]
+
+            def read_slices(rank: int, name: str, slices: tuple[slice, ...]) -> Tensor:
+                return file_of(rank).get_slice(name)[slices] if slices else file_of(rank).get_tensor(name)
+
+            named = {}
+            try:
+                for name, entry in self.tensors[stem].items():
+                    whole = Region((0,) * len(entry["shape"]), tuple(entry["shape"]))
+                    model = like.get(name)
+                    if model is None or tuple(model.shape) != whole.shape:
+                        model = torch.empty(whole.shape, device="meta")
+                    pieces = (
+                        (Region(tuple(offset), tuple(shape)), partial(read_slices, rank, name))
+                        for rank, offset, shape in entry["pieces"]
+                    )
+                    part = assemble(region_of(model), pieces, dtype=getattr(torch, entry["dtype"]))
+                    named[name] = as_laid_out(part, model)
+            except (OSError, safetensors.SafetensorError, CheckpointError) as error:
+                raise CheckpointError(f"{self.path}: {stem}/{name} cannot be read: {error}") from error
+            return named
+
+
+def checkpoint_path(folder: Path, *, step: int) -> Path:
+    """Return where the checkpoint of a step is, below a run's checkpoint folder."""
+    return folder / f"{PREFIX}{step:08d}"
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Return the checkpoints of a run, oldest first."""
     return sorted(
-        path for path in folder.glob(f"{_PREFIX}*") if path.is_dir() and path.name.removeprefix(_PREFIX).isdigit()
+        path for path in folder.glob(f"{PREFIX}*") if path.is_dir() and path.name.removeprefix(PREFIX).isdigit()
     )
 
 
-def check_checkpoint(path: Path) -> str | None:
-    """Return what is wrong with a checkpoint, or None when every file is as its manifest says."""
-    try:
-        files = json.loads((path / MANIFEST).read_text())["files"]
-        for name, entry in files.items():
-            if (path / name).stat().st_size != entry["bytes"] or sha256_of(path / name) != entry["sha256"]:
-                return f"{name} is damaged"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"its manifest or a file cannot be read ({error})"
-    return None
-
-
-def load_newest(
-    folder: Path, *, among: range | None = None
-) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
-    """Read the newest intact checkpoint: (tensors by file stem and name, state); None when the run has none yet.
-
-    A damaged newest checkpoint is named in a warning and the one before it is used. `among` leaves those of other
-    steps out.
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Read the manifest of a checkpoint.
 
     Raises:
-        CheckpointError: there are checkpoints and none is intact.
+        CheckpointError: it is of another format.
+        OSError, ValueError: it is missing or damaged.
     """
-    found = [p for p in list_checkpoints(folder) if among is None or int(p.name.removeprefix(_PREFIX)) in among]
+    manifest = json.loads((path / MANIFEST).read_text())
+    if not isinstance(manifest, dict) or "content" not in manifest:
+        raise ValueError(f"{MANIFEST} is not one of a foveal checkpoint")
+    content = manifest["content"]
+    if sha256_of_content(content) != manifest.get("sha256"):
+        raise ValueError(f"{MANIFEST} does not have the sha256 that it says")
+    if content["format"] != FORMAT:
+        raise CheckpointError(
+            f"{path} has format {content['format']}, this version of foveal reads {FORMAT}; continue the run with the "
+            "version that wrote it, or start a new one"
+        )
+    return Checkpoint(path, content["step"], content["processes"], content["files"], content["tensors"])
+
+
+def find_damage(path: Path, *, world: World = ALONE) -> str | None:
+    """Return what is wrong with a checkpoint, or None when every file is as its manifest says.
+
+    Several processes share the reading and come to one answer.
+
+    Raises:
+        CheckpointError: it is of another format.
+    """
+    problem = None
+    try:
+        files = open_checkpoint(path).files
+        for name in sorted(files)[world.rank :: world.size]:
+            if (path / name).stat().st_size != files[name]["bytes"] or sha256_of(path / name) != files[name]["sha256"]:
+                problem = f"{name} is damaged"
+                break
+    except (OSError, ValueError) as error:
+        problem = f"its manifest or a file cannot be read ({error})"
+    return next((found for found in world.gather(problem) if found is not None), None)
+
+
+def newest_intact(folder: Path, *, among: range | None = None, world: World = ALONE) -> Checkpoint | None:
+    """Return the newest intact checkpoint; None when the run has none yet.
+
+    A damaged newest checkpoint is named in a warning and the one before it is used. `among` leaves those of other
+    steps out. All processes come to the same answer.
+
+    Raises:
+        CheckpointError: there are checkpoints and none is intact, or the newest is of another format.
+    """
     problems = []
-    for path in reversed(found):
-        problem = check_checkpoint(path)
+    names = [p.name for p in list_checkpoints(folder) if among is None or int(p.name.removeprefix(PREFIX)) in among]
+    for name in reversed(world.gather(names)[0]):
+        problem = find_damage(folder / name, world=world)
         if problem is None:
-            try:
-                tensors = {file.stem: load_tensors(file) for file in path.glob("*.safetensors")}
-                return tensors, json.loads((path / STATE).read_text())
-            except (WeightsError, ValueError) as error:
-                problem = str(error)
-        problems.append(f"{path.name}: {problem}")
-        logger.warning("checkpoint %s is not used: %s", path, problem)
+            return open_checkpoint(folder / name)
+        problems.append(f"{name}: {problem}")
+        logger.warning("checkpoint %s is not used: %s", folder / name, problem)
     if problems:
         raise CheckpointError(
             f"no intact checkpoint in {folder}: {'; '.join(problems)}; restore one or start a new run"
         )
     return None
+
+
+def file_name(stem: str, *, rank: int, size: int) -> str:
+    """Return the name of the file in which one of `size` processes has written its parts of a stem."""
+    return f"{stem}.safetensors" if size == 1 else f"{stem}-{rank:05d}-of-{size:05d}.safetensors"
+
+
+def sha256_of_content(content: Mapping[str, Any]) -> str:
+    """Return the sha256 under which a manifest vouches for itself."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

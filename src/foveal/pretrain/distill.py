@@ -112,6 +112,10 @@ class Distillation:
         """The moving averages of further students."""
         return {name: network for name, network in self.averages.items() if name != MODEL}
 
+    def result_stem(self, name: str) -> str:
+        """See `Learner`."""
+        return "average" if name == MODEL else f"average_{name}"
+
     def describe(self, card: Card) -> Card:
         """Return the card with the teacher among the parents, and the strictest of their licences."""
         card = inherit(card, [self.teacher.card])
@@ -148,8 +152,8 @@ class Distillation:
         identity = torch.frombuffer(bytearray.fromhex(self.teacher.identity), dtype=torch.uint8)
         return {
             "student": dict(self.student.state_dict()),
-            "average": dict(self.average.state_dict()),
             "teacher": {"identity": identity, **self.objective.tensors()},
+            **{self.result_stem(name): dict(network.state_dict()) for name, network in self.averages.items()},
         }
 
     def restore(self, tensors: Mapping[str, Mapping[str, Tensor]], *, where: str) -> None:
@@ -162,7 +166,8 @@ class Distillation:
                 f"(identity {before[:12]}, now {self.teacher.identity[:12]}); give that one, or another out="
             )
         self.objective.restore(state)
-        for stem, network in (("student", self.student), ("average", self.average)):
+        networks = {"student": self.student} | {self.result_stem(name): n for name, n in self.averages.items()}
+        for stem, network in networks.items():
             network.load_state_dict(check_tensors(dict(tensors[stem]), network.state_dict(), where=where))
 
 

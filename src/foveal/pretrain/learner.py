@@ -52,6 +52,10 @@ class Learner(Protocol):
         """Further results, by name; each becomes a model folder of its own."""
         ...
 
+    def result_stem(self, name: str) -> str:
+        """Return which file stem of `tensors` holds `result`, under the name MODEL, or one of `others`."""
+        ...
+
     def accumulate(self, micro_batches: Sequence[Batch], *, step: int, rates: Mapping[str, float]) -> dict[str, Tensor]:
         """Add the gradients of a step's micro-batches to the student's; return detached losses, the sum as "loss"."""
         ...
@@ -118,6 +122,10 @@ class SelfDistillation:
     def others(self) -> dict[str, Result]:
         """None."""
         return {}
+
+    def result_stem(self, name: str) -> str:
+        """See `Learner`."""
+        return "teacher"
 
     def accumulate(self, micro_batches: Sequence[Batch], *, step: int, rates: Mapping[str, float]) -> dict[str, Tensor]:
         """See `Learner`."""

@@ -232,7 +232,8 @@ def _start_worker(_worker: int) -> None:
     Signals reach the whole process group; the main process saves and then ends the workers.
     """
     cv2.setNumThreads(0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _overhear)
 
 

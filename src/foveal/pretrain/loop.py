@@ -15,13 +15,14 @@ from foveal import __version__
 from foveal.backbone.card import Card
 from foveal.backbone.licence import OWN
 from foveal.backbone.variants import BackboneConfig
-from foveal.backbone.weights import save_model
 from foveal.engine.memory import freed_memory_kept
 from foveal.errors import DivergedError, ImageSetError, RecipeError, RunError, WeightsError
 from foveal.images.imageset import ImageSet
 from foveal.images.ledger import BadImageLedger
-from foveal.pretrain.checkpoint import load_newest, save_checkpoint
+from foveal.pretrain.checkpoint import Checkpoint, checkpoint_path, newest_intact, open_checkpoint
+from foveal.pretrain.checkpoint_writer import CheckpointWriter
 from foveal.pretrain.distill import Distillation
+from foveal.pretrain.export import described_model, export_model
 from foveal.pretrain.guard import IN_A_ROW, Guard
 from foveal.pretrain.launch import joined
 from foveal.pretrain.learner import Learner, SelfDistillation
@@ -37,6 +38,8 @@ from foveal.pretrain.schedules import linear_then_constant, warmup_cosine
 from foveal.pretrain.signals import caught_signals
 from foveal.pretrain.start import StartWeights
 from foveal.pretrain.step import is_finite
+
+OPTIMIZER = "optimizer"  # its file stem in a checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +70,7 @@ def pretrain(
 
     The next step after an interruption is computed from the newest intact checkpoint; data order, crops, masks and
     stochastic depth are functions of (seed, step), so on one CPU thread the continued run equals the uninterrupted one
-    to the last bit. SIGINT and SIGTERM finish the step, save and return; a second signal stops at once.
+    to the last bit. SIGINT, SIGTERM and SIGUSR1 finish the step, save and return; a second one stops at once.
 
     Args:
         recipe: what to do; `recipe.out` is the run folder.
@@ -92,7 +95,7 @@ def pretrain(
             world.gather(None)  # a folder that is in use, or another run's, is the first process's to refuse
             trainer = Trainer(recipe, folder=folder, images=images, start=start, world=world)
             trainer.resume()
-            with caught_signals() as caught, freed_memory_kept():
+            with caught_signals() as caught, freed_memory_kept(), trainer.checkpoints:
                 return trainer.run(stop_after=stop_after, listener=listener, caught=caught)
         finally:
             folder.close()
@@ -149,18 +152,20 @@ class Trainer:
             else None
         )
         self.probe = KNNProbe(recipe.knn, device=self.device) if recipe.knn and world.is_main else None
+        self.checkpoints = CheckpointWriter(
+            folder.path / CHECKPOINTS, keep=recipe.checkpoints.keep, world=world, then=self._write_models
+        )
         self.step = 0
-        self.saved: int | None = None  # step of the newest intact checkpoint
+        self.saved: int | None = None  # step of the newest checkpoint
         self.guard = Guard()
 
     def resume(self) -> None:
         """Continue from the newest intact checkpoint, if there is one."""
-        found = load_newest(self.folder.path / CHECKPOINTS)
+        found = newest_intact(self.folder.path / CHECKPOINTS, world=self.world)
         if found is not None:
-            tensors, state = found
-            self._restore(tensors)
-            self.step = self.saved = state["step"]
-            self.guard.restore(state)
+            self._restore(found)
+            self.step = self.saved = found.step
+            self.guard.restore(found.state())
             logger.info("continuing %s at step %d", self.folder.path, self.step)
         if self.world.is_main:
             self.folder.keep_metrics_before(self.step)
@@ -176,7 +181,11 @@ class Trainer:
             self.folder.log({"step": -1, **self._probed(self.probe)})
         try:
             while self.step < last:
-                (stopped_by,) = self.world.agree(caught[0] if caught else 0)
+                stopped_by, failed = self.world.agree(caught[0] if caught else 0, self.checkpoints.failed)
+                if failed:
+                    self.saved = None
+                    self.save()
+                    saved = self.step
                 if stopped_by:
                     break
                 started, waited = time.perf_counter(), raw.seconds
@@ -265,13 +274,13 @@ class Trainer:
         if not self.guard.skip(self.step):
             return {}
         among = self.guard.ways_back(self.step, every_steps=self.recipe.checkpoints.every_steps)
-        found = load_newest(self.folder.path / CHECKPOINTS, among=among)
+        self.checkpoints.wait()
+        found = newest_intact(self.folder.path / CHECKPOINTS, among=among, world=self.world)
         if found is None:
             self._give_up(metrics)
-        tensors, state = found
-        self._restore(tensors)
-        self.guard.go_back(state["step"], step=self.step)
-        return {"went_back_to": state["step"]}
+        self._restore(found)
+        self.guard.go_back(found.step, step=self.step)
+        return {"went_back_to": found.step}
 
     def _give_up(self, metrics: Mapping[str, float]) -> NoReturn:
         path = self.folder.path / REPLAY / f"step_{self.step:08d}.safetensors"
@@ -324,29 +333,30 @@ class Trainer:
         return self.learner.describe(card)
 
     def save(self) -> None:
-        """Write a checkpoint, unless the newest is of this very step, and then the model folder."""
-        if not self.world.is_main:
-            self.saved = self.step
+        """Begin to write a checkpoint and then its model folders; just those where the checkpoint is there already."""
+        if self.saved == self.step:
+            self.checkpoints.wait()
+            if self.world.is_main:
+                self._write_models(checkpoint_path(self.folder.path / CHECKPOINTS, step=self.step))
             return
-        if self.saved != self.step:
-            save_checkpoint(
-                self.folder.path / CHECKPOINTS,
-                step=self.step,
-                tensors=self._tensors(),
-                state=self.guard.state(),
-                keep=self.recipe.checkpoints.keep,
-            )
-            self.saved = self.step
-        results = {MODEL: self.learner.result}
-        results |= {f"{STUDENTS}/{name}": network for name, network in self.learner.others.items()}
+        learner = self.learner
+        results = {MODEL: described_model(self.card(), stem=learner.result_stem(MODEL))}
+        for name, network in learner.others.items():
+            card = self.card(network.backbone.config)
+            results[f"{STUDENTS}/{name}"] = described_model(card, stem=learner.result_stem(name))
+        state = {**self.guard.state(), "models": results}
+        self.checkpoints.save(self.step, tensors=self._tensors(), state=state)
+        self.saved = self.step
+
+    def _write_models(self, path: Path) -> None:
+        """Write the model folders of a finished checkpoint, so that both are of one step."""
+        checkpoint = open_checkpoint(path)
         try:
-            for place, network in results.items():
-                heads = {k: v for k, v in network.state_dict().items() if k.partition(".")[0].endswith("_head")}
-                card = self.card(network.backbone.config)
-                save_model(self.folder.path / place, network.backbone, card, heads=heads or None)
+            for place in checkpoint.state()["models"]:
+                export_model(checkpoint, self.folder.path / place, model=place)
         except WeightsError as error:
             raise RunError(
-                f"{error}. The checkpoint of step {self.step} is safe: run the same command again"
+                f"{error}. The checkpoint of step {checkpoint.step} is safe: run the same command again"
             ) from error
 
     def _tensors(self) -> dict[str, dict[str, Tensor]]:
@@ -355,15 +365,17 @@ class Trainer:
             for name, parameter in self.learner.student.named_parameters()
             for key, value in self.optimizer.state[parameter].items()
         }
-        return self.learner.tensors() | {"optimizer": optimizer}
+        return self.learner.tensors() | {OPTIMIZER: optimizer}
 
-    def _restore(self, tensors: dict[str, dict[str, Tensor]]) -> None:
-        self.learner.restore(tensors, where=str(self.folder.path / CHECKPOINTS))
+    def _restore(self, found: Checkpoint) -> None:
+        like = self.learner.tensors()
+        stems = [stem for stem in found.tensors if stem != OPTIMIZER]
+        self.learner.restore({stem: found.read(stem, like=like.get(stem)) for stem in stems}, where=str(found.path))
         parameters = dict(self.learner.student.named_parameters())
+        owners = {name: parameters[name.rpartition(".")[0]] for name in found.tensors[OPTIMIZER]}
         self.optimizer.state.clear()  # of a step that went wrong
-        for full_name, value in tensors["optimizer"].items():
-            name, _, key = full_name.rpartition(".")
-            self.optimizer.state[parameters[name]][key] = value.to(self.device)
+        for name, value in found.read(OPTIMIZER, like=owners).items():
+            self.optimizer.state[owners[name]][name.rpartition(".")[2]] = value.to(self.device)
 
 
 def _learner(recipe: Recipe, *, device: torch.device, start: StartWeights | None, world: World) -> Learner:

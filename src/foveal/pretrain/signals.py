@@ -8,7 +8,10 @@ from typing import Any
 
 @contextmanager
 def caught_signals() -> Iterator[list[int]]:
-    """Collect the first SIGINT or SIGTERM in a list; let a second one act as usual."""
+    """Collect the first of Ctrl-C, SIGTERM and SIGUSR1 in a list; let a second one end the process at once.
+
+    Batch systems send SIGTERM, or SIGUSR1 where they are asked to, some time before they kill.
+    """
     caught: list[int] = []
     before: dict[int, Any] = {}
 
@@ -18,7 +21,7 @@ def caught_signals() -> Iterator[list[int]]:
             signal.signal(each, handler)
 
     try:
-        for each in (signal.SIGINT, signal.SIGTERM):
+        for each in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             before[each] = signal.signal(each, remember)
     except ValueError:  # not the main thread: whoever runs us there handles signals
         before.clear()

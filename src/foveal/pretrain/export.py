@@ -1,0 +1,45 @@
+"""From a checkpoint to the model folder of its networks."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from foveal.backbone.card import Card
+from foveal.backbone.vit import VisionTransformer
+from foveal.backbone.weights import check_tensors, save_model
+from foveal.errors import CheckpointError, nearest
+from foveal.pretrain.checkpoint import Checkpoint
+from foveal.pretrain.run import MODEL
+
+_BACKBONE = "backbone."
+
+
+def described_model(card: Card, *, stem: str) -> dict[str, Any]:
+    """Return what a checkpoint's state says of the model that its file stem `stem` holds; `export_model` reads it."""
+    return {"stem": stem, "card": card.model_dump(mode="json")}
+
+
+def export_model(checkpoint: Checkpoint, folder: Path, *, model: str = MODEL) -> Card:
+    """Write the model folder of a checkpoint: a backbone with its card, and its self-supervised heads if it has some.
+
+    Args:
+        checkpoint: an intact one.
+        folder: where; a model folder that is there is replaced.
+        model: which of the models in the checkpoint's state: `described_model` by place in the run folder.
+
+    Raises:
+        CheckpointError: there is no such model, or its tensors cannot be read.
+        WeightsError: the folder is something else or cannot be written, or the tensors are not those of the card.
+    """
+    models = checkpoint.state()["models"]
+    if model not in models:
+        raise CheckpointError(f"{checkpoint.path} holds no {model}{nearest(model, models)}; it has {', '.join(models)}")
+    card = Card.model_validate(models[model]["card"])
+    tensors = checkpoint.read(models[model]["stem"])
+    weights = {name.removeprefix(_BACKBONE): value for name, value in tensors.items() if name.startswith(_BACKBONE)}
+    with torch.device("meta"):
+        backbone = VisionTransformer(card.backbone)
+    backbone.load_state_dict(check_tensors(weights, backbone.state_dict(), where=str(checkpoint.path)), assign=True)
+    heads = {name: value for name, value in tensors.items() if name.partition(".")[0].endswith("_head")}
+    return save_model(folder, backbone, card, heads=heads or None)
