@@ -27,10 +27,10 @@ from foveal.pretrain.cost import communication_bytes, memory_bytes, num_paramete
 from foveal.pretrain.launch import joined
 from foveal.pretrain.learner import SelfDistillation
 from foveal.pretrain.masks import make_masks
+from foveal.pretrain.network import Batch
 from foveal.pretrain.optimizer import adamw, clip_each, parameter_groups, set_rates
 from foveal.pretrain.parallel import ALONE, GradientSum, World
 from foveal.pretrain.recipe import Recipe, build_recipe, load_recipe
-from foveal.pretrain.step import Batch
 
 _BASE: dict[str, Any] = {"batch": 8, "size": 112, "prototypes": 8192}
 _VARIED: dict[str, list[int]] = {

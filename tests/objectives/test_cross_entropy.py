@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from foveal.objectives import cross_entropy
+from foveal.objectives import logits
 from foveal.objectives.cross_entropy import prototype_cross_entropy
 
 N, M, D, K = 7, 3, 5, 11
@@ -34,7 +34,7 @@ def _direct(
 
 @pytest.mark.parametrize("chunk_rows", [1, 2, 3, N, 100])
 def test_value_and_gradients_match_float64_whatever_the_chunk(chunk_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cross_entropy, "CHUNK_ELEMENTS", chunk_rows * K)
+    monkeypatch.setattr(logits, "CHUNK_ELEMENTS", chunk_rows * K)
     features, prototypes, targets, weights = _inputs()
     f, p = features.clone().requires_grad_(), prototypes.clone().requires_grad_()
     loss = prototype_cross_entropy(f, p, targets=targets, weights=weights, temperature=0.1)
@@ -46,14 +46,14 @@ def test_value_and_gradients_match_float64_whatever_the_chunk(chunk_rows: int, m
 
 
 def test_chunks_smaller_than_one_row_still_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cross_entropy, "CHUNK_ELEMENTS", 1)
+    monkeypatch.setattr(logits, "CHUNK_ELEMENTS", 1)
     features, prototypes, targets, weights = _inputs()
     loss = prototype_cross_entropy(features, prototypes, targets=targets, weights=weights, temperature=0.1)
     torch.testing.assert_close(loss, _direct(features, prototypes, targets, weights, 0.1)[0].float(), **CLOSE)
 
 
 def test_target_rows_pick_a_target_for_each_feature(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cross_entropy, "CHUNK_ELEMENTS", 2 * K)
+    monkeypatch.setattr(logits, "CHUNK_ELEMENTS", 2 * K)
     features, prototypes, targets, weights = _inputs()
     rows = torch.tensor([2, 0, 1, 1, 0, 2, 2])
     f = features.clone().requires_grad_()
@@ -64,6 +64,31 @@ def test_target_rows_pick_a_target_for_each_feature(monkeypatch: pytest.MonkeyPa
     expected, grad_f, _ = _direct(features, prototypes, targets[:M][rows], weights, 0.2)
     torch.testing.assert_close(loss.detach(), expected.float(), **CLOSE)
     torch.testing.assert_close(f.grad, grad_f.float(), rtol=1e-5, atol=1e-5)
+
+
+def test_targets_may_be_formed_chunk_by_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logits, "CHUNK_ELEMENTS", 3 * K)
+    features, prototypes, targets, weights = _inputs()
+    asked = []
+
+    def formed(rows: slice) -> Tensor:
+        asked.append((rows.start, rows.stop))
+        return targets[rows]
+
+    loss = prototype_cross_entropy(features, prototypes, targets=formed, weights=weights, temperature=0.1)
+    whole = prototype_cross_entropy(features, prototypes, targets=targets, weights=weights, temperature=0.1)
+    assert torch.equal(loss, whole)
+    assert asked == [(0, 3), (3, 6), (6, N)]
+
+
+def test_float64_stays_float64() -> None:
+    features, prototypes, targets, weights = (x.double() for x in _inputs())
+    f = features.clone().requires_grad_()
+    loss = prototype_cross_entropy(f, prototypes, targets=targets, weights=weights, temperature=0.1)
+    loss.backward()
+    expected, grad_f, _ = _direct(features, prototypes, targets, weights, 0.1)
+    torch.testing.assert_close(loss.detach(), expected, rtol=1e-13, atol=0)
+    torch.testing.assert_close(f.grad, grad_f, rtol=1e-12, atol=1e-13)
 
 
 def test_hand_computed_case() -> None:

@@ -81,3 +81,16 @@ def test_is_fp32_inside_bf16_autocast() -> None:
         loss = koleo_loss(features)
     assert loss.dtype == torch.float32
     assert loss.item() == float(koleo_loss(features.float()))
+
+
+def test_neighbours_are_looked_for_in_groups_of_the_batch() -> None:
+    features = torch.randn(12, 5, generator=torch.Generator().manual_seed(3))
+    expected = sum(_direct(group) for group in features.split(4)) / 3
+    assert koleo_loss(features, group_size=4).item() == pytest.approx(expected, rel=1e-5)
+    assert koleo_loss(features).item() != pytest.approx(expected, rel=1e-3)
+    assert koleo_loss(features, group_size=1).item() == 0
+
+
+def test_float64_stays_float64() -> None:
+    features = torch.randn(7, 5, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    assert koleo_loss(features).item() == pytest.approx(_direct(features), rel=1e-13)

@@ -13,8 +13,8 @@ from PIL import Image
 from foveal.backbone.card import Card
 from foveal.backbone.variants import backbone_config
 from foveal.backbone.weights import save_model
+from foveal.pretrain.network import HeadSize, Network
 from foveal.pretrain.recipe import Recipe, load_recipe
-from foveal.pretrain.step import HeadSize, Network
 
 TINY: dict[str, Any] = {
     "total_steps": 6,

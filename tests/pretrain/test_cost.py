@@ -91,7 +91,11 @@ def test_memory_on_more_devices_by_hand() -> None:
     states = ("student", "gradients", "AdamW", "teacher")
     assert sum(whole[name] for name in states) == 20 * parameters
     assert sum(eighth[name] for name in states) == pytest.approx(20 * parameters / 8, rel=1e-6)
-    assert cost.memory_bytes(recipe, num_devices=8) == whole  # replicas share nothing
+    replica = cost.memory_bytes(recipe, num_devices=2)
+    shared = "heads and losses"  # the bottleneck of the step's images; all else of a replica is its own
+    assert {k: v for k, v in replica.items() if k != shared} == {k: v for k, v in whole.items() if k != shared}
+    ibot_rows, dino_rows = cost.masked_patches(recipe, 3072), 2 * 3072
+    assert whole[shared] - replica[shared] == pytest.approx(4 / 2 * (256 * ibot_rows + 384 * dino_rows), rel=1e-6)
     assert whole["activations"] == eighth["activations"]
     assert cost.checkpoint_bytes(recipe) == 16 * parameters
 
@@ -104,3 +108,15 @@ def test_a_device_alone_sends_nothing_and_two_send_half_of_all_gradients_twice()
     sharded = cost.communication_bytes(recipe, num_devices=2, sharded=True)
     assert sharded["gradients"] == sent["gradients"] / 2
     assert sharded["weights"] == 3 * sent["gradients"] / 4 * recipe.batch_size / recipe.micro_batch / 2
+
+
+def test_the_scope_of_a_step_costs_a_second_pass_and_logits_formed_anew() -> None:
+    recipe = load_recipe("vitg14_lvd142m", ["images=a", "out=b"])
+    logits = 2 * 131_072 * (256 * cost.masked_patches(recipe, 3072) + 384 * 2 * 3072)
+    assert cost.batch_scope_flops(recipe) == {"KoLeo": 0, "Sinkhorn-Knopp": pytest.approx(3 * logits)}
+    overrides = ["images=a", "out=b", "objective.koleo_group=null", "backbone.drop_path_rate=0"]
+    whole = load_recipe("vitg14_lvd142m", overrides)
+    second = 2 * 3072 * cost.forward_flops(recipe.backbone, 224)
+    assert cost.batch_scope_flops(whole)["KoLeo"] == pytest.approx(second * 255 / 256)
+    assert cost.batch_scope_flops(whole, num_devices=128)["KoLeo"] == pytest.approx(second / 2)
+    assert cost.batch_scope_flops(whole, num_devices=256) == {"KoLeo": 0, "Sinkhorn-Knopp": 0}

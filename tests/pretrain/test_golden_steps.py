@@ -10,8 +10,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from foveal.backbone.variants import backbone_config
+from foveal.pretrain.network import Batch, HeadSize, Network
 from foveal.pretrain.optimizer import adamw, clip_each, parameter_groups, set_rates
-from foveal.pretrain.step import EMA, Batch, Centers, HeadSize, Network, ObjectiveSettings, accumulate_step
+from foveal.pretrain.step import EMA, Centers, ObjectiveSettings, accumulate_step
 
 WIDTH = 48
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from foveal.backbone.variants import backbone_config
+from foveal.pretrain.network import HeadSize, Network
 from foveal.pretrain.optimizer import adamw, clip_each, parameter_groups, set_rates
-from foveal.pretrain.step import HeadSize, Network
 
 
 @pytest.fixture

@@ -50,8 +50,12 @@ def test_canonical_runs_of_one_two_and_four_processes_are_equal_to_the_bit(tiny:
 
 
 def test_the_number_of_processes_may_change_on_resume(tiny: Any, tmp_path: Path) -> None:
-    """1 -> 2 -> 4 -> 1 against 1: losses within 1e-3 over 50 steps."""
-    settings = ["batch_size=8", "total_steps=50", "checkpoints.every_steps=100"]
+    """1 -> 2 -> 4 -> 1 against 1: losses within 1e-3 over 50 steps.
+
+    Among eight of these few pictures KoLeo's nearest are so near that the logarithm of their distance is rounding: one
+    process, its start changed by 1e-7, differs by 3e-3 then. Pairs are far enough.
+    """
+    settings = ["batch_size=8", "total_steps=50", "checkpoints.every_steps=100", "objective.koleo_group=2"]
     pretrain(tiny(*settings, out="whole"))
     for size, steps in ((1, 13), (2, 12), (4, 12), (1, 13)):
         outcomes = on_ranks(size, _run, tiny(*settings), steps)

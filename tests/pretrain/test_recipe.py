@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ _COMMON = {
     "objective.ibot_weight": 1.0,
     "objective.student_temperature": 0.1,
     "objective.center_momentum": 0.9,
+    "objective.batch_scope": "step",
     "masks.probability": 0.5,
     "masks.ratio_min": 0.1,
     "masks.ratio_max": 0.5,
@@ -112,14 +114,27 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "backbone.ffn": "mlp",
         "backbone.patch_size": 16,
         "objective.centering": "centering",
+        "objective.koleo_group": 64,
         "heads.dino.num_prototypes": 65_536,
         "heads.dino.bottleneck": 256,
         "heads.dino.hidden": 2048,
         "heads.ibot": None,
         "views.local_size": 96,
     },
-    "vitl14_in22k": {**_IN22K, "backbone.width": 1024, "backbone.depth": 24, "backbone.num_heads": 16},
-    "vitg14_lvd142m": {**_IN22K, "backbone.width": 1536, "backbone.depth": 40, "backbone.num_heads": 24},
+    "vitl14_in22k": {
+        **_IN22K,
+        "backbone.width": 1024,
+        "backbone.depth": 24,
+        "backbone.num_heads": 16,
+        "objective.koleo_group": 32,
+    },
+    "vitg14_lvd142m": {
+        **_IN22K,
+        "backbone.width": 1536,
+        "backbone.depth": 40,
+        "backbone.num_heads": 24,
+        "objective.koleo_group": 12,
+    },
 }
 PEAK_LR = {"vitl16_in1k_short": 5.66e-3, "vitl14_in22k": 3.46e-4, "vitg14_lvd142m": 3.46e-4}
 
@@ -155,7 +170,15 @@ def test_published_values(name: str) -> None:
         ("heads.dino.num_prototypes=1", "heads.dino.num_prototypes: Input should be greater than 1"),
         ("masks.ratio_min=0.6", "masks.ratio_min=0.6 is above masks.ratio_max=0.5"),
         ("micro_batch_size=3", "batch_size=4 is not a multiple of micro_batch_size=3"),
-        ("micro_batch_size=1", "objective.koleo_weight has no effect with one image a micro-batch"),
+        ("batch_size=1 micro_batch_size=1", "objective.koleo_weight has no effect with batch_size=1"),
+        ("micro_batch_size=1 objective.batch_scope=micro_batch", "has no effect with micro_batch_size=1"),
+        ("objective.koleo_group=3", "batch_size=4 is not a multiple of objective.koleo_group=3"),
+        (
+            "objective.koleo_group=4 objective.batch_scope=micro_batch",
+            "micro_batch_size=2 is not a multiple of objective.koleo_group=4",
+        ),
+        ("objective.koleo_group=2 objective.koleo_weight=0", "objective.koleo_group has no effect with"),
+        ("objective.batch_scope=rank", "objective.batch_scope: Input should be 'step' or 'micro_batch'"),
         ("optimizer.warmup_steps=7", "optimizer.warmup_steps=7 is above total_steps=6"),
         ("teacher.temperature_warmup_steps=9", "temperature_warmup_steps=9 is above total_steps=6"),
         ("views.global_scale=[0.9, 0.3]", r"global_scale=\(0.9, 0.3\) is not a range"),
@@ -170,7 +193,7 @@ def test_published_values(name: str) -> None:
 )
 def test_bad_override_is_refused_in_words(tiny: Any, override: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
-        tiny(override)
+        tiny(*re.split(r" (?=[a-z_.]+=)", override))
 
 
 def test_missing_folders_are_named_together() -> None:

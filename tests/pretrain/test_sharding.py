@@ -45,8 +45,10 @@ def _prefixed(stem: str, named: Any) -> list[tuple[str, Tensor]]:
 
 
 def test_shards_train_like_whole_copies(tiny: Any) -> None:
-    alone = _train(tiny("batch_size=8", out="alone"))
-    found = on_ranks(2, _train, tiny("batch_size=8", "parallel.strategy=fsdp"))
+    # Among all eight of these few pictures some are the same, and the logarithm of their distance is that of rounding.
+    settings = ["batch_size=8", "objective.koleo_group=4"]
+    alone = _train(tiny(*settings, out="alone"))
+    found = on_ranks(2, _train, tiny(*settings, "parallel.strategy=fsdp"))
     for one in found:
         assert isinstance(one, dict), one
         for ours, reference in zip(one["metrics"], alone["metrics"], strict=True):

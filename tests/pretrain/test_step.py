@@ -9,16 +9,17 @@ import torch
 from torch import Tensor
 
 from foveal.backbone.variants import backbone_config
+from foveal.objectives import logits, sinkhorn
 from foveal.objectives.gram import gram_loss
+from foveal.pretrain.network import Batch, HeadSize, Network, class_tokens, student_tokens
 from foveal.pretrain.step import (
     EMA,
-    Batch,
     Centers,
-    HeadSize,
-    Network,
     ObjectiveSettings,
     accumulate_step,
     is_finite,
+    student_gradients,
+    teacher_targets,
 )
 
 K_DINO, K_IBOT = 11, 7
@@ -41,26 +42,28 @@ def _networks(*, shared: bool = False, drop_path_rate: float = 0.0, num_register
     return student, teacher.requires_grad_(False)
 
 
-def _batch(num_images: int = 4, *, num_local: int = 3, seed: int = 0) -> Batch:
+def _batch(num_images: int = 4, *, num_local: int = 3, seed: int = 0, dtype: torch.dtype = torch.float32) -> Batch:
     generator = torch.Generator().manual_seed(seed)
     return Batch(
-        torch.randn(2 * num_images, 3, 16, 16, generator=generator),
-        torch.randn(num_local * num_images, 3, 8, 8, generator=generator),
+        torch.randn(2 * num_images, 3, 16, 16, generator=generator).to(dtype),
+        torch.randn(num_local * num_images, 3, 8, 8, generator=generator).to(dtype),
         torch.rand(2 * num_images, 16, generator=generator) < 0.3,
     )
 
 
-def _slice(batch: Batch, images: slice, num_images: int) -> Batch:
-    """Cut some images out of a crop-major batch."""
+def _split(batch: Batch, count: int) -> list[Batch]:
+    """Cut a crop-major batch into micro-batches of equally many images."""
+    num_images = len(batch.masks) // 2
 
-    def cut(x: Tensor) -> Tensor:
-        return x.view(-1, num_images, *x.shape[1:])[:, images].flatten(0, 1)
+    def cut(x: Tensor) -> list[Tensor]:
+        by_image = x.unflatten(0, (-1, num_images))
+        return [part.flatten(0, 1) for part in by_image.chunk(count, dim=1)]
 
-    return Batch(*(cut(x) for x in batch))
+    return [Batch(*parts) for parts in zip(*(cut(x) for x in batch), strict=True)]
 
 
-def _centers(shared: bool = False) -> Centers:
-    return Centers(torch.zeros(K_DINO), torch.zeros(K_DINO if shared else K_IBOT))
+def _centers(shared: bool = False, dtype: torch.dtype = torch.float32) -> Centers:
+    return Centers(torch.zeros(K_DINO, dtype=dtype), torch.zeros(K_DINO if shared else K_IBOT, dtype=dtype))
 
 
 def _run(student: Network, teacher: Network, *batches: Batch, **changes: Any) -> dict[str, Tensor]:
@@ -72,30 +75,97 @@ def _gradients(network: Network) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
 
 
+BALANCED = ObjectiveSettings()
+
+
+def _difference(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """Largest difference of a gradient, relative to its norm, or to a hundredth of the largest norm.
+
+    The keys' bias has no gradient but rounding, hence the floor.
+    """
+    assert found.keys() == expected.keys()
+    floor = 1e-2 * max(float(value.norm()) for value in expected.values())
+    return max(float((found[k] - v).norm()) / max(float(v.norm()), floor) for k, v in expected.items())
+
+
 @pytest.mark.parametrize("num_micro", [2, 4])
-def test_accumulated_micro_batches_equal_the_large_batch(num_micro: int) -> None:
-    """With a given centre and without KoLeo no term looks across images."""
-    student, teacher = _networks()
-    batch, whole_centers, part_centers = _batch(), _centers(), _centers()
-    losses = _run(student, teacher, batch, centers=whole_centers)
+@pytest.mark.parametrize(
+    "settings", [BALANCED, replace(BALANCED, centering="centering"), replace(BALANCED, koleo_group=2)]
+)
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-10), (torch.float32, 1e-4)])
+def test_accumulated_micro_batches_equal_the_large_batch(
+    num_micro: int, settings: ObjectiveSettings, dtype: torch.dtype, limit: float
+) -> None:
+    """Targets and neighbours are those of the whole step; only the order of sums differs."""
+    student, teacher = (network.to(dtype) for network in _networks())
+    batch, centers = _batch(dtype=dtype), [_centers(dtype=dtype) for _ in range(2)]
+    losses = _run(student, teacher, batch, settings=settings, centers=centers[0])
     whole = _gradients(student)
     student.zero_grad(set_to_none=True)
-    size = 4 // num_micro
-    parts = [_slice(batch, slice(number * size, (number + 1) * size), 4) for number in range(num_micro)]
-    found = _run(student, teacher, *parts, centers=part_centers)
-    del found["koleo"], losses["koleo"]
-    assert {k: v.item() for k, v in found.items()} == pytest.approx({k: v.item() for k, v in losses.items()}, rel=1e-5)
-    found_gradients = _gradients(student)
-    assert found_gradients.keys() == whole.keys()
-    largest = max(float(value.norm()) for value in whole.values())
-    for name, value in whole.items():
-        # float32 sums in another order; the keys' bias has no gradient but rounding, hence the floor
-        assert float((found_gradients[name] - value).norm()) <= 1e-5 * max(float(value.norm()), 1e-2 * largest), name
-    whole_centers.commit(0.9)
-    part_centers.commit(0.9)
-    for found_center, center in ((part_centers.dino, whole_centers.dino), (part_centers.ibot, whole_centers.ibot)):
-        assert center.any()
-        torch.testing.assert_close(found_center, center, rtol=1e-5, atol=1e-7)
+    found = _run(student, teacher, *_split(batch, num_micro), settings=settings, centers=centers[1])
+    assert {k: v.item() for k, v in found.items()} == pytest.approx({k: v.item() for k, v in losses.items()}, rel=limit)
+    assert _difference(_gradients(student), whole) <= limit
+    for each in centers:
+        each.commit(0.9)
+    for name in ("dino", "ibot"):
+        found_center, center = getattr(centers[1], name), getattr(centers[0], name)
+        assert center.any() == (settings.centering == "centering")
+        torch.testing.assert_close(found_center, center, rtol=limit, atol=limit)
+
+
+def test_no_logits_of_the_whole_batch_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small chunks, none kept: the same gradients."""
+    student, teacher = (network.double() for network in _networks())
+    parts = _split(_batch(dtype=torch.float64), 2)
+    _run(student, teacher, *parts, settings=BALANCED)
+    whole = _gradients(student)
+    student.zero_grad(set_to_none=True)
+    monkeypatch.setattr(logits, "CHUNK_ELEMENTS", 3 * K_DINO)
+    monkeypatch.setattr(sinkhorn, "KEPT_ELEMENTS", 0)
+    _run(student, teacher, *parts, settings=BALANCED)
+    assert _difference(_gradients(student), whole) <= 1e-10
+
+
+def test_in_the_scope_of_a_micro_batch_each_is_a_step_of_its_own() -> None:
+    student, teacher = (network.double() for network in _networks())
+    parts = _split(_batch(dtype=torch.float64), 2)
+    apart = [_run(student, teacher, part, settings=BALANCED) for part in parts]
+    summed = _gradients(student)
+    student.zero_grad(set_to_none=True)
+    found = _run(student, teacher, *parts, settings=replace(BALANCED, batch_scope="micro_batch"))
+    assert _difference(_gradients(student), {name: value / 2 for name, value in summed.items()}) <= 1e-10
+    expected = {name: (apart[0][name] + apart[1][name]).item() / 2 for name in found}
+    assert {k: v.item() for k, v in found.items()} == pytest.approx(expected, rel=1e-10)
+    student.zero_grad(set_to_none=True)
+    _run(student, teacher, *parts, settings=BALANCED)
+    assert _difference(_gradients(student), {name: value / 2 for name, value in summed.items()}) > 1e-3
+
+
+@pytest.mark.parametrize("num_local", [0, 3])
+def test_class_tokens_without_local_crops_are_those_of_the_whole_pass(num_local: int) -> None:
+    """Dropped branches included, or the gradient of KoLeo would be that of another network."""
+    student, _ = _networks(drop_path_rate=0.5, num_registers=1)
+    batch = _batch(num_local=num_local)
+
+    def draws() -> torch.Generator:
+        return torch.Generator().manual_seed(3)
+
+    whole = student_tokens(student, batch, hide_masked=True, all_patches=False, generator=draws()).global_cls
+    found = class_tokens(student, batch, hide_masked=True, generator=draws())
+    torch.testing.assert_close(found, whole, rtol=1e-4, atol=1e-5)
+    other = class_tokens(student, batch, hide_masked=True, generator=torch.Generator().manual_seed(4))
+    assert not torch.allclose(other, whole, rtol=1e-2, atol=1e-2)
+    assert not found.requires_grad
+
+
+def test_one_teacher_pass_serves_several_students() -> None:
+    student, teacher = _networks()
+    other = _networks()[1].requires_grad_(True)
+    parts = _split(_batch(), 2)
+    targets = list(teacher_targets(teacher, parts, settings=BALANCED, centers=_centers(), temperature=0.05))
+    for network in (student, other):
+        expected = _run(network, teacher, *parts, settings=BALANCED)
+        assert student_gradients(network, parts, targets, settings=BALANCED) == expected
 
 
 def test_targets_of_a_step_use_the_centre_from_before_it() -> None:

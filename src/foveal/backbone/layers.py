@@ -121,13 +121,17 @@ class StochasticDepth:
     """Draws, per residual branch and group, which images keep the branch (arXiv 1603.09382, the efficient form).
 
     Exactly max(int(B (1 - rate)), 1) of B images keep it, only they are computed, and their branch counts B / kept, so
-    that its expectation is unchanged. Every draw comes from `generator`, so a step's draws are a function of its seed.
+    that its expectation is unchanged. Every draw comes from `generator`, so a step's draws are a function of its seed;
+    draws for the groups of `absent` are made after those of the given ones, and dropped.
     """
 
-    def __init__(self, rate: float, generator: torch.Generator, groups: Sequence[Group]) -> None:
+    def __init__(
+        self, rate: float, generator: torch.Generator, groups: Sequence[Group], *, absent: Sequence[Group] = ()
+    ) -> None:
         self.rate = rate
         self.generator = generator
         self.groups = groups
+        self.absent = absent
         self._image_of_row = image_of_row(groups)
 
     def draw(self, device: torch.device, *, rows: Tensor | None = None) -> Drop:
@@ -143,6 +147,8 @@ class StochasticDepth:
             factor[chosen] = group.num_images / kept
             factors.append(factor)
             kept_groups.append(Group(kept, group.num_tokens))
+        for group in self.absent:
+            torch.randperm(group.num_images, generator=self.generator)
         images = self._image_of_row if rows is None else self._image_of_row[rows.cpu()]
         factor = torch.cat(factors)[images]
         kept_rows = factor.nonzero().squeeze(1)

@@ -192,6 +192,7 @@ class VisionTransformer(nn.Module):
         rows: Tensor,
         *,
         generator: torch.Generator | None = None,
+        absent: Sequence[Group] = (),
     ) -> Tensor:
         """Return chosen packed tokens of several batches after the final norm: what the objective reads, and no more.
 
@@ -202,13 +203,15 @@ class VisionTransformer(nn.Module):
             masks: for each batch (B_g, P_g) bool or None.
             rows: (R,) int64 into the packed tokens; see `packed_rows`.
             generator: source of the stochastic-depth draws; None switches stochastic depth off.
+            absent: shapes of further batches, for which draws are made all the same, so that those of `images` are as
+                in a pass with all of them.
 
         Returns:
             (R, D).
         """
         x, groups = self.embed(images, masks)
         rate, recompute = self.config.drop_path_rate, self.recompute_blocks and torch.is_grad_enabled()
-        depth = StochasticDepth(rate, generator, groups) if generator is not None and rate > 0 else None
+        depth = StochasticDepth(rate, generator, groups, absent=absent) if generator is not None and rate > 0 else None
         for i, block in enumerate(self.blocks):
             chosen = rows if i == len(self.blocks) - 1 else None
             drops = (depth.draw(x.device), depth.draw(x.device, rows=chosen)) if depth else None

@@ -6,15 +6,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Logits of one chunk: 32 MB of fp32, so that the passes over them stay near the processor.
-CHUNK_ELEMENTS = 8 * 1024 * 1024
+from foveal.objectives.logits import Targets, product_dtype, row_chunks, wide
 
 
 def prototype_cross_entropy(
     features: Tensor,
     prototypes: Tensor,
     *,
-    targets: Tensor,
+    targets: Tensor | Targets,
     weights: Tensor,
     temperature: float,
     target_rows: Tensor | None = None,
@@ -28,7 +27,8 @@ def prototype_cross_entropy(
     Args:
         features: (N, d) student bottleneck vectors.
         prototypes: (K, d).
-        targets: (M, K) fp32, no gradient; rows need not sum to 1 (the sum of two targets stands for two terms).
+        targets: (M, K) fp32, no gradient; rows need not sum to 1 (the sum of two targets stands for two terms). Or a
+            function that forms them for the rows of a chunk, without `target_rows`.
         weights: (N,) fp32 weight of each row.
         temperature: of the student, 0.1 in every published recipe.
         target_rows: (N,) int64, the row of `targets` for each feature; None when M = N in the same order.
@@ -36,11 +36,7 @@ def prototype_cross_entropy(
     Returns:
         A scalar, fp32. Under bf16 autocast the products run in bf16, everything else in fp32.
     """
-    precision = (
-        torch.get_autocast_dtype(features.device.type)
-        if torch.is_autocast_enabled(features.device.type)
-        else torch.float32
-    )
+    precision = product_dtype(features)
     with torch.autocast(features.device.type, enabled=False):  # else it would take the dot products to bf16 too
         loss: Tensor = _PrototypeCrossEntropy.apply(
             features, prototypes, targets, weights, temperature, target_rows, precision
@@ -54,7 +50,7 @@ class _PrototypeCrossEntropy(torch.autograd.Function):
         ctx: Any,
         features: Tensor,
         prototypes: Tensor,
-        targets: Tensor,
+        targets: Tensor | Targets,
         weights: Tensor,
         temperature: float,
         target_rows: Tensor | None,
@@ -62,22 +58,21 @@ class _PrototypeCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         scaled = (features / temperature).to(precision)
         table = prototypes.to(precision)
-        loss = torch.zeros((), dtype=torch.float32, device=features.device)
-        grad_features = torch.empty_like(features, dtype=torch.float32)
-        grad_prototypes = torch.zeros_like(prototypes, dtype=torch.float32)
-        chunk = max(1, CHUNK_ELEMENTS // len(prototypes))
-        for start in range(0, len(features), chunk):
-            part = slice(start, start + chunk)
-            target = targets[part] if target_rows is None else targets.index_select(0, target_rows[part])
+        sums = wide(features.dtype)
+        loss = torch.zeros((), dtype=sums, device=features.device)
+        grad_features = torch.empty_like(features, dtype=sums)
+        grad_prototypes = torch.zeros_like(prototypes, dtype=sums)
+        for part in row_chunks(len(features), len(prototypes)):
+            target = _target(targets, target_rows, part)
             weight = weights[part, None]
-            logits = (scaled[part] @ table.T).float()
+            logits = (scaled[part] @ table.T).to(sums)
             mass = target.sum(1, keepdim=True)
             attracted = torch.linalg.vecdot(target, logits)[:, None]
             log_sum = torch.logsumexp(logits, dim=1, keepdim=True)
             loss += ((mass * log_sum - attracted) * weight).sum()
             grad = logits.sub_(log_sum).exp_().mul_(mass * weight).addcmul_(target, weight, value=-1).to(precision)
-            grad_features[part] = (grad @ table).float() / temperature
-            grad_prototypes += (grad.T @ scaled[part]).float()
+            grad_features[part] = (grad @ table).to(sums) / temperature
+            grad_prototypes += (grad.T @ scaled[part]).to(sums)
         ctx.save_for_backward(grad_features, grad_prototypes)
         ctx.dtypes = features.dtype, prototypes.dtype
         return loss
@@ -93,3 +88,9 @@ class _PrototypeCrossEntropy(torch.autograd.Function):
             (grad_prototypes * factor).to(of_prototypes),
             *(None,) * 5,
         )
+
+
+def _target(targets: Tensor | Targets, target_rows: Tensor | None, part: slice) -> Tensor:
+    if not isinstance(targets, Tensor):
+        return targets(part)
+    return targets[part] if target_rows is None else targets.index_select(0, target_rows[part])

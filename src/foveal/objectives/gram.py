@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from foveal.objectives.logits import wide
+
 
 def gram_loss(patches: Tensor, anchors: Tensor) -> Tensor:
     """Return the mean of (x_i . x_j - y_i . y_j)^2 over all pairs of patches of each image, for unit vectors x and y.
@@ -19,8 +21,5 @@ def gram_loss(patches: Tensor, anchors: Tensor) -> Tensor:
         A scalar.
     """
     with torch.autocast(patches.device.type, enabled=False):
-        x, y = (
-            F.normalize(tokens.to(torch.promote_types(tokens.dtype, torch.float32)), dim=-1)
-            for tokens in (patches, anchors.detach())
-        )
+        x, y = (F.normalize(tokens.to(wide(tokens.dtype)), dim=-1) for tokens in (patches, anchors.detach()))
         return (x @ x.mT - y @ y.mT).square().mean()

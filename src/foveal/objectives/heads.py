@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from foveal.objectives.logits import wide
+
 
 class DINOHead(nn.Module):
     """Three-layer MLP to a bottleneck, L2 normalisation, then weight-normed prototypes (arXiv 2104.14294, section 3).
@@ -42,8 +44,9 @@ class DINOHead(nn.Module):
         return self
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Map tokens (N, D) to unit vectors (N, bottleneck), normalised in fp32."""
-        return F.normalize(self.mlp(tokens).float(), dim=-1, eps=1e-12)
+        """Map tokens (N, D) to unit vectors (N, bottleneck), normalised in fp32 or wider."""
+        bottleneck = self.mlp(tokens)
+        return F.normalize(bottleneck.to(wide(bottleneck.dtype)), dim=-1, eps=1e-12)
 
     def prototypes(self) -> Tensor:
         """Return the prototypes (K, bottleneck): g v / |v| for each row."""

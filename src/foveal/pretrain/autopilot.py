@@ -21,6 +21,7 @@ _BATCHES = (32, 2048)
 _PROTOTYPES = (256, 131_072)
 _IMAGES_A_PROTOTYPE = 20
 _MAX_WORKERS = 16
+_FEWEST_NEIGHBOURS = 12  # images among which KoLeo looks for the nearest, in published runs
 
 logger = logging.getLogger(__name__)
 
@@ -111,6 +112,15 @@ def fit_to_hardware(
         f"needs about {needed / 1e9:.1f} of {hardware.memory / 1e9:.1f} GB; "
         f"{recipe.batch_size // micro} of them make a step",
     )
+    if recipe.objective.koleo_weight:
+        apart = _FEWEST_NEIGHBOURS <= micro < recipe.batch_size
+        choose(
+            "objective.koleo_group",
+            micro if apart else None,
+            f"neighbours among {micro} images, as published with 12 to 64, cost no second pass"
+            if apart
+            else f"neighbours among all {recipe.batch_size} images of a step",
+        )
     on_cpu = hardware.device == "cpu"
     workers = min(1 if on_cpu else _MAX_WORKERS, hardware.cores - 1)
     choose(

@@ -8,9 +8,10 @@ import math
 import torch
 
 from foveal.backbone.variants import BackboneConfig
-from foveal.objectives.cross_entropy import CHUNK_ELEMENTS
+from foveal.objectives.logits import CHUNK_ELEMENTS
+from foveal.objectives.sinkhorn import KEPT_ELEMENTS
+from foveal.pretrain.network import Network
 from foveal.pretrain.recipe import Head, Recipe
-from foveal.pretrain.step import Network
 
 _FP32 = 4
 _GEMM_PASSES = 3  # the forward pass, and two products of its size in the backward pass
@@ -44,6 +45,28 @@ def step_flops(recipe: Recipe) -> dict[str, float]:
         "student backbone": _GEMM_PASSES * kept * (of_global + of_local),
         "teacher heads": teacher_heads,
         "student heads": _GEMM_PASSES * student_heads,
+    }
+
+
+def batch_scope_flops(recipe: Recipe, *, num_devices: int = 1) -> dict[str, float]:
+    """Return the operations that objective.batch_scope=step adds to those of a step, by what they are for.
+
+    KoLeo: the student's class tokens of all but a device's first micro-batch, where neighbours may be in another one.
+    Sinkhorn-Knopp: logits that are formed four times, because they are too many to keep.
+    """
+    config, objective, images = recipe.backbone, recipe.objective, recipe.batch_size
+    count = images // recipe.micro_batch // num_devices
+    neighbours = objective.settings().neighbours(micro_batch=recipe.micro_batch, step=images)
+    second_pass = 2 * images * forward_flops(config, recipe.views.global_size) * (1 - config.drop_path_rate)
+    across = objective.koleo_weight > 0 and recipe.micro_batch % neighbours > 0
+    anew = [
+        3 * 2 * rows * head.bottleneck * head.num_prototypes
+        for rows, head in _target_rows(recipe, images)
+        if rows / num_devices * head.num_prototypes > KEPT_ELEMENTS
+    ]
+    return {
+        "KoLeo": second_pass * (count - 1) / count if across else 0.0,
+        "Sinkhorn-Knopp": sum(anew) if objective.centering == "sinkhorn_knopp" else 0.0,
     }
 
 
@@ -84,7 +107,7 @@ def memory_bytes(
         "gathered blocks": gathered,
         "images": _FP32 * config.channels * pixels * images,
         "activations": activation_bytes(recipe, recomputed=recomputed),
-        "heads and losses": _head_bytes(recipe),
+        "heads and losses": _head_bytes(recipe, num_devices),
     }
 
 
@@ -160,13 +183,27 @@ def _row_flops(head: Head, width: int) -> float:
     return 2 * (mlp + head.bottleneck * head.num_prototypes)
 
 
-def _head_bytes(recipe: Recipe) -> int:
-    """What the heads and losses hold: hidden values of every row, two tables of prototypes and gradients, chunks."""
+def _target_rows(recipe: Recipe, images: int) -> list[tuple[float, Head]]:
+    """Return how many rows have targets, and of which head: global crops, and masked patches."""
+    dino, ibot = recipe.heads.dino, recipe.heads.ibot or recipe.heads.dino
+    return [(2 * images, dino), (masked_patches(recipe, images), ibot)]
+
+
+def _head_bytes(recipe: Recipe, num_devices: int) -> int:
+    """What the heads and losses hold: hidden values of every row, two tables of prototypes and gradients, chunks.
+
+    Of all rows that are balanced together the bottleneck, and the logits too where they are few enough to be kept.
+    """
     images, views = recipe.micro_batch, recipe.views
     dino, ibot = recipe.heads.dino, recipe.heads.ibot or recipe.heads.dino
     wide = 2 if recipe.precision == "bf16" else _FP32
     image_rows, patch_rows = (2 + views.num_local) * images, masked_patches(recipe, images)
     hidden = wide * 4 * (image_rows * dino.hidden + patch_rows * ibot.hidden)
     tables = 3 * _FP32 * (dino.num_prototypes * dino.bottleneck + ibot.num_prototypes * ibot.bottleneck)
-    targets = _FP32 * (2 * images * dino.num_prototypes + patch_rows * ibot.num_prototypes)
+    together = recipe.batch_size // num_devices if recipe.objective.batch_scope == "step" else images
+    targets = 3.0 * _FP32 * images * dino.num_prototypes
+    for rows, head in _target_rows(recipe, together):
+        logits = rows * head.num_prototypes
+        keeps = recipe.objective.centering == "sinkhorn_knopp" and logits <= KEPT_ELEMENTS
+        targets += _FP32 * (rows * head.bottleneck + (logits if keeps else 0))
     return round(hidden + tables + targets + 3 * _FP32 * CHUNK_ELEMENTS)

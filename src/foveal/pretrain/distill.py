@@ -14,11 +14,12 @@ from foveal.errors import RunError
 from foveal.pretrain.distill_features import FeatureObjective, FeatureStudent
 from foveal.pretrain.distill_heads import HeadObjective
 from foveal.pretrain.learner import Result, depth_generator
+from foveal.pretrain.network import Batch, Network
 from foveal.pretrain.parallel import ALONE, World
 from foveal.pretrain.recipe import Recipe
 from foveal.pretrain.run import MODEL
 from foveal.pretrain.start import StartWeights, inherited_card, load_start
-from foveal.pretrain.step import EMA, Batch, Network
+from foveal.pretrain.step import EMA
 from foveal.pretrain.teacher import Teacher
 
 Student = Network | FeatureStudent

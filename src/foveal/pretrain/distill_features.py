@@ -13,9 +13,9 @@ from foveal.images.imageset import ImageSet
 from foveal.objectives.features import Moments, MomentSums, feature_loss
 from foveal.objectives.gram import gram_loss
 from foveal.pretrain.loader import MicroBatches, to_batch
+from foveal.pretrain.network import Batch
 from foveal.pretrain.parallel import World
 from foveal.pretrain.recipe import Recipe
-from foveal.pretrain.step import Batch
 from foveal.pretrain.teacher import Teacher
 
 MOMENT_IMAGES = 1000  # images of the first steps over which the teacher's features are measured
@@ -86,7 +86,7 @@ class FeatureObjective:
                 (losses["loss"] * share).backward()
                 for key, value in losses.items():
                     found[name][key] = found[name].get(key, 0) + value.detach() * share
-        return found
+        return {name: world.total(losses) for name, losses in found.items()}
 
     def _losses(
         self, student: FeatureStudent, crops: Tensor, targets: tuple[Tensor, Tensor], *, generator: torch.Generator

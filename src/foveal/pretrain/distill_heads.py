@@ -12,9 +12,10 @@ from foveal.backbone.variants import BackboneConfig
 from foveal.backbone.weights import HEADS
 from foveal.errors import RecipeError
 from foveal.objectives.heads import DINOHead
+from foveal.pretrain.network import Batch, Network
 from foveal.pretrain.parallel import World
 from foveal.pretrain.recipe import Recipe
-from foveal.pretrain.step import Batch, Centers, Network, accumulate_step
+from foveal.pretrain.step import Centers, accumulate_step
 from foveal.pretrain.teacher import Teacher, TeacherBackbone, TeacherHeads, open_heads
 
 

@@ -1,5 +1,6 @@
 """What learns in a run, behind one seam: the loop brings batches and decides whether their gradients count."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -10,11 +11,15 @@ from torch import Tensor, nn
 from foveal.backbone.card import Card
 from foveal.backbone.vit import VisionTransformer
 from foveal.backbone.weights import check_tensors
+from foveal.pretrain.cost import batch_scope_flops, step_flops
+from foveal.pretrain.network import Batch, Network
 from foveal.pretrain.parallel import ALONE, World
 from foveal.pretrain.recipe import Recipe
 from foveal.pretrain.sharding import lay_out
 from foveal.pretrain.start import StartWeights, inherited_card, load_start
-from foveal.pretrain.step import EMA, Batch, Centers, Network, accumulate_step
+from foveal.pretrain.step import EMA, Centers, accumulate_step
+
+logger = logging.getLogger(__name__)
 
 _DEPTH_STREAM = 3  # keeps the draws of stochastic depth apart from those of views and masks
 
@@ -57,7 +62,10 @@ class Learner(Protocol):
         ...
 
     def accumulate(self, micro_batches: Sequence[Batch], *, step: int, rates: Mapping[str, float]) -> dict[str, Tensor]:
-        """Add the gradients of a step's micro-batches to the student's; return detached losses, the sum as "loss"."""
+        """Add the gradients of a step's micro-batches to the student's; return detached losses, the sum as "loss".
+
+        The gradients of all processes add up to the step's; the losses are the step's in each of them.
+        """
         ...
 
     def commit(self, rates: Mapping[str, float]) -> None:
@@ -100,6 +108,7 @@ class SelfDistillation:
         self, recipe: Recipe, *, device: torch.device, world: World = ALONE, start: StartWeights | None = None
     ) -> None:
         self.recipe, self.device, self.world, self._start = recipe, device, world, start
+        _say_what_the_scope_costs(recipe, world)
         self.student, self.teacher = build_networks(recipe, device)
         if start is not None:
             self._new = load_start(self.student, start, seed=recipe.seed)
@@ -169,6 +178,22 @@ class SelfDistillation:
         student = dict(tensors["student"])
         self.student.load_state_dict(check_tensors(student, self.student.state_dict(), where=where))
         self.teacher.load_state_dict(check_tensors(teacher, self.teacher.state_dict(), where=where))
+
+
+def _say_what_the_scope_costs(recipe: Recipe, world: World) -> None:
+    """Tell once what targets and neighbours over the whole step cost, where a step is several micro-batches."""
+    if recipe.objective.batch_scope == "step":
+        plain = sum(step_flops(recipe).values())
+        added = {name: 100 * flops / plain for name, flops in batch_scope_flops(recipe, num_devices=world.size).items()}
+        if any(added.values()) and world.is_main:
+            parts = ", ".join(f"{name} {percent:.1f} %" for name, percent in added.items() if percent)
+            logger.info(
+                "targets and neighbours over all %d images of a step cost %s more operations; "
+                "objective.batch_scope=micro_batch takes them from %d images at no cost",
+                recipe.batch_size,
+                parts,
+                recipe.micro_batch,
+            )
 
 
 def depth_generator(seed_of_run: int, *, step: int, number: int) -> torch.Generator:

@@ -14,10 +14,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from foveal.errors import BadImageError, RecipeError
 from foveal.images.imageset import ImageSet
 from foveal.pretrain.masks import make_masks
+from foveal.pretrain.network import Batch
 from foveal.pretrain.parallel import ALONE, World
 from foveal.pretrain.recipe import Recipe
 from foveal.pretrain.sampler import batch_indices, replacement
-from foveal.pretrain.step import Batch
 from foveal.pretrain.views import Views, make_views
 
 _MAX_ATTEMPTS = 100
@@ -156,7 +156,7 @@ class _Numbers(Sampler[int]):
 
 
 class StepBatches(Sequence[Batch]):
-    """The micro-batches of one step, normalised on the device each time that one is asked for.
+    """The micro-batches of one step, normalised on the device when one is asked for; the latest stays there.
 
     They are kept as the workers made them, because a step reads them more than once and all of them as float32 may be
     more than the device holds.
@@ -166,6 +166,7 @@ class StepBatches(Sequence[Batch]):
         self, raw: Sequence[RawBatch], *, mean: Sequence[float], std: Sequence[float], device: torch.device
     ) -> None:
         self._raw, self._mean, self._std, self._device = raw, mean, std, device
+        self._latest: tuple[int, Batch] | None = None
 
     def __len__(self) -> int:
         """Return the number of micro-batches."""
@@ -179,7 +180,11 @@ class StepBatches(Sequence[Batch]):
         """Return a micro-batch, or several."""
         if isinstance(number, slice):
             return [self[n] for n in range(*number.indices(len(self)))]
-        return to_batch(self._raw[number], mean=self._mean, std=self._std, device=self._device)
+        number = range(len(self))[number]
+        if self._latest is None or self._latest[0] != number:
+            raw = self._raw[number]
+            self._latest = (number, to_batch(raw, mean=self._mean, std=self._std, device=self._device))
+        return self._latest[1]
 
 
 class Waiting(Iterator[RawBatch]):

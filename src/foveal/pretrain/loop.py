@@ -231,7 +231,7 @@ class Trainer:
         micros = list(raw)
         self._record_bad(micros)
         batches = StepBatches(micros, mean=self.recipe.channel_mean, std=self.recipe.channel_std, device=self.device)
-        losses = self.world.total(self.learner.accumulate(batches, step=self.step, rates=rates))
+        losses = self.learner.accumulate(batches, step=self.step, rates=rates)
         self.gradients.add_up()
         norms = clip_each(self.learner.student, self.recipe.optimizer.clip)
         metrics = {name: value.item() for name, value in losses.items()}

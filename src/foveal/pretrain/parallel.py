@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from foveal.objectives.ranks import Ranks
+
 _BUCKET_ELEMENTS = 8 * 2**20  # gradients that travel in one message: enough to fill a network, little to copy
 
 
@@ -32,6 +34,11 @@ class World:
     def is_main(self) -> bool:
         """Whether this process writes the files that there is one of."""
         return self.rank == 0
+
+    @property
+    def ranks(self) -> Ranks:
+        """The processes as the objective knows them: those over which a batch is spread."""
+        return Ranks(self.group, ordered=self.canonical)
 
     def part(self, count: int) -> range:
         """Return this process's part of `count` numbered things: equal blocks in the order of the ranks.

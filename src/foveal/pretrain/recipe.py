@@ -13,8 +13,9 @@ from foveal.backbone.variants import BackboneConfig, multiple_of_patch
 from foveal.errors import RecipeError, nearest
 from foveal.images.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from foveal.pretrain.distill_settings import DistillSettings, misfit
+from foveal.pretrain.network import HeadSize
 from foveal.pretrain.start import fill_from_start
-from foveal.pretrain.step import HeadSize, ObjectiveSettings
+from foveal.pretrain.step import ObjectiveSettings
 from foveal.pretrain.views import ViewSettings
 
 
@@ -42,7 +43,11 @@ class Heads(_Settings):
 
 
 class Objective(_Settings):
-    """Weights and temperatures of the terms; see `foveal.objectives`."""
+    """Weights and temperatures of the terms; see `foveal.objectives`.
+
+    batch_scope: the images that Sinkhorn-Knopp balances and among which KoLeo looks for neighbours: those of a step, or
+    of a micro-batch, which costs less. koleo_group: fewer neighbours, images that follow each other in the batch.
+    """
 
     dino_weight: float = Field(default=1.0, ge=0)
     ibot_weight: float = Field(default=1.0, ge=0)
@@ -50,6 +55,8 @@ class Objective(_Settings):
     centering: Literal["sinkhorn_knopp", "centering"] = "sinkhorn_knopp"
     student_temperature: float = Field(default=0.1, gt=0)
     center_momentum: float = Field(default=0.9, ge=0, lt=1)
+    batch_scope: Literal["step", "micro_batch"] = "step"
+    koleo_group: int | None = Field(default=None, gt=1)
 
     def settings(self) -> ObjectiveSettings:
         """Return the values as the training step takes them."""
@@ -229,11 +236,25 @@ class Recipe(_Settings):
         ):
             if steps > self.total_steps:
                 raise ValueError(f"{name}={steps} is above total_steps={self.total_steps}; shorten it with the run")
-        if self.objective.koleo_weight and self.micro_batch == 1 and self.has_heads:
+        return self
+
+    @model_validator(mode="after")
+    def _check_koleo(self) -> "Recipe":
+        group, weight = self.objective.koleo_group, self.objective.koleo_weight
+        size, images = (
+            ("batch_size", self.batch_size)
+            if self.objective.batch_scope == "step"
+            else ("micro_batch_size", self.micro_batch)
+        )
+        if weight and images == 1 and self.has_heads:
             raise ValueError(
-                "objective.koleo_weight has no effect with one image a micro-batch (it needs a neighbour); "
-                "set objective.koleo_weight=0 or a larger batch"
+                f"objective.koleo_weight has no effect with {size}=1 (an image needs a neighbour); "
+                f"set objective.koleo_weight=0 or a larger {size}"
             )
+        if group and not weight:
+            raise ValueError("objective.koleo_group has no effect with objective.koleo_weight=0; leave it out")
+        if group and images % group:
+            raise ValueError(f"{size}={images} is not a multiple of objective.koleo_group={group}; groups are equal")
         return self
 
     @model_validator(mode="after")
@@ -333,6 +354,8 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         values["hardware"] = {"keep": keep}
         if "micro_batch_size" not in keep:  # the recipe's own need not fit to a batch that is given
             values.pop("micro_batch_size", None)
+        if "objective.koleo_group" not in keep and "objective" in values:
+            values["objective"].pop("koleo_group", None)
     return build_recipe(fill_from_start(values), where=f"recipe '{name}'")
 
 

@@ -8,9 +8,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
+from foveal.pretrain.network import Network
 from foveal.pretrain.parallel import World
 from foveal.pretrain.recipe import Recipe
-from foveal.pretrain.step import Network
 
 
 def lay_out(network: Network, recipe: Recipe, *, device: torch.device, world: World) -> None:

@@ -18,7 +18,7 @@ from foveal.backbone.variants import BackboneConfig
 from foveal.backbone.vit import VisionTransformer
 from foveal.engine.identity import identity_of
 from foveal.errors import RecipeError, WeightsError
-from foveal.pretrain.step import Network
+from foveal.pretrain.network import Network
 
 logger = logging.getLogger(__name__)
 
