@@ -33,9 +33,9 @@ class Run:
         process.start()
         return process
 
-    def finish(self) -> None:
+    def finish(self, *, limit_s: float = 200) -> None:
         process = self.start()
-        process.join(200)
+        process.join(limit_s)
         assert process.exitcode == 0
 
     def num_lines(self) -> int:

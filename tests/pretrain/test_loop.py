@@ -136,6 +136,24 @@ def test_a_signal_finishes_the_step_saves_and_the_same_call_continues(
     assert _bytes(tmp_path / "run") == _bytes(tmp_path / "whole")
 
 
+def test_a_change_on_purpose_counts_from_the_next_step_and_is_in_the_card(tiny: Any, tmp_path: Path) -> None:
+    pretrain(tiny(), stop_after=2)
+    changed = tiny("optimizer.base_lr=0.02")
+    with pytest.raises(RunError, match=r"optimizer.base_lr was 0.01, is 0.02"):
+        pretrain(changed)
+    assert pretrain(changed, allowed_changes=["optimizer.base_lr"], stop_after=1).step == 3
+    assert pretrain(changed).step == 6  # the same command without the word, for these are its settings now
+    rates = [line["lr"] for line in read_metrics(tmp_path / "run")]
+    pretrain(tiny(out="before"))
+    pretrain(tiny("optimizer.base_lr=0.02", out="after"))
+    assert rates[:2] == [line["lr"] for line in read_metrics(tmp_path / "before")][:2]
+    assert rates[2:] == [line["lr"] for line in read_metrics(tmp_path / "after")][2:]
+    card = json.loads((tmp_path / "run" / "model" / "model.json").read_text())
+    assert card["lineage"]["changes"] == [{"step": 2, "changed": {"optimizer.base_lr": [0.01, 0.02]}}]
+    with pytest.raises(RecipeError, match=r"unknown recipe key 'optimizer.lr'; did you mean"):
+        pretrain(changed, allowed_changes=["optimizer.lr"])
+
+
 def test_a_signal_in_the_last_step_finds_the_run_finished(tiny: Any) -> None:
     outcome = pretrain(tiny(), listener=lambda p: os.kill(os.getpid(), signal.SIGTERM) if p.step == 6 else None)
     assert (outcome.step, outcome.stopped_by) == (6, None)

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from foveal.pretrain.run import LEDGER, METRICS, RECIPE, RunFolder, read_metrics
 HASH = "0123456789abcdef"
 
 
-def _open(recipe: Any, images_hash: str = HASH) -> None:
-    RunFolder(recipe, images_hash=images_hash).close()
+def _open(recipe: Any, images_hash: str = HASH, *, allowed: Collection[str] = ()) -> None:
+    RunFolder(recipe, images_hash=images_hash, allowed_changes=allowed).close()
 
 
 def test_settings_that_numbers_depend_on_may_not_change(tiny: Any) -> None:
@@ -28,7 +29,8 @@ def test_settings_that_numbers_depend_on_may_not_change(tiny: Any) -> None:
     assert "seed was 0, is 3" in message
     assert "heads.ibot" in message
     assert "batch_size" not in message
-    assert message.endswith("Use its settings to continue it, or another out=")
+    assert "heads.ibot.hidden was 12, is None (it cannot change: the checkpoints hold the tensors of" in message
+    assert message.endswith("continue it, --allow-change KEY for each that is meant, or another out=")
 
 
 def test_free_settings_may_change(tiny: Any, photos: Path, tmp_path: Path) -> None:
@@ -37,6 +39,29 @@ def test_free_settings_may_change(tiny: Any, photos: Path, tmp_path: Path) -> No
     changed = ["num_workers=1", "max_bad_share=0.5", "checkpoints.every_steps=1", "log_every_steps=2", "device=cpu"]
     _open(tiny(f"images={tmp_path / 'moved'}", *changed))
     assert "every_steps: 1" in (tmp_path / "run" / RECIPE).read_text()
+
+
+def test_allowed_changes_are_taken_and_the_recipe_before_is_kept(tiny: Any, tmp_path: Path) -> None:
+    _open(tiny())
+    first = (tmp_path / "run" / RECIPE).read_text()
+    with pytest.raises(RunError, match=r"holds another run: seed was 0, is 3\. Use"):
+        _open(tiny("seed=3", "optimizer.base_lr=0.5"), allowed=["optimizer"])
+    _open(tiny("seed=3", "optimizer.base_lr=0.5"), "ffff", allowed=["seed", "optimizer.base_lr", "images"])
+    second = (tmp_path / "run" / RECIPE).read_text()
+    assert second.startswith("# images: ffff")
+    assert (tmp_path / "run" / "recipe.1.yaml").read_text() == first
+    _open(tiny("seed=3", "optimizer.base_lr=0.5"), "ffff")  # now these are its settings
+    _open(tiny(), allowed=["seed", "optimizer", "images"])
+    assert (tmp_path / "run" / "recipe.2.yaml").read_text() == second
+    assert (tmp_path / "run" / RECIPE).read_text() == first
+
+
+@pytest.mark.parametrize("key", ["backbone.depth=3", "heads.dino.hidden=9"])
+def test_the_shape_of_the_network_cannot_change_even_on_purpose(tiny: Any, key: str) -> None:
+    _open(tiny())
+    with pytest.raises(RunError, match=r"it cannot change: the checkpoints hold the tensors of that network"):
+        _open(tiny(key), allowed=[key.split("=")[0]])
+    _open(tiny("backbone.drop_path_rate=0.1"), allowed=["backbone.drop_path_rate"])
 
 
 def test_other_images_are_refused(tiny: Any) -> None:

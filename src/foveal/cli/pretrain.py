@@ -24,6 +24,10 @@ def pretrain(
     steps: Annotated[
         int | None, typer.Option(help="Stop after so many steps of this call; the schedules do not change.", min=1)
     ] = None,
+    allow_change: Annotated[
+        list[str] | None,
+        typer.Option(help="A recipe key that may differ from the run's so far; repeat it for more.", metavar="KEY"),
+    ] = None,
     preflight: Annotated[
         bool, typer.Option("--preflight", help="Measure a few steps, say what the run will take, and start nothing.")
     ] = False,
@@ -44,7 +48,7 @@ def pretrain(
         _preflight(resolved)
         return
     with training_progress() as listener:
-        outcome = train(resolved, stop_after=steps, listener=listener)
+        outcome = train(resolved, stop_after=steps, listener=listener, allowed_changes=allow_change or ())
     done = f"step {outcome.step} of {resolved.total_steps}; model: {outcome.run / 'model'}"
     if outcome.stopped_by is None:
         typer.echo(done)

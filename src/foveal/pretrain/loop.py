@@ -2,11 +2,11 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -31,9 +31,9 @@ from foveal.pretrain.optimizer import adamw, clip_each, parameter_groups, set_ra
 from foveal.pretrain.parallel import ALONE, GradientSum, World
 from foveal.pretrain.probe import KNNProbe
 from foveal.pretrain.ready import device_of, ready_recipe
-from foveal.pretrain.recipe import Recipe
+from foveal.pretrain.recipe import Recipe, check_keys
 from foveal.pretrain.replay import write_replay
-from foveal.pretrain.run import CHECKPOINTS, LEDGER, MODEL, REPLAY, STUDENTS, RunFolder
+from foveal.pretrain.run import CHECKPOINTS, LEDGER, MODEL, REPLAY, STUDENTS, RunFolder, differences, settings_of
 from foveal.pretrain.schedules import linear_then_constant, warmup_cosine
 from foveal.pretrain.signals import caught_signals
 from foveal.pretrain.start import StartWeights
@@ -64,7 +64,11 @@ class Outcome:
 
 
 def pretrain(
-    recipe: Recipe, *, stop_after: int | None = None, listener: Callable[[Progress], None] | None = None
+    recipe: Recipe,
+    *,
+    stop_after: int | None = None,
+    listener: Callable[[Progress], None] | None = None,
+    allowed_changes: Collection[str] = (),
 ) -> Outcome:
     """Pretrain a backbone, or continue a run that was interrupted.
 
@@ -76,6 +80,8 @@ def pretrain(
         recipe: what to do; `recipe.out` is the run folder.
         stop_after: save and return after so many steps of this call; the schedules do not change.
         listener: called after each step.
+        allowed_changes: keys of the recipe, or "images", that may differ from the run's so far; from the next step on
+            the new value counts. The model's card says so.
 
     Raises:
         RunError: the run folder is another run's, or in use.
@@ -84,13 +90,14 @@ def pretrain(
         CheckpointError: a checkpoint cannot be written (earlier ones stay) or none is intact.
         DivergedError: steps were not finite again and again; see `foveal.pretrain.guard`.
     """
+    check_keys(allowed_changes)
     gpus = recipe.device != "cpu" and torch.cuda.is_available()
     if gpus and recipe.parallel.canonical:
         raise RecipeError("parallel.canonical=true needs device=cpu: a GPU does not add in a fixed order by itself")
     with joined(gpus=gpus, canonical=recipe.parallel.canonical, timeout_s=recipe.parallel.timeout_s) as world:
         images = ImageSet.open(recipe.images)
         recipe, start = ready_recipe(recipe, images, world)
-        folder = RunFolder(recipe, images_hash=images.hash, writes=world.is_main)
+        folder = RunFolder(recipe, images_hash=images.hash, writes=world.is_main, allowed_changes=allowed_changes)
         try:
             world.gather(None)  # a folder that is in use, or another run's, is the first process's to refuse
             trainer = Trainer(recipe, folder=folder, images=images, start=start, world=world)
@@ -158,6 +165,7 @@ class Trainer:
         self.step = 0
         self.saved: int | None = None  # step of the newest checkpoint
         self.guard = Guard()
+        self.changes: list[dict[str, Any]] = []  # of the recipe, on purpose: from which step on, and what
 
     def resume(self) -> None:
         """Continue from the newest intact checkpoint, if there is one."""
@@ -165,7 +173,12 @@ class Trainer:
         if found is not None:
             self._restore(found)
             self.step = self.saved = found.step
-            self.guard.restore(found.state())
+            state = found.state()
+            self.guard.restore(state)
+            self.changes = state["changes"]
+            if changed := differences(state["settings"], self._settings()):
+                self.changes.append({"step": self.step, "changed": changed})
+                logger.info("from step %d on: %s", self.step, changed)
             logger.info("continuing %s at step %d", self.folder.path, self.step)
         if self.world.is_main:
             self.folder.keep_metrics_before(self.step)
@@ -330,7 +343,12 @@ class Trainer:
     def card(self, backbone: BackboneConfig | None = None) -> Card:
         """Return the card of the model as it is now; of a further result, by its `backbone`."""
         card = model_card(self.recipe, step=self.step, images_hash=self.images.hash, backbone=backbone)
+        if self.changes:
+            card = card.model_copy(update={"lineage": card.lineage | {"changes": self.changes}})
         return self.learner.describe(card)
+
+    def _settings(self) -> dict[str, Any]:
+        return settings_of(self.recipe, images_hash=self.images.hash)
 
     def save(self) -> None:
         """Begin to write a checkpoint and then its model folders; just those where the checkpoint is there already."""
@@ -344,7 +362,7 @@ class Trainer:
         for name, network in learner.others.items():
             card = self.card(network.backbone.config)
             results[f"{STUDENTS}/{name}"] = described_model(card, stem=learner.result_stem(name))
-        state = {**self.guard.state(), "models": results}
+        state = {**self.guard.state(), "models": results, "settings": self._settings(), "changes": self.changes}
         self.checkpoints.save(self.step, tensors=self._tensors(), state=state)
         self.saved = self.step
 

@@ -1,7 +1,7 @@
 """Recipes: typed settings, read from YAML, changed by `key=value`, stored resolved with the run."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -338,13 +338,11 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         32
     """
     values = _read_yaml(name)
-    known = _keys(Recipe)
     for override in overrides:
         key, found, text = override.partition("=")
         if not found:
             raise RecipeError(f"'{override}' is not an override; write key=value, such as batch_size=64")
-        if key not in known:
-            raise RecipeError(f"unknown recipe key '{key}'{nearest(key, known)}")
+        check_keys([key])
         try:
             _set(values, key.split("."), text if key in _TEXTS or not text else _number(yaml.safe_load(text)))
         except yaml.YAMLError as error:
@@ -357,6 +355,14 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         if "objective.koleo_group" not in keep and "objective" in values:
             values["objective"].pop("koleo_group", None)
     return build_recipe(fill_from_start(values), where=f"recipe '{name}'")
+
+
+def check_keys(keys: Iterable[str]) -> None:
+    """Raise a RecipeError, naming the nearest, for a key that recipes do not have."""
+    known = _keys(Recipe)
+    for key in keys:
+        if key not in known:
+            raise RecipeError(f"unknown recipe key '{key}'{nearest(key, known)}")
 
 
 def build_recipe(values: dict[str, Any], *, where: str) -> Recipe:

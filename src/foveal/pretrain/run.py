@@ -3,7 +3,7 @@
 import fcntl
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -36,21 +36,36 @@ FREE_KEYS = {
 }
 
 
+# What may not change even on purpose, and why; all of a section, but for the exceptions.
+_TENSORS = "the checkpoints hold the tensors of that network"
+_FIXED = {"backbone": _TENSORS, "heads": _TENSORS, "distill": _TENSORS, "start": "the run has begun from it"}
+_NOT_FIXED = {"backbone.drop_path_rate"}
+
+
 class RunFolder:
     """A run folder opened for writing by this process alone, or with `writes` off known by its path only.
+
+    Args:
+        recipe: of the run; `recipe.out` is the folder.
+        images_hash: of the image set.
+        writes: whether this process writes in it.
+        allowed_changes: keys of the recipe, or "images", whose change on continuing is meant. The recipe before is kept
+            as `recipe.1.yaml` and so on.
 
     Raises:
         RunError: the folder holds something else, another run (the differing settings are named), or is in use.
     """
 
-    def __init__(self, recipe: Recipe, *, images_hash: str, writes: bool = True) -> None:
+    def __init__(
+        self, recipe: Recipe, *, images_hash: str, writes: bool = True, allowed_changes: Collection[str] = ()
+    ) -> None:
         self.path = Path(recipe.out)
         self._metrics: IO[str] | None = None
         self._lock: IO[str] | None = None
         if writes:
-            self._claim(recipe, images_hash)
+            self._claim(recipe, images_hash, allowed_changes)
 
-    def _claim(self, recipe: Recipe, images_hash: str) -> None:
+    def _claim(self, recipe: Recipe, images_hash: str, allowed_changes: Collection[str]) -> None:
         stored = self.path / RECIPE
         try:
             found = [path.name for path in self.path.iterdir()] if self.path.exists() else []
@@ -64,7 +79,7 @@ class RunFolder:
             # Not flock(): loading workers would inherit that lock and hold it for seconds after a SIGKILL.
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if stored.is_file():
-                _check_same(stored, recipe, images_hash)
+                _check_same(stored, recipe, images_hash, allowed_changes)
             write_atomically(stored, f"# images: {images_hash}\n{dump_recipe(recipe)}")
         except BlockingIOError as error:
             lock.close()
@@ -140,24 +155,58 @@ def stored_values(recipe: Recipe) -> dict[str, Any] | None:
     return values if isinstance(values, dict) else None
 
 
-def _check_same(stored: Path, recipe: Recipe, images_hash: str) -> None:
+def settings_of(recipe: Recipe, *, images_hash: str) -> dict[str, Any]:
+    """Return the settings of a run as plain values, with the hash of its images in the place of their path."""
+    return recipe.model_dump(mode="json") | {"images": images_hash}
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Return what has changed from one `settings_of` a run to the next, but for free keys: key -> [was, is]."""
+    was, is_ = _flat(before), _flat(now)
+    return {
+        key: [was.get(key), is_.get(key)]
+        for key in sorted(was.keys() | is_.keys())
+        if was.get(key) != is_.get(key) and key.split(".")[0] not in FREE_KEYS
+    }
+
+
+def _check_same(stored: Path, recipe: Recipe, images_hash: str, allowed: Collection[str]) -> None:
+    """Refuse changes that are not allowed; keep the stored recipe under a number where there are some that are."""
     text = stored.read_text(errors="replace")
     try:
-        before, now = _flat(yaml.safe_load(text)), _flat(recipe.model_dump(mode="json"))
-    except (yaml.YAMLError, AttributeError) as error:
+        before = yaml.safe_load(text) | {"images": text.partition("\n")[0].removeprefix("# images: ")}
+    except (yaml.YAMLError, TypeError) as error:
         raise RunError(f"{stored} is damaged; restore it or choose another out=") from error
-    changed = [
-        f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and key.split(".")[0] not in FREE_KEYS and key != "images"
+    changed = differences(before, settings_of(recipe, images_hash=images_hash))
+    refused = [
+        _described_change(key, *values)
+        for key, values in changed.items()
+        if _why_fixed(key) or not _covers(allowed, key)
     ]
-    first = text.partition("\n")[0].removeprefix("# images: ")
-    if first != images_hash:
-        changed.append(f"the images are not the same (set {first[:12]}, now {images_hash[:12]})")
-    if changed:
+    if refused:
         raise RunError(
-            f"{stored.parent} holds another run: {'; '.join(changed)}. Use its settings to continue it, or another out="
+            f"{stored.parent} holds another run: {'; '.join(refused)}. Use its settings to continue it, "
+            "--allow-change KEY for each that is meant, or another out="
         )
+    if changed:
+        number = 1 + len(list(stored.parent.glob(f"{stored.stem}.*{stored.suffix}")))
+        write_atomically(stored.with_suffix(f".{number}{stored.suffix}"), text)
+
+
+def _covers(keys: Collection[str], key: str) -> bool:
+    """Return whether a key, or a section that it is in, is among `keys`."""
+    return any(key == each or key.startswith(f"{each}.") for each in keys)
+
+
+def _why_fixed(key: str) -> str | None:
+    return None if key in _NOT_FIXED else _FIXED.get(key.split(".")[0])
+
+
+def _described_change(key: str, was: Any, is_: Any) -> str:
+    if key == "images":
+        return f"the images are not the same (set {was[:12]}, now {is_[:12]})"
+    why = _why_fixed(key)
+    return f"{key} was {was!r}, is {is_!r}" + (f" (it cannot change: {why})" if why else "")
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
