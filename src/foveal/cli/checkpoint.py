@@ -1,5 +1,7 @@
 """`foveal checkpoint`: list, verify and export what a pretraining run has saved."""
 
+import sys
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -22,24 +24,20 @@ def list_all(run: Run) -> None:
 
     It looks at the manifest and at the size of each file; `foveal checkpoint verify` reads them.
     """
-    from foveal.pretrain.checkpoint import find_damage
-
-    lines = [_row(path, find_damage(path, sizes_only=True) or "complete") for path in _found(run)]
-    _print(lines)
+    _print([_row(path, _problem(path, sizes_only=True) or "complete") for path in _found(run)])
 
 
 @checkpoint.command("verify")
 def verify(run: Run) -> None:
     """Compare every file of every checkpoint with the sha256 in its manifest; exit code 2 where one is damaged."""
     from foveal.errors import CheckpointError
-    from foveal.pretrain.checkpoint import find_damage
 
-    problems = {path: find_damage(path) for path in _found(run)}
+    problems = {path: _problem(path, sizes_only=False) for path in _found(run)}
     _print([_row(path, problem or "intact") for path, problem in problems.items()])
     if damaged := [path.name for path, problem in problems.items() if problem]:
         raise CheckpointError(
-            f"{len(damaged)} of {len(problems)} checkpoints are damaged: {', '.join(damaged)}; a run continues from the "
-            "newest that is intact"
+            f"{len(damaged)} of {len(problems)} checkpoints are damaged: {', '.join(damaged)}; a run continues from "
+            "the newest that is intact"
         )
 
 
@@ -88,20 +86,44 @@ def _chosen(run: Path, step: int | None) -> "Checkpoint":
     return open_checkpoint(path)
 
 
-def _row(path: Path, state: str) -> tuple[str, ...]:
-    from foveal.pretrain.checkpoint import MANIFEST, open_checkpoint
+def _problem(path: Path, *, sizes_only: bool) -> str | None:
+    from foveal.errors import CheckpointError
+    from foveal.pretrain.checkpoint import find_damage
 
-    step = str(int(path.name.partition("_")[2]))
-    saved = datetime.fromtimestamp(path.stat().st_mtime).isoformat(sep=" ", timespec="seconds")
+    try:
+        return find_damage(path, sizes_only=sizes_only)
+    except CheckpointError as error:  # of another format
+        return str(error)
+
+
+def _row(path: Path, state: str) -> tuple[str, ...]:
+    from foveal.errors import CheckpointError
+    from foveal.pretrain.checkpoint import open_checkpoint
+
+    step, saved = path.name.partition("_")[2].lstrip("0") or "0", datetime.fromtimestamp(path.stat().st_mtime)
+    size, processes = "-", "-"
     try:
         found = open_checkpoint(path)
-    except (OSError, ValueError):
-        return (step, "-", "-", saved, state)
-    written = datetime.fromtimestamp((path / MANIFEST).stat().st_mtime).isoformat(sep=" ", timespec="seconds")
-    return (step, f"{found.num_bytes:,}", str(found.num_processes), written, state)
+        size, processes = f"{found.num_bytes:,}", str(found.num_processes)
+    except (OSError, ValueError, CheckpointError):
+        pass  # `state` says so
+    return (step, size, processes, saved.isoformat(sep=" ", timespec="seconds"), state)
 
 
-def _print(rows: list[tuple[str, ...]]) -> None:
-    from foveal.cli.terminal import print_table
+def _print(rows: Sequence[Sequence[str]]) -> None:
+    """Print a table on a terminal, else one line each, separated by tabs."""
+    if not sys.stdout.isatty():
+        for row in (COLUMNS, *rows):
+            typer.echo("\t".join(row))
+        return
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
 
-    print_table(COLUMNS, rows)
+    table = Table(box=SIMPLE)
+    for column in COLUMNS:
+        table.add_column(column, justify="right" if column in ("step", "bytes", "processes") else "left")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    Console().print(table)

@@ -19,10 +19,11 @@ import typer
 import foveal
 from foveal.errors import FovealError, nearest
 
-# Each verb is the function of that name in the module of that name; its heavy imports are inside.
+# Each verb is the function of that name in the module of that name, or a Typer of several; heavy imports are inside.
 VERBS = (
     "demo",
     "pretrain",
+    "checkpoint",
     "replay",
     "models",
     "download",
@@ -75,7 +76,8 @@ def _options(
 
 
 for _verb in VERBS:
-    app.command(_verb)(getattr(importlib.import_module(f"foveal.cli.{_verb}"), _verb))
+    _found = getattr(importlib.import_module(f"foveal.cli.{_verb}"), _verb)
+    app.add_typer(_found, name=_verb) if isinstance(_found, typer.Typer) else app.command(_verb)(_found)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
