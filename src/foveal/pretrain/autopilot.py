@@ -21,6 +21,7 @@ _BATCHES = (32, 2048)
 _PROTOTYPES = (256, 131_072)
 _IMAGES_A_PROTOTYPE = 20
 _MAX_WORKERS = 16
+_MIN_NEIGHBOURS = 12  # of KoLeo: the fewest in a published run
 _FEWEST_NEIGHBOURS = 12  # images among which KoLeo looks for the nearest, in published runs
 
 logger = logging.getLogger(__name__)
@@ -120,6 +121,15 @@ def fit_to_hardware(
             f"neighbours among {micro} images, as published with 12 to 64, cost no second pass"
             if apart
             else f"neighbours among all {recipe.batch_size} images of a step",
+        )
+    if recipe.objective.koleo_weight and micro < recipe.batch_size:
+        near = micro >= _MIN_NEIGHBOURS
+        choose(
+            "objective.koleo_group",
+            micro if near else None,
+            "neighbours inside a micro-batch need no second pass of the student"
+            if near
+            else f"a micro-batch has fewer than {_MIN_NEIGHBOURS} images to look among, so all of the batch are taken",
         )
     on_cpu = hardware.device == "cpu"
     workers = min(1 if on_cpu else _MAX_WORKERS, hardware.cores - 1)
