@@ -211,6 +211,7 @@ def test_another_teacher_is_refused_when_a_run_continues(recipe: Any, make_teach
         (["heads.ibot.num_prototypes=9"], "heads", "has 10; set heads.ibot.num_prototypes=10"),
         (["heads.ibot=null"], "heads", "set heads.ibot.num_prototypes=10"),
         (["masks.probability=0.3"], "heads", "masks.probability has no effect with distill.objective=heads"),
+        (["parallel.recompute=true"], "heads", "parallel.recompute has no effect with distill.objective=heads"),
         (["distill.patch_weight=2"], "heads", "distill.patch_weight has no effect with distill.objective=heads"),
         (["heads.dino.hidden=3"], "features", "heads.dino has no effect with distill.objective=features"),
         (["teacher.temperature_end=0.1"], "features", "teacher.temperature_end has no effect"),

@@ -36,7 +36,8 @@ def _plant(monkeypatch: pytest.MonkeyPatch, plant: Callable[[SelfDistillation], 
         with torch.no_grad():
             plant(self)
 
-    monkeypatch.setattr("foveal.pretrain.loop.SelfDistillation", type("P", (SelfDistillation,), {"__init__": planted}))
+    learner = type("P", (SelfDistillation,), {"__init__": planted})
+    monkeypatch.setattr("foveal.pretrain.distill.SelfDistillation", learner)
 
 
 def test_an_infinite_weight_is_named_first(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,6 +50,8 @@ class BackboneConfig(BaseModel):
         if not isinstance(values, dict) or values.get("variant", "custom") == "custom":
             return values
         name = values["variant"]
+        if ":" in str(name):  # a network of another library, with its sizes beside
+            return values
         if name not in VARIANTS:
             raise ValueError(
                 f"variant '{name}' is not known{nearest(str(name), VARIANTS)}; known: {', '.join(VARIANTS)}"

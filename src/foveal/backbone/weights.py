@@ -7,7 +7,7 @@ from pathlib import Path
 import safetensors
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from foveal.backbone.card import CARD, Card, card_text, read_card
 from foveal.backbone.variants import BackboneConfig
@@ -19,13 +19,17 @@ WEIGHTS, HEADS = "model.safetensors", "ssl_heads.safetensors"
 
 
 def save_model(
-    folder: str | Path, backbone: VisionTransformer, card: Card, *, heads: Mapping[str, Tensor] | None = None
+    folder: str | Path,
+    backbone: nn.Module | Mapping[str, Tensor],
+    card: Card,
+    *,
+    heads: Mapping[str, Tensor] | None = None,
 ) -> Card:
     """Write a model folder in one move: a temporary folder, fsynced, hashed, renamed over an earlier model folder.
 
     Args:
         folder: where; an existing model folder is replaced, anything else is left alone.
-        backbone: the weights.
+        backbone: the weights, as a network or its state.
         card: its description; `sha256` is filled in here.
         heads: self-supervised heads, written to `ssl_heads.safetensors`.
 
@@ -39,7 +43,7 @@ def save_model(
     try:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
-        _save_tensors(backbone.state_dict(), staging / WEIGHTS)
+        _save_tensors(backbone.state_dict() if isinstance(backbone, nn.Module) else backbone, staging / WEIGHTS)
         if heads is not None:
             _save_tensors(heads, staging / HEADS)
         hashes = {path.name: sha256_of(path) for path in sorted(staging.iterdir())}
@@ -73,14 +77,21 @@ def load_model(folder: str | Path, *, verify: bool = True) -> tuple[VisionTransf
 
 def load_weights(folder: str | Path, *, verify: bool = True) -> tuple[dict[str, Tensor], Card]:
     """Read the tensors of a model folder, of the types they have on disk, and its card; see `load_model`."""
-    folder = Path(folder)
-    card = read_card(folder)
-    path = folder / WEIGHTS
+    card = read_card(Path(folder))
+    path = weights_file(folder, verify=verify)
+    if ":" in card.backbone.variant:
+        raise WeightsError(f"{folder} holds {card.name}, a network of another library; only foveal.load opens it")
+    return check_fits(load_tensors(path), card.backbone, where=str(path)), card
+
+
+def weights_file(folder: str | Path, *, verify: bool = True) -> Path:
+    """Return the file of the weights in a model folder; WeightsError where it is missing or damaged."""
+    path = Path(folder) / WEIGHTS
     if not path.is_file():
         raise WeightsError(f"{folder} has a card but no {WEIGHTS}; copy the whole model folder")
     if verify:
-        _check_hash(path, wanted=card.sha256.get(WEIGHTS))
-    return check_fits(load_tensors(path), card.backbone, where=str(path)), card
+        _check_hash(path, wanted=read_card(Path(folder)).sha256.get(WEIGHTS))
+    return path
 
 
 def load_heads(folder: str | Path, *, verify: bool = True) -> dict[str, Tensor]:

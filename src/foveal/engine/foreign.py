@@ -5,8 +5,9 @@ the library's own pretrained ones, found by it in its cache or fetched by it. "#
 file, which is opened here and not by the library, and "#random" draws them from a fixed seed, to try an architecture
 without weights. Code that comes with a model is never run.
 
-Only vision transformers with patch tokens on a grid have what `encode` gives. A tower without a class token (SigLIP)
-gives the mean of its patches in its place. Every token is after the tower's final norm and before any projection.
+What `encode` gives are patch tokens on a grid: of a vision transformer, or the last feature map of another network of
+timm. A tower without a class token (SigLIP) gives the mean of its patches in its place. Every token is after the
+tower's final norm and before any projection.
 """
 
 import importlib
@@ -22,12 +23,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from foveal.backbone.card import Card
+from foveal.backbone.card import CARD, Card, read_card
 from foveal.backbone.containers import read_container
 from foveal.backbone.licence import OWN, UNKNOWN, Licence, licence_named
 from foveal.backbone.transform import not_held, pixel_statistics, side_of
 from foveal.backbone.variants import BackboneConfig
 from foveal.backbone.vit import Tokens, layer_numbers
+from foveal.backbone.weights import weights_file
 from foveal.engine.base import Precision
 from foveal.engine.identity import identity_of
 from foveal.errors import FovealError, nearest
@@ -160,13 +162,8 @@ def load_foreign(
         FovealError: the library is missing or does not fit torch, the name is unknown to it, its weights are not to be
             had, or the architecture has no patch tokens; the message says which and what to do.
     """
-    library, _, rest = source.partition(":")
-    name, _, weights = rest.partition("#")
-    if not name:
-        raise FovealError(f"{source} names no model; give e.g. timm:vit_small_patch14_dinov2")
-    make = {"timm": _timm, "hf": _transformers, "open_clip": _open_clip}[library]
-    tower = make(source, name, weights)
-    config = tower.config
+    tower = open_tower(source)
+    config, weights = tower.config, source.partition("#")[2]
     engine = ForeignEngine(tower, precision=precision, device=device)
     card = Card(
         name=source,
@@ -182,21 +179,65 @@ def load_foreign(
     return engine, card
 
 
-def _timm(source: str, name: str, weights: str) -> Tower:
+def open_tower(source: str, *, seed: int = 0) -> Tower:
+    """Return an image tower of another library as it makes it; see `load_foreign`. `seed` is of "#random" weights."""
+    library, _, rest = source.partition(":")
+    name, _, weights = rest.partition("#")
+    if not name:
+        raise FovealError(f"{source} names no model; give e.g. timm:vit_small_patch14_dinov2")
+    make = {"timm": _timm, "hf": _transformers, "open_clip": _open_clip}[library]
+    return make(source, name, weights, seed)
+
+
+def holds_foreign(model: str | Path) -> bool:
+    """Tell whether a model folder holds a network of another library, as distillation writes them."""
+    return (Path(model) / CARD).is_file() and is_foreign(read_card(Path(model)).backbone.variant)
+
+
+def load_foreign_folder(
+    folder: str | Path, *, precision: Precision = "fp32", device: str | torch.device = "cpu"
+) -> tuple[ForeignEngine, Card]:
+    """Return the engine and the card of a model folder that `holds_foreign`; errors as of `load_foreign`."""
+    card = read_card(Path(folder))
+    tower = open_tower(f"{card.backbone.variant.partition('#')[0]}#{weights_file(folder)}")
+    return ForeignEngine(tower, precision=precision, device=device), card
+
+
+def _timm(source: str, name: str, weights: str, seed: int) -> Tower:
     timm = _import("timm")
     if not timm.is_model(name):
         near = ", ".join(timm.list_models(f"*{name}*")[:3]) or "timm.list_models() lists them"
         raise FovealError(f"{source}: timm {timm.__version__} has no model '{name}'; near: {near}")
     how: dict[str, Any] = {"num_classes": 0, "pretrained": not weights}
     is_vit = name.startswith(("vit_", "deit", "eva", "beit"))
-    module = _make(source, lambda: timm.create_model(name, **how, **({"dynamic_img_size": True} if is_vit else {})))
+    how |= {"dynamic_img_size": True} if is_vit else {}
+    module = _make(source, lambda: timm.create_model(name, **how), seed)
     if weights not in ("", RANDOM):
         _fill(source, module, weights)
-    patch = getattr(getattr(module, "patch_embed", None), "patch_size", None)
-    if patch is None or not hasattr(module, "num_prefix_tokens") or patch[0] != patch[1]:
-        raise FovealError(_no_patches(source))
     data = timm.data.resolve_model_data_config(module)
-    size = data["input_size"][1] // patch[0] * patch[0]
+    tower = _timm_vit if hasattr(module, "num_prefix_tokens") else _timm_map
+    run, config, is_fixed = tower(source, module, data["input_size"][1])
+    return Tower(
+        name=source,
+        library="timm",
+        module=module,
+        run=run,
+        config=config,
+        mean=list(data["mean"]),
+        std=list(data["std"]),
+        crop_size=config.image_size,
+        resize_size=round(config.image_size / data["crop_pct"]),
+        is_fixed=is_fixed,
+        licence=licence_named(module.pretrained_cfg.get("license") or "unknown"),
+    )
+
+
+def _timm_vit(source: str, module: Any, image_size: int) -> tuple[Run, BackboneConfig, bool]:
+    """Return how to run one of timm's vision transformers, its sizes, and whether it takes one image size only."""
+    patch = getattr(getattr(module, "patch_embed", None), "patch_size", None)
+    if patch is None or patch[0] != patch[1]:
+        raise FovealError(_no_patches(source))
+    size = image_size // patch[0] * patch[0]
 
     def run(images: Tensor, layers: list[int], norm: bool) -> list[tuple[Tensor | None, Tensor]]:
         found = module.forward_intermediates(
@@ -209,32 +250,40 @@ def _timm(source: str, name: str, weights: str) -> Tower:
     config = _config(
         source, module.embed_dim, len(module.blocks), _heads(module), patch[0], size, module.num_prefix_tokens
     )
-    return Tower(
-        name=source,
-        library="timm",
-        module=module,
-        run=run,
-        config=config,
-        mean=list(data["mean"]),
-        std=list(data["std"]),
-        crop_size=size,
-        resize_size=round(size / data["crop_pct"]),
-        is_fixed=not getattr(module, "dynamic_img_size", False),
-        licence=licence_named(module.pretrained_cfg.get("license") or "unknown"),
-    )
+    return run, config, not getattr(module, "dynamic_img_size", False)
 
 
-def _transformers(source: str, name: str, weights: str) -> Tower:
+def _timm_map(source: str, module: Any, image_size: int) -> tuple[Run, BackboneConfig, bool]:
+    """Return the same for a network that ends in a feature map (ConvNeXt, ResNet, Swin).
+
+    The places of its last map are the patches; its pooled feature, as the classifier would get it, is the class token.
+    It counts as one block, since the maps before have other sizes.
+    """
+    stride = module.feature_info[-1]["reduction"] if getattr(module, "feature_info", None) else None
+    if not isinstance(stride, int) or not hasattr(module, "forward_head"):
+        raise FovealError(_no_patches(source))
+
+    def run(images: Tensor, layers: list[int], norm: bool) -> list[tuple[Tensor | None, Tensor]]:
+        found = module.forward_features(images)
+        pooled = module.forward_head(found, pre_logits=True)
+        channels_last = getattr(module, "output_fmt", "NCHW") == "NHWC"
+        return [(pooled[:, None], found.flatten(1, 2) if channels_last else found.flatten(2).transpose(1, 2))]
+
+    config = _config(source, module.num_features, 1, 1, stride, image_size // stride * stride, 1)
+    return run, config, False
+
+
+def _transformers(source: str, name: str, weights: str, seed: int) -> Tower:
     transformers = _import("transformers")
-    if weights not in ("", RANDOM):
-        raise FovealError(f"{source}: give a folder with config.json and model.safetensors, or #random")
     settings = _make(source, lambda: transformers.AutoConfig.from_pretrained(name, trust_remote_code=False))
-    if weights == RANDOM:
-        whole = _make(source, lambda: transformers.AutoModel.from_config(settings, trust_remote_code=False))
+    if weights:
+        whole = _make(source, lambda: transformers.AutoModel.from_config(settings, trust_remote_code=False), seed)
     else:
         how = {"use_safetensors": True, "trust_remote_code": False}
         whole = _make(source, lambda: transformers.AutoModel.from_pretrained(name, **how))
     module = getattr(whole, "vision_model", whole)
+    if weights not in ("", RANDOM):
+        _fill(source, module, weights)
     settings = module.config
     patch, size = getattr(settings, "patch_size", None), getattr(settings, "image_size", None)
     norm_layer = next((getattr(module, n) for n in ("layernorm", "norm", "post_layernorm") if hasattr(module, n)), None)
@@ -281,7 +330,7 @@ def _transformers(source: str, name: str, weights: str) -> Tower:
     )
 
 
-def _open_clip(source: str, name: str, weights: str) -> Tower:
+def _open_clip(source: str, name: str, weights: str, seed: int) -> Tower:
     open_clip = _import("open_clip")
     name, _, tag = name.partition("/")
     if name not in open_clip.list_models():
@@ -296,7 +345,7 @@ def _open_clip(source: str, name: str, weights: str) -> Tower:
     if tag and not open_clip.get_pretrained_cfg(name, tag):  # open_clip would take it for a path
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name))
         raise FovealError(f"{source}: open_clip has no weights '{tag}' of {name}; choose {tags}, or #FILE")
-    clip = _make(source, lambda: open_clip.create_model(name, pretrained=tag or None))
+    clip = _make(source, lambda: open_clip.create_model(name, pretrained=tag or None), seed)
     if weights not in ("", RANDOM):
         _fill(source, clip, weights)
     module = clip.visual
@@ -392,7 +441,7 @@ def _sizes(data: dict[str, Any], patch: int, image_size: int) -> tuple[int, int]
     return crop, max(short, crop)
 
 
-def _make(source: str, make: Callable[[], Any]) -> Any:
+def _make(source: str, make: Callable[[], Any], seed: int = 0) -> Any:
     """Call a library that may look for files, under the seed of random weights; its errors become ours."""
     if os.environ.get("FOVEAL_OFFLINE", "0") not in ("", "0") and not _import("huggingface_hub").is_offline_mode():
         raise FovealError(
@@ -400,7 +449,7 @@ def _make(source: str, make: Callable[[], Any]) -> Any:
         )
     try:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+            torch.manual_seed(seed)
             return make()
     except (OSError, RuntimeError, ValueError, KeyError) as error:
         if "trust_remote_code" in str(error):
@@ -467,4 +516,4 @@ def _fill(source: str, module: nn.Module, weights: str) -> None:
 
 
 def _no_patches(source: str) -> str:
-    return f"{source} has no patch tokens on a grid; choose a vision transformer"
+    return f"{source} has no patch tokens on a grid; choose a vision transformer or, of timm, a network with a last map"

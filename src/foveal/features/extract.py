@@ -21,7 +21,7 @@ from foveal.backbone.source import open_backbone
 from foveal.engine.auto import NUM_IMAGES
 from foveal.engine.base import Engine, Precision
 from foveal.engine.choose import EngineName, check_options, open_engine
-from foveal.engine.foreign import check_prefix, is_foreign, load_foreign
+from foveal.engine.foreign import check_prefix, holds_foreign, is_foreign, load_foreign, load_foreign_folder
 from foveal.errors import BadImageError, FovealError, ImageSetError
 from foveal.features.batches import Progress, prepared_batches
 from foveal.features.preprocessing import preprocessing_of
@@ -285,10 +285,11 @@ def load(
     """
     where = check_options(engine=engine, precision=precision, fast=fast, device=device)
     origin = {"model": os.path.abspath(model) if os.path.exists(model) else str(model), "num_heads": num_heads}
-    if is_foreign(model):
+    if is_foreign(model) or holds_foreign(model):
         if engine == "openvino" or fast or num_heads is not None:
             raise FovealError(f"{model} runs as its own library runs it; leave engine, fast and num_heads out")
-        found = load_foreign(str(model), precision=precision or "fp32", device=where)
+        open_it = load_foreign if is_foreign(model) else load_foreign_folder
+        found = open_it(str(model), precision=precision or "fp32", device=where)
         return Model(*found, origin=origin)
     check_prefix(model)
     backbone, card = open_backbone(model, num_heads=num_heads)

@@ -1,6 +1,5 @@
 """Distillation: students learn from a frozen teacher, in the same loop and with the same guarantees as pretraining."""
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, cast
 
@@ -13,7 +12,8 @@ from foveal.backbone.weights import check_tensors
 from foveal.errors import RunError
 from foveal.pretrain.distill_features import FeatureObjective, FeatureStudent
 from foveal.pretrain.distill_heads import HeadObjective
-from foveal.pretrain.learner import Result, depth_generator
+from foveal.pretrain.foreign_student import begun_from
+from foveal.pretrain.learner import Learner, Result, SelfDistillation, depth_generator
 from foveal.pretrain.network import Batch, Network
 from foveal.pretrain.parallel import ALONE, World
 from foveal.pretrain.recipe import Recipe
@@ -93,15 +93,20 @@ class Distillation:
         if start is not None:
             # All that is asked of it is a backbone and children of which those with known names are heads.
             self._new = load_start(cast(Network, self.students[MODEL]), start, seed=recipe.seed)
-        self.averages = {
-            name: copy.deepcopy(network).requires_grad_(False).eval() for name, network in self.students.items()
-        }
+        _check_sizes(recipe, self.students)
+        self.averages = {name: self._average(network) for name, network in self.students.items()}
         self.student, self.average = _together(self.students), _together(self.averages)
         self.ema = EMA(self.average, self.student)
+        self._buffers = [buffer.clone() for buffer in self.student.buffers()]
 
     def _untrained(self, backbone: BackboneConfig) -> Student:
         network = self.objective.network(backbone).init_weights(torch.Generator().manual_seed(self.recipe.seed))
         return network.to(self.device)
+
+    def _average(self, student: Student) -> Student:
+        average = self._untrained(student.backbone.config)
+        average.load_state_dict(student.state_dict())
+        return average.requires_grad_(False).eval()
 
     @property
     def result(self) -> Student:
@@ -119,11 +124,14 @@ class Distillation:
 
     def describe(self, card: Card) -> Card:
         """Return the card with the teacher among the parents, and the strictest of their licences."""
-        card = inherit(card, [self.teacher.card])
+        begun = {parent.name: parent for network in self.students.values() for parent in begun_from(network)}
+        own = begun.get(card.backbone.variant)
+        card = inherit(card, [self.teacher.card, *([own] if own else [])])
         return card if self._start is None else inherited_card(card, self._start, new=self._new)
 
     def accumulate(self, micro_batches: Sequence[Batch], *, step: int, rates: Mapping[str, float]) -> dict[str, Tensor]:
         """See `Learner`; the losses of further students have their name behind."""
+        self._buffers = [buffer.clone() for buffer in self.student.buffers()]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
             found = self.objective.accumulate(
                 self.students,
@@ -140,13 +148,17 @@ class Distillation:
         return losses | {"loss": torch.stack([terms["loss"] for terms in found.values()]).sum()}
 
     def commit(self, rates: Mapping[str, float]) -> None:
-        """Move the averages, and what the objective keeps."""
+        """Move the averages, and what the objective keeps; buffers (of batch norm) are the student's own."""
         self.objective.commit(rates)
         self.ema.update(rates["teacher_momentum"])
+        for average, own in zip(self.average.buffers(), self.student.buffers(), strict=True):
+            average.copy_(own)
 
     def discard(self) -> None:
-        """See `Learner`."""
+        """See `Learner`; buffers go back to what they were before the step."""
         self.objective.discard()
+        for own, before in zip(self.student.buffers(), self._buffers, strict=True):
+            own.copy_(before)
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """See `Learner`; "teacher" holds its identity and the objective's state."""
@@ -172,6 +184,15 @@ class Distillation:
             network.load_state_dict(check_tensors(dict(tensors[stem]), network.state_dict(), where=where))
 
 
+def _check_sizes(recipe: Recipe, students: Mapping[str, Student]) -> None:
+    """Raise FovealError before the first step where a student cannot take the crops."""
+    views = recipe.views
+    for size in [views.global_size, *([views.local_size] if views.num_local else [])]:
+        crops = torch.empty(1, recipe.backbone.channels, size, size, device="meta")
+        for student in students.values():
+            student.backbone.grid_of(crops)
+
+
 class _Together(nn.Module):
     """Networks as one: the parts of the first under their own names, those of each other with its name before them."""
 
@@ -184,3 +205,12 @@ class _Together(nn.Module):
 
 def _together(networks: Mapping[str, nn.Module]) -> nn.Module:
     return _Together(networks) if len(networks) > 1 else next(iter(networks.values()))
+
+
+def build_learner(
+    recipe: Recipe, *, device: torch.device, world: World = ALONE, start: StartWeights | None = None
+) -> Learner:
+    """Return what a recipe asks to be learned: from a frozen teacher, or from the moving average."""
+    if recipe.distill:
+        return Distillation(recipe, device=device, world=world, start=start)
+    return SelfDistillation(recipe, device=device, world=world, start=start)

@@ -12,6 +12,7 @@ from foveal.errors import ImageSetError
 from foveal.images.imageset import ImageSet
 from foveal.objectives.features import Moments, MomentSums, feature_loss
 from foveal.objectives.gram import gram_loss
+from foveal.pretrain.foreign_student import build_backbone
 from foveal.pretrain.loader import MicroBatches, to_batch
 from foveal.pretrain.network import Batch
 from foveal.pretrain.parallel import World
@@ -27,11 +28,11 @@ class FeatureStudent(nn.Module):
     The maps are linear so that what the teacher knows ends up in the backbone, whose tokens are the result.
     """
 
-    def __init__(self, backbone: BackboneConfig, *, teacher_width: int) -> None:
+    def __init__(self, backbone: VisionTransformer, *, teacher_width: int) -> None:
         super().__init__()
-        self.backbone = VisionTransformer(backbone)
-        self.cls_projector = nn.Linear(backbone.width, teacher_width)
-        self.patch_projector = nn.Linear(backbone.width, teacher_width)
+        self.backbone = backbone
+        self.cls_projector = nn.Linear(backbone.config.width, teacher_width)
+        self.patch_projector = nn.Linear(backbone.config.width, teacher_width)
 
     def init_weights(self, generator: torch.Generator) -> "FeatureStudent":
         """Draw initial weights in a fixed order and return self; the maps as the heads': truncated normal, std 0.02."""
@@ -62,7 +63,8 @@ class FeatureObjective:
 
     def network(self, backbone: BackboneConfig) -> FeatureStudent:
         """Return a backbone with maps to the teacher's width, untrained."""
-        return FeatureStudent(backbone, teacher_width=self._teacher.card.backbone.width)
+        built = build_backbone(backbone, seed=self._recipe.seed)
+        return FeatureStudent(built, teacher_width=self._teacher.card.backbone.width)
 
     def accumulate(
         self,
@@ -137,8 +139,10 @@ class FeatureObjective:
         """Do nothing; see `commit`."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the moments of the teacher's features."""
-        of_cls, of_patches = self._measured()
+        """Return the moments of the teacher's features, once they are measured."""
+        if self._moments is None:
+            return {}
+        of_cls, of_patches = self._moments
         return {
             f"{kind}.{name}": value
             for kind, moments in (("cls", of_cls), ("patch", of_patches))
@@ -146,7 +150,9 @@ class FeatureObjective:
         }
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over the moments."""
+        """Take over the moments, if the checkpoint is of a later moment than the start."""
+        if not tensors:
+            return
         found = {name: value.to(self._device) for name, value in tensors.items()}
         self._moments = (
             Moments(found["cls.mean"], found["cls.std"]),

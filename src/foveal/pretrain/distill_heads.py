@@ -12,10 +12,11 @@ from foveal.backbone.variants import BackboneConfig
 from foveal.backbone.weights import HEADS
 from foveal.errors import RecipeError
 from foveal.objectives.heads import DINOHead
+from foveal.pretrain.foreign_student import build_backbone
 from foveal.pretrain.network import Batch, Network
 from foveal.pretrain.parallel import World
 from foveal.pretrain.recipe import Recipe
-from foveal.pretrain.step import Centers, accumulate_step
+from foveal.pretrain.step import Centers, student_gradients, teacher_targets
 from foveal.pretrain.teacher import Teacher, TeacherBackbone, TeacherHeads, open_heads
 
 
@@ -50,13 +51,14 @@ class HeadObjective:
         self._recipe, self._teacher = recipe, teacher
         self._heads = TeacherHeads(*(head.to(device) for head in heads))
         self._settings = replace(recipe.objective.settings(), hide_masked=False)
-        self._centers = dict[str, Centers]()
+        self._centers = dict[int, Centers]()  # by the student's patch size: of the targets on one grid
         self._device = device
 
     def network(self, backbone: BackboneConfig) -> Network:
         """Return a backbone with heads, untrained."""
         heads = self._recipe.heads
-        return Network(backbone, dino=heads.dino.size(), ibot=heads.ibot.size() if heads.ibot else None)
+        built = build_backbone(backbone, seed=self._recipe.seed)
+        return Network(built, dino=heads.dino.size(), ibot=heads.ibot.size() if heads.ibot else None)
 
     def accumulate(
         self,
@@ -67,28 +69,32 @@ class HeadObjective:
         generators: Callable[[int], torch.Generator],
         world: World,
     ) -> dict[str, dict[str, Tensor]]:
-        """See `Objective`."""
-        found = {}
-        for name, student in students.items():
-            patch_size = student.backbone.config.patch_size
+        """See `Objective`; one pass of the teacher serves all students of one patch size."""
+        found = dict[str, dict[str, Tensor]]()
+        for patch_size in {student.backbone.config.patch_size: None for student in students.values()}:
+            batches = _AllPatches(micro_batches, patch_size=patch_size)
             teacher = _TeacherNetwork(TeacherBackbone(self._teacher, patch_size=patch_size), *self._heads)
-            found[name] = accumulate_step(
-                student,
+            targets = teacher_targets(
                 cast(Network, teacher),
-                _AllPatches(micro_batches, patch_size=patch_size),
+                batches,
                 settings=self._settings,
-                centers=self._centers_of(name),
-                teacher_temperature=rates["teacher_temperature"],
-                generators=generators,
+                centers=self._centers_of(patch_size),
+                temperature=rates["teacher_temperature"],
                 world=world,
             )
-        return found
+            group = {k: student for k, student in students.items() if student.backbone.config.patch_size == patch_size}
+            kept = list(targets) if len(group) > 1 else targets
+            for name, student in group.items():
+                found[name] = student_gradients(
+                    student, batches, kept, settings=self._settings, generators=generators, world=world
+                )
+        return {name: found[name] for name in students}
 
-    def _centers_of(self, name: str) -> Centers:
-        if name not in self._centers:
+    def _centers_of(self, patch_size: int) -> Centers:
+        if patch_size not in self._centers:
             dino, ibot = (torch.zeros(len(head.last_layer["weight_v"]), device=self._device) for head in self._heads)
-            self._centers[name] = Centers(dino, ibot)
-        return self._centers[name]
+            self._centers[patch_size] = Centers(dino, ibot)
+        return self._centers[patch_size]
 
     def commit(self, rates: Mapping[str, float]) -> None:
         """Move the centres."""
@@ -101,18 +107,18 @@ class HeadObjective:
             centers.discard()
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the centres of every student's targets."""
+        """Return the centres of the targets on each grid."""
         return {
-            f"centers.{name}.{term}": getattr(centers, term)
-            for name, centers in self._centers.items()
+            f"centers.{patch_size}.{term}": getattr(centers, term)
+            for patch_size, centers in self._centers.items()
             for term in ("dino", "ibot")
         }
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over the centres."""
         for key, value in tensors.items():
-            _, name, term = key.split(".")
-            setattr(self._centers_of(name), term, value.to(self._device))
+            _, patch_size, term = key.split(".")
+            setattr(self._centers_of(int(patch_size)), term, value.to(self._device))
 
 
 class _AllPatches(Sequence[Batch]):

@@ -10,10 +10,12 @@ from foveal.backbone.variants import BackboneConfig, multiple_of_patch
 if TYPE_CHECKING:
     from foveal.pretrain.recipe import Recipe
 
-# Sections and keys of the recipe that an objective does not read.
+# Sections and keys of the recipe that an objective does not read. Students are small enough to be held whole.
+_LAYOUT = ("parallel.strategy", "parallel.compile", "parallel.recompute")
 _UNREAD = {
-    "heads": ("masks", "distill.cls_weight", "distill.patch_weight", "distill.relation_weight"),
+    "heads": (*_LAYOUT, "masks", "distill.cls_weight", "distill.patch_weight", "distill.relation_weight"),
     "features": (
+        *_LAYOUT,
         "masks",
         "heads",
         "objective",
@@ -48,7 +50,8 @@ def misfit(recipe: "Recipe") -> str:
     """Return what in a recipe does not fit its section on distillation, or an empty string."""
     distill = recipe.distill
     if distill is None:
-        return ""
+        of_library = f"backbone.variant={recipe.backbone.variant} is of another library, which only distillation trains"
+        return f"{of_library}; give distill.teacher" if ":" in recipe.backbone.variant else ""
     for section in _UNREAD[distill.objective]:
         name, _, field = section.partition(".")
         values = getattr(recipe, name)

@@ -3,11 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from foveal.backbone.card import Card
-from foveal.backbone.vit import VisionTransformer
-from foveal.backbone.weights import check_tensors, save_model
+from foveal.backbone.weights import check_fits, save_model
 from foveal.errors import CheckpointError, nearest
 from foveal.pretrain.checkpoint import Checkpoint
 from foveal.pretrain.run import MODEL
@@ -38,8 +35,7 @@ def export_model(checkpoint: Checkpoint, folder: Path, *, model: str = MODEL) ->
     card = Card.model_validate(models[model]["card"])
     tensors = checkpoint.read(models[model]["stem"])
     weights = {name.removeprefix(_BACKBONE): value for name, value in tensors.items() if name.startswith(_BACKBONE)}
-    with torch.device("meta"):
-        backbone = VisionTransformer(card.backbone)
-    backbone.load_state_dict(check_tensors(weights, backbone.state_dict(), where=str(checkpoint.path)), assign=True)
+    if ":" not in card.backbone.variant:  # else a network of another library, which knows its own names
+        check_fits(weights, card.backbone, where=str(checkpoint.path))
     heads = {name: value for name, value in tensors.items() if name.partition(".")[0].endswith("_head")}
-    return save_model(folder, backbone, card, heads=heads or None)
+    return save_model(folder, weights, card, heads=heads or None)

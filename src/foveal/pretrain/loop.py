@@ -21,11 +21,10 @@ from foveal.images.imageset import ImageSet
 from foveal.images.ledger import BadImageLedger
 from foveal.pretrain.checkpoint import Checkpoint, checkpoint_path, newest_intact, open_checkpoint
 from foveal.pretrain.checkpoint_writer import CheckpointWriter
-from foveal.pretrain.distill import Distillation
+from foveal.pretrain.distill import build_learner
 from foveal.pretrain.export import described_model, export_model
 from foveal.pretrain.guard import IN_A_ROW, Guard
 from foveal.pretrain.launch import joined
-from foveal.pretrain.learner import Learner, SelfDistillation
 from foveal.pretrain.loader import RawBatch, StepBatches, Waiting, micro_batches
 from foveal.pretrain.optimizer import adamw, clip_each, parameter_groups, set_rates
 from foveal.pretrain.parallel import ALONE, GradientSum, World
@@ -113,7 +112,7 @@ def model_card(recipe: Recipe, *, step: int, images_hash: str, backbone: Backbon
     crop = recipe.features.crop_size or recipe.views.global_size
     backbone = backbone or recipe.backbone
     return Card(
-        name=f"{backbone.variant}/{backbone.patch_size}",
+        name=f"{backbone.variant.partition('#')[0]}/{backbone.patch_size}",
         backbone=backbone,
         mean=list(recipe.channel_mean),
         std=list(recipe.channel_std),
@@ -143,7 +142,7 @@ class Trainer:
     ) -> None:
         self.recipe, self.folder, self.images, self.world = recipe, folder, images, world
         self.device = device_of(recipe)
-        self.learner = _learner(recipe, device=self.device, start=start, world=world)
+        self.learner = build_learner(recipe, device=self.device, start=start, world=world)
         self.gradients = GradientSum(self.learner.student.parameters(), world)
         self.optimizer = adamw(
             parameter_groups(
@@ -394,9 +393,3 @@ class Trainer:
         self.optimizer.state.clear()  # of a step that went wrong
         for name, value in found.read(OPTIMIZER, like=owners).items():
             self.optimizer.state[owners[name]][name.rpartition(".")[2]] = value.to(self.device)
-
-
-def _learner(recipe: Recipe, *, device: torch.device, start: StartWeights | None, world: World) -> Learner:
-    if recipe.distill:
-        return Distillation(recipe, device=device, start=start, world=world)
-    return SelfDistillation(recipe, device=device, start=start, world=world)

@@ -37,12 +37,13 @@ class Batch(NamedTuple):
 class Network(nn.Module):
     """A backbone with its heads; `ibot_head` is absent when both terms share the DINO head."""
 
-    def __init__(self, backbone: BackboneConfig, *, dino: HeadSize, ibot: HeadSize | None) -> None:
+    def __init__(self, backbone: BackboneConfig | VisionTransformer, *, dino: HeadSize, ibot: HeadSize | None) -> None:
         super().__init__()
-        self.backbone = VisionTransformer(backbone)
-        self.dino_head = _head(backbone.width, dino)
+        self.backbone = VisionTransformer(backbone) if isinstance(backbone, BackboneConfig) else backbone
+        width = self.backbone.config.width
+        self.dino_head = _head(width, dino)
         if ibot is not None:
-            self.ibot_head = _head(backbone.width, ibot)
+            self.ibot_head = _head(width, ibot)
 
     def init_weights(self, generator: torch.Generator) -> "Network":
         """Draw initial weights of all parts in a fixed order and return self."""

@@ -13,6 +13,7 @@ from foveal.backbone.variants import BackboneConfig, multiple_of_patch
 from foveal.errors import RecipeError, nearest
 from foveal.images.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from foveal.pretrain.distill_settings import DistillSettings, misfit
+from foveal.pretrain.foreign_student import fill_from_library
 from foveal.pretrain.network import HeadSize
 from foveal.pretrain.start import fill_from_start
 from foveal.pretrain.step import ObjectiveSettings
@@ -354,7 +355,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
             values.pop("micro_batch_size", None)
         if "objective.koleo_group" not in keep and "objective" in values:
             values["objective"].pop("koleo_group", None)
-    return build_recipe(fill_from_start(values), where=f"recipe '{name}'")
+    return build_recipe(fill_from_library(fill_from_start(values)), where=f"recipe '{name}'")
 
 
 def check_keys(keys: Iterable[str]) -> None:

@@ -10,21 +10,22 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import safetensors
 import torch
 from PIL import Image
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from foveal.errors import BadImageError, RunError
 from foveal.features.pictures import RED, displayed, picture_grid
 from foveal.files import write_atomically
 from foveal.images.imageset import ImageSet
-from foveal.pretrain.learner import Learner, SelfDistillation
+from foveal.pretrain.distill import build_learner
+from foveal.pretrain.learner import Learner
 from foveal.pretrain.loader import MicroBatches, RawBatch, StepBatches
 from foveal.pretrain.optimizer import clip_each
 from foveal.pretrain.recipe import Recipe, build_recipe
@@ -144,10 +145,10 @@ def replay(path: str | Path) -> Replayed:
     threads = torch.get_num_threads()
     torch.set_num_threads(content["threads"])
     try:
-        learner = SelfDistillation(recipe, device=_CPU)
+        learner = build_learner(recipe, device=_CPU)
         learner.restore(step.tensors, where=str(path))
         batches = StepBatches(step.micro_batches, mean=recipe.channel_mean, std=recipe.channel_std, device=_CPU)
-        with traced({"teacher": learner.result, "student": learner.student}) as findings:
+        with traced({"teacher": cast(nn.Module, learner.result), "student": learner.student}) as findings:
             losses = learner.accumulate(batches, step=content["step"], rates=content["rates"])
         norms = clip_each(learner.student, recipe.optimizer.clip)
         found = {name: value.item() for name, value in losses.items()}

@@ -14,7 +14,7 @@ from foveal.backbone.source import open_backbone
 from foveal.backbone.vit import VisionTransformer
 from foveal.backbone.weights import HEADS, check_tensors, load_heads
 from foveal.engine.base import Engine, Precision
-from foveal.engine.foreign import ForeignEngine, is_foreign, load_foreign
+from foveal.engine.foreign import ForeignEngine, holds_foreign, is_foreign, load_foreign, load_foreign_folder
 from foveal.engine.torch_engine import TorchEngine
 from foveal.errors import RecipeError, WeightsError
 from foveal.objectives.heads import DINOHead
@@ -39,6 +39,8 @@ def open_teacher(source: str, *, device: torch.device, precision: Precision = "f
     try:
         if is_foreign(source):
             return load_foreign(source, precision=precision, device=device)
+        if holds_foreign(source):
+            return load_foreign_folder(source, precision=precision, device=device)
         backbone, card = open_backbone(source)
         return TorchEngine(backbone.requires_grad_(False), precision=precision, device=device), card
     except torch.OutOfMemoryError as error:
@@ -48,7 +50,7 @@ def open_teacher(source: str, *, device: torch.device, precision: Precision = "f
 def _check_memory(source: str, *, device: torch.device) -> None:
     """Compare the float32 weights of a model folder with the memory that is free, before they are read."""
     folder = Path(source)
-    if not (folder / CARD).is_file():
+    if not (folder / CARD).is_file() or holds_foreign(folder):
         return
     with torch.device("meta"):
         needed = 4 * sum(parameter.numel() for parameter in VisionTransformer(read_card(folder).backbone).parameters())
