@@ -26,6 +26,7 @@ from foveal.pretrain.export import described_model, export_model
 from foveal.pretrain.guard import IN_A_ROW, Guard
 from foveal.pretrain.launch import joined
 from foveal.pretrain.loader import RawBatch, StepBatches, Waiting, micro_batches
+from foveal.pretrain.monitor import HealthMonitor
 from foveal.pretrain.optimizer import adamw, clip_each, parameter_groups, set_rates
 from foveal.pretrain.parallel import ALONE, GradientSum, World
 from foveal.pretrain.probe import KNNProbe
@@ -161,6 +162,11 @@ class Trainer:
         self.checkpoints = CheckpointWriter(
             folder.path / CHECKPOINTS, keep=recipe.checkpoints.keep, world=world, then=self._write_models
         )
+        self.health = (
+            HealthMonitor(recipe, run=folder.path, images=images, device=self.device)
+            if recipe.health and world.is_main
+            else None
+        )
         self.step = 0
         self.saved: int | None = None  # step of the newest checkpoint
         self.guard = Guard()
@@ -181,6 +187,8 @@ class Trainer:
             logger.info("continuing %s at step %d", self.folder.path, self.step)
         if self.world.is_main:
             self.folder.keep_metrics_before(self.step)
+        if self.health:
+            self.health.begin(self.step)
 
     def run(self, *, stop_after: int | None, listener: Callable[[Progress], None] | None, caught: list[int]) -> Outcome:
         """Train until the last step, `stop_after` steps, or a signal; save; return how it ended."""
@@ -189,8 +197,10 @@ class Trainer:
         raw = Waiting(iter(micro_batches(self.images, recipe, steps=range(self.step, last), world=self.world)))
         per_process = len(self.world.part(recipe.batch_size // recipe.micro_batch))
         saved, stopped_by = None, 0
-        if self.step == 0 and self.probe:
-            self.folder.log({"step": -1, **self._probed(self.probe)})
+        if self.step == 0:
+            if self.probe:
+                self.folder.log({"step": -1, **self._probed(self.probe)})
+            self._measure_health()
         try:
             while self.step < last:
                 stopped_by, failed = self.world.agree(caught[0] if caught else 0, self.checkpoints.failed)
@@ -216,6 +226,8 @@ class Trainer:
             del raw  # ends the workers now, not when somebody lets go of an exception's traceback
         if saved != self.step:
             self.save()
+        if self.health:
+            self.health.end(self.step, reason="stopped" if self.step < recipe.total_steps else "finished")
         return Outcome(self.folder.path, self.step, stopped_by or None)
 
     def _report(self, metrics: dict[str, float], *, logged: bool, listener: Callable[[Progress], None] | None) -> None:
@@ -225,6 +237,8 @@ class Trainer:
             metrics |= self._probed(self.probe)
         if logged or self.step % recipe.log_every_steps == 0 or "knn" in metrics or "skipped" in metrics:
             self.folder.log({"step": self.step - 1, **metrics})
+        if self.health and self.health.is_due(self.step):
+            self._measure_health()
         if listener and self.world.is_main:
             listener(Progress(self.step, recipe.total_steps, metrics["images_per_s"], metrics))
 
@@ -235,6 +249,13 @@ class Trainer:
             metrics = probe(network.backbone, self.card(network.backbone.config))
             found |= {f"{key}_{name}": value for key, value in metrics.items()}
         return found
+
+    def _measure_health(self) -> None:
+        if self.health and self.recipe.parallel.strategy == "fsdp" and self.world.size > 1:
+            self.health.draw(running=True)  # one process alone cannot run what lies in shards
+        elif self.health:
+            temperature = self.rates(self.step)["teacher_temperature"]
+            self.health.update(self.step, learner=self.learner, card=self.card(), temperature=temperature)
 
     def train_step(self, raw: Iterable[RawBatch]) -> dict[str, float]:
         """Run one optimizer update on the micro-batches of a step; nothing changes when it is not finite."""
@@ -308,6 +329,8 @@ class Trainer:
             measured=measured,
             is_main=self.world.is_main,
         )
+        if self.health:
+            self.health.end(self.step, reason="gave up: steps were not finite again and again")
         before = " again, after the run had gone back once" if self.guard.undone else ""
         raise DivergedError(
             f"{IN_A_ROW} steps in a row up to {self.step} were not finite{before}, and there is no other checkpoint to "

@@ -150,6 +150,16 @@ class Parallel(_Settings):
         return self
 
 
+class Health(_Settings):
+    """The health page, measured every `every_steps` steps and at the end; null switches it off.
+
+    `images` is a number of the images trained on, or the path of a set kept apart.
+    """
+
+    every_steps: int = Field(default=500, gt=0)
+    images: Annotated[int, Field(gt=1)] | str = 256
+
+
 class Features(_Settings):
     """Preprocessing that the finished model's card asks for; null follows views.global_size (resize 256/224 of it)."""
 
@@ -208,6 +218,7 @@ class Recipe(_Settings):
     features: Features = Features()
     distill: DistillSettings | None = None
     knn: KNN | None = None
+    health: Health | None = Health()
 
     @model_validator(mode="after")
     def _check(self) -> "Recipe":

@@ -31,6 +31,7 @@ FREE_KEYS = {
     "log_every_steps",
     "checkpoints",
     "knn",
+    "health",
     "hardware",
     "parallel",
 }
@@ -127,7 +128,11 @@ class RunFolder:
 
 def read_metrics(run: str | Path) -> list[dict[str, Any]]:
     """Return the metrics of a run, one dictionary a line; a last line cut off by a crash is left out."""
-    path = Path(run) / METRICS
+    return read_lines(Path(run) / METRICS)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a JSONL file, as `read_metrics` does; none where there is no file."""
     lines = []
     for text in path.read_text().splitlines() if path.is_file() else []:
         try:
