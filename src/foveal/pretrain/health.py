@@ -22,6 +22,7 @@ from foveal.features.pictures import displayed, enlarged, picture_grid
 from foveal.features.seen import see
 from foveal.features.spread import neighbour_distance, rank_me
 from foveal.images.imageset import ImageSet
+from foveal.objectives.logits import Logits
 from foveal.objectives.sinkhorn import sinkhorn_knopp, softmax_center
 from foveal.pretrain.learner import Learner
 from foveal.pretrain.recipe import Recipe
@@ -118,13 +119,13 @@ class HealthProbe:
         head = getattr(learner.result, "dino_head", None)
         if head is None:
             return {}
-        logits = (head(features.to(self.device)) @ head.prototypes().T).float()
+        logits = [Logits(head(features.to(self.device)), head.prototypes())]
         centers = getattr(learner, "centers", None)
         if self.recipe.objective.centering == "sinkhorn_knopp" or centers is None:
-            targets = sinkhorn_knopp(logits, temperature=temperature)
+            (targets,) = sinkhorn_knopp(logits, temperature=temperature)
         else:
-            targets = softmax_center(logits, center=centers.dino, temperature=temperature)
-        entropy, mean_entropy = entropies(targets)
+            (targets,) = softmax_center(logits, center=centers.dino, temperature=temperature)
+        entropy, mean_entropy = entropies(targets(slice(0, len(features))))
         return {"target_entropy": entropy, "mean_target_entropy": mean_entropy}
 
 
