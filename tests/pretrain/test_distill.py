@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from ranks import on_ranks
 from torch import Tensor
 
 from foveal.backbone.card import read_card
@@ -22,7 +23,7 @@ from foveal.pretrain.checkpoint import list_checkpoints
 from foveal.pretrain.distill import Distillation
 from foveal.pretrain.distill_features import FeatureStudent
 from foveal.pretrain.loader import MicroBatches, to_batch
-from foveal.pretrain.loop import pretrain
+from foveal.pretrain.loop import Outcome, pretrain
 from foveal.pretrain.network import Batch, Network
 from foveal.pretrain.recipe import Recipe
 from foveal.pretrain.run import CHECKPOINTS, read_metrics
@@ -145,6 +146,20 @@ def test_an_interrupted_run_with_two_students_equals_the_whole_to_the_bit(
         bits.append({f"{path.parent.name}/{path.name}": path.read_bytes() for path in files})
     assert bits[0] == bits[1]
     assert {"step_00000006/average.safetensors", "model/model.safetensors", "small/model.safetensors"} <= bits[0].keys()
+
+
+@pytest.mark.parametrize("objective", ["heads", "features"])
+def test_two_processes_equal_one_to_the_bit_in_canonical_runs(recipe: Any, tmp_path: Path, objective: str) -> None:
+    settings = ["batch_size=8", "total_steps=3", "parallel.canonical=true", FURTHER]
+    pretrain(recipe(*settings, objective=objective, out="1"))
+    outcomes = on_ranks(2, pretrain, recipe(*settings, objective=objective, out="2"))
+    assert all(outcome == Outcome(tmp_path / "2", 3, None) for outcome in outcomes), outcomes
+    for folder in ("model", "students/small"):
+        one, other = (load_model(tmp_path / out / folder)[0].state_dict() for out in ("1", "2"))
+        assert all(torch.equal(value, other[name]) for name, value in one.items())
+    one, other = (read_metrics(tmp_path / out)[-1] for out in ("1", "2"))
+    losses = [key for key in one if key.startswith(("loss", "cls", "patch", "ibot", "dino", "koleo"))]
+    assert [other[key] for key in losses] == pytest.approx([one[key] for key in losses], rel=1e-6)
 
 
 @pytest.mark.parametrize("objective", ["heads", "features"])
