@@ -3,6 +3,9 @@
     python benchmarks/training_step.py                      # ViT-S/14, 8 images, 2 x 224 + 8 x 98
     python benchmarks/training_step.py --prototypes 65536 --precision fp32
 
+Where `lightly`, timm and torchvision are installed, the step of its documented DINOv2 example runs in turn with ours,
+on the same crops and masks, without drop path.
+
 The floor is the step's operations over this machine's matrix rate. The rate is measured right before and after every
 step, on the step's own largest shape, so that a neighbour on the machine slows both. Operations: teacher forward,
 student forward and backward (three times a forward), heads; elementwise work, norms, softmax and the optimizer count
@@ -21,12 +24,13 @@ from torch.profiler import ProfilerActivity, profile
 
 from foveal.backbone.variants import BackboneConfig, backbone_config
 from foveal.engine.memory import freed_memory_kept
+from foveal.pretrain.cost import forward_flops
 from foveal.pretrain.masks import make_masks
 from foveal.pretrain.network import Batch, HeadSize, Network
 from foveal.pretrain.optimizer import adamw, clip_each, parameter_groups, set_rates
 from foveal.pretrain.step import EMA, Centers, ObjectiveSettings, accumulate_step, is_finite
 
-NUM_IMAGES, GLOBAL_SIZE, LOCAL_SIZE, NUM_LOCAL = 8, 224, 98, 8
+NUM_IMAGES, GLOBAL_SIZE, LOCAL_SIZE, NUM_LOCAL, PATCH = 8, 224, 98, 8, 14
 KINDS = {
     "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::mkldnn_linear"),
     "attention": ("scaled_dot_product",),
@@ -36,14 +40,6 @@ KINDS = {
     "softmax and loss": ("logsumexp", "aten::exp_", "vecdot", "aten::addcmul_", "aten::sub_"),
     "copies": ("aten::copy_", "aten::cat", "aten::index_select", "aten::fill_", "aten::index_add"),
 }
-
-
-def forward_flops(config: BackboneConfig, size: int) -> float:
-    """Operations of one image through the backbone."""
-    patches = (size // config.patch_size) ** 2
-    tokens = patches + 1 + config.num_registers
-    per_block = 2 * tokens * (4 * config.width**2 + 2 * config.width * config.ffn_hidden) + 4 * tokens**2 * config.width
-    return config.depth * per_block + 2 * patches * config.channels * config.patch_size**2 * config.width
 
 
 def step_flops(config: BackboneConfig, head: HeadSize, num_masked: int) -> float:
@@ -70,7 +66,19 @@ def matrix_rate(dtype: torch.dtype, *, repeats: int = 10) -> float:
     return repeats * 2 * 7312 * 384 * 1536 / (time.perf_counter() - started)
 
 
-def make_step(num_prototypes: int, precision: str) -> tuple[Callable[[], None], float]:
+def make_batch() -> Batch:
+    """Return crops and masks of one step."""
+    grid = GLOBAL_SIZE // PATCH
+    masks = torch.from_numpy(make_masks(num_images=2 * NUM_IMAGES, grid_h=grid, grid_w=grid, seed=0, step=1))
+    generator = torch.Generator().manual_seed(1)
+    return Batch(
+        torch.randn(2 * NUM_IMAGES, 3, GLOBAL_SIZE, GLOBAL_SIZE, generator=generator),
+        torch.randn(NUM_LOCAL * NUM_IMAGES, 3, LOCAL_SIZE, LOCAL_SIZE, generator=generator),
+        masks,
+    )
+
+
+def make_step(batch: Batch, num_prototypes: int, precision: str) -> tuple[Callable[[], None], float]:
     """Return a function that runs one whole step on data in memory, and its operations."""
     config = backbone_config("vits", image_size=GLOBAL_SIZE)
     head = HeadSize(num_prototypes, bottleneck=256, hidden=2048)
@@ -81,14 +89,6 @@ def make_step(num_prototypes: int, precision: str) -> tuple[Callable[[], None], 
     optimizer = adamw(parameter_groups(student, layer_decay=0.9, patch_embed_lr_multiplier=0.2))
     ema = EMA(teacher, student)
     centers = Centers(torch.zeros(num_prototypes), torch.zeros(num_prototypes))
-    grid = GLOBAL_SIZE // config.patch_size
-    masks = torch.from_numpy(make_masks(num_images=2 * NUM_IMAGES, grid_h=grid, grid_w=grid, seed=0, step=1))
-    generator = torch.Generator().manual_seed(1)
-    batch = Batch(
-        torch.randn(2 * NUM_IMAGES, 3, GLOBAL_SIZE, GLOBAL_SIZE, generator=generator),
-        torch.randn(NUM_LOCAL * NUM_IMAGES, 3, LOCAL_SIZE, LOCAL_SIZE, generator=generator),
-        masks,
-    )
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
@@ -103,7 +103,64 @@ def make_step(num_prototypes: int, precision: str) -> tuple[Callable[[], None], 
         optimizer.step()
         ema.update(0.99)
 
-    return step, step_flops(config, head, int(masks.sum()))
+    return step, step_flops(config, head, int(batch.masks.sum()))
+
+
+def make_peer_step(batch: Batch, num_prototypes: int, precision: str) -> Callable[[], None] | None:
+    """Return a function that runs the step of lightly's documented DINOv2 example on the same batch, or None."""
+    try:
+        # A torchvision made for CUDA does not import beside a PyTorch for CPUs unless these operators are known.
+        library = torch.library.Library("torchvision", "DEF")
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        from lightly.loss import DINOLoss, IBOTPatchLoss, KoLeoLoss
+        from lightly.models.modules import DINOProjectionHead, MaskedVisionTransformerTIMM
+        from lightly.models.utils import update_momentum
+        from timm.models.vision_transformer import VisionTransformer
+    except (ImportError, RuntimeError) as error:
+        print(f"lightly: not measured ({error})")
+        return None
+
+    def network() -> torch.nn.ModuleDict:
+        vit = VisionTransformer(
+            GLOBAL_SIZE, PATCH, embed_dim=384, num_heads=6, init_values=1e-5, dynamic_img_size=True, num_classes=0
+        )
+        masked = MaskedVisionTransformerTIMM(vit=vit, antialias=False, pos_embed_initialization="skip")
+        head = DINOProjectionHead(384, 2048, 256, num_prototypes, norm_last_layer=False)
+        return torch.nn.ModuleDict({"backbone": masked, "head": head})
+
+    student, teacher = network(), network()
+    teacher.load_state_dict(student.state_dict())
+    teacher.requires_grad_(False)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4)
+    dino_loss, ibot_loss, koleo_loss = DINOLoss(num_prototypes), IBOTPatchLoss(num_prototypes), KoLeoLoss()
+    grid = GLOBAL_SIZE // PATCH
+    tokens_masked = torch.nn.functional.pad(batch.masks, (1, 0))
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            with torch.no_grad():
+                seen = teacher["backbone"].encode(batch.global_crops)
+                teacher_cls, teacher_patches = teacher["head"](seen[:, 0]), teacher["head"](seen[tokens_masked])
+            seen = student["backbone"].encode(batch.global_crops, mask=tokens_masked)
+            cls = seen[:, 0]
+            local = student["backbone"].encode(batch.local_crops)[:, 0]
+            loss = dino_loss(
+                list(teacher_cls.chunk(2)),
+                [*student["head"](cls).chunk(2), *student["head"](local).chunk(NUM_LOCAL)],
+                teacher_temp=0.05,
+            )
+            patches = student["head"](seen[tokens_masked])
+            loss = loss + ibot_loss(teacher_patches, patches, batch.masks.unflatten(1, (grid, grid)), teacher_temp=0.05)
+            loss = loss + 0.1 * sum(koleo_loss(view) for view in cls.chunk(2))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(student.parameters(), 3.0)
+        optimizer.step()
+        update_momentum(student["backbone"], teacher["backbone"], m=0.99)
+        update_momentum(student["head"], teacher["head"], m=0.99)
+
+    return step
 
 
 def breakdown(step: Callable[[], None]) -> dict[str, float]:
@@ -141,22 +198,27 @@ def main() -> None:
         dtype = torch.float32 if precision == "fp32" else torch.bfloat16
         for num_prototypes in arguments.prototypes:
             with freed_memory_kept():
-                step, flops = make_step(num_prototypes, precision)
-                step()
-                samples = []
-                for _ in range(arguments.steps):
-                    before = matrix_rate(dtype)
-                    started = time.perf_counter()
-                    step()
-                    elapsed = time.perf_counter() - started
-                    rate = (before + matrix_rate(dtype)) / 2
-                    samples.append((elapsed * rate / flops, elapsed, rate))
-                ratio, elapsed, rate = (median(column) for column in zip(*samples, strict=True))
-                best = min(sample[0] for sample in samples)
-                print(
-                    f"{precision} K={num_prototypes}: {elapsed:.2f} s/step, {flops / 1e9:.0f} GFLOP, matrix rate "
-                    f"{rate / 1e9:.0f} GFLOP/s: {ratio:.2f} x the floor (best {best:.2f})"
-                )
+                batch = make_batch()
+                step, flops = make_step(batch, num_prototypes, precision)
+                peer = make_peer_step(batch, num_prototypes, precision)
+                steps = {"foveal": step} | ({"lightly": peer} if peer else {})
+                samples: dict[str, list[tuple[float, float, float]]] = {name: [] for name in steps}
+                for number in range(arguments.steps + 1):
+                    for name, run in steps.items():
+                        before = matrix_rate(dtype)
+                        started = time.perf_counter()
+                        run()
+                        elapsed = time.perf_counter() - started
+                        rate = (before + matrix_rate(dtype)) / 2
+                        if number:  # the first is for warming up
+                            samples[name].append((elapsed * rate / flops, elapsed, rate))
+                for name, taken in samples.items():
+                    ratio, elapsed, rate = (median(column) for column in zip(*taken, strict=True))
+                    best = min(sample[0] for sample in taken)
+                    print(
+                        f"{name} {precision} K={num_prototypes}: {elapsed:.2f} s/step, {flops / 1e9:.0f} GFLOP, matrix "
+                        f"rate {rate / 1e9:.0f} GFLOP/s: {ratio:.2f} x the floor (best {best:.2f})"
+                    )
                 for kind, share in breakdown(step).items():
                     print(f"    {kind:26s} {100 * share:5.1f} %")
 

@@ -79,9 +79,8 @@ def test_a_part_without_samples_gives_no_targets_and_changes_no_others() -> None
     found = _balanced(_cosines(B), [2, 0, 3])
     assert torch.equal(found, _balanced(_cosines(B), [2, 3]))
     (part,) = _parts(torch.zeros(0, K))
-    (targets,) = sinkhorn_knopp([part], temperature=TAU)
+    assert len(sinkhorn_knopp([part], temperature=TAU)) == 1
     assert part.chunks() == []
-    assert targets(slice(0, 0)).shape == (0, K)
 
 
 def test_one_sample_is_spread_over_all_prototypes() -> None:

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from foveal.backbone.variants import BackboneConfig, backbone_config
 from foveal.backbone.vit import VisionTransformer
 from foveal.pretrain import cost
-from foveal.pretrain.learner import build_networks
+from foveal.pretrain.learner import SelfDistillation, build_networks
 from foveal.pretrain.recipe import load_recipe
 
 
@@ -120,3 +120,16 @@ def test_the_scope_of_a_step_costs_a_second_pass_and_logits_formed_anew() -> Non
     assert cost.batch_scope_flops(whole)["KoLeo"] == pytest.approx(second * 255 / 256)
     assert cost.batch_scope_flops(whole, num_devices=128)["KoLeo"] == pytest.approx(second / 2)
     assert cost.batch_scope_flops(whole, num_devices=256) == {"KoLeo": 0, "Sinkhorn-Knopp": 0}
+
+
+def test_a_run_says_once_what_the_scope_of_a_step_costs(tiny: Any, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "foveal.pretrain.learner")
+    recipe = tiny()
+    SelfDistillation(recipe, device=torch.device("cpu"))
+    percent = 100 * cost.batch_scope_flops(recipe)["KoLeo"] / sum(cost.step_flops(recipe).values())
+    assert percent > 1
+    assert f"all 4 images of a step cost KoLeo {percent:.1f} % more operations" in caplog.text
+    caplog.clear()
+    for override in ("micro_batch_size=4", "objective.koleo_group=2", "objective.batch_scope=micro_batch"):
+        SelfDistillation(tiny(override), device=torch.device("cpu"))
+    assert not caplog.text

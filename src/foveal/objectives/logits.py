@@ -8,7 +8,7 @@ from torch import Tensor
 # Logits of one chunk: 32 MB of fp32, so that the passes over them stay near the processor.
 CHUNK_ELEMENTS = 8 * 1024 * 1024
 
-# Rows of a micro-batch -> their targets (rows, K), float32 or wider, formed for the asking.
+# A chunk of the rows of a micro-batch, as `row_chunks` has them -> their targets (rows, K), float32 or wider.
 Targets = Callable[[slice], Tensor]
 
 

@@ -33,7 +33,7 @@ def sinkhorn_knopp(
         ranks: processes whose samples are balanced together.
 
     Returns:
-        The targets of each part, (rows, K) for the rows that are asked for; each row sums to 1.
+        The targets of each part, (rows, K) for each chunk of its rows; each row sums to 1.
     """
     kept = sum(len(part) * len(part.prototypes) for part in parts) <= KEPT_ELEMENTS
     scaled = [_Scaled(part, temperature, kept=kept) for part in parts]
@@ -73,25 +73,23 @@ class _Scaled:
         """Return every prototype's total (K,), up to its scale, once every sample's is 1."""
         totals = torch.zeros_like(of_prototype)
         for rows in self.logits.chunks():
-            q = self._chunk(rows)
+            q = self._q[rows.start, rows.stop] if self.kept else self._form(rows)[0]
             totals += (1 / (q @ of_prototype)) @ q
         return totals
 
     def targets(self, of_prototype: Tensor) -> Targets:
-        """Return the finished targets: Q with both scales."""
+        """Return the finished targets: Q with both scales. Where Q is kept, they hold on to nothing else."""
+        kept = self._q
+        q_of = (lambda rows: kept[rows.start, rows.stop]) if self.kept else (lambda rows: self._form(rows)[0])
 
         @torch.no_grad()
         def found(rows: slice) -> Tensor:
             with torch.autocast(of_prototype.device.type, enabled=False):
-                q = self._chunk(rows)
+                q = q_of(rows)
                 of_sample = 1 / (q @ of_prototype)
                 return (q * of_prototype).mul_(of_sample[:, None])
 
         return found
-
-    def _chunk(self, rows: slice) -> Tensor:
-        found = self._q.get((rows.start, rows.stop))
-        return self._form(rows)[0] if found is None else found
 
     def _form(self, rows: slice) -> tuple[Tensor, Tensor]:
         """Return Q of some rows and their largest logits."""
