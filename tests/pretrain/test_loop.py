@@ -371,6 +371,24 @@ def test_a_full_disk_keeps_the_run_and_it_continues_later(tiny: Any, tmp_path: P
     assert _bytes(tmp_path / "run") == _bytes(tmp_path / "whole")
 
 
+def test_a_checkpoint_that_fails_once_costs_nothing(
+    tiny: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = ["checkpoints.every_steps=3", "checkpoints.keep=9"]
+    pretrain(tiny(*settings), stop_after=1)
+    (tmp_path / "run" / CHECKPOINTS / ".step_00000003.tmp").write_text("in the way")
+    with caplog.at_level(logging.WARNING):
+        assert pretrain(tiny(*settings)).step == 6
+    assert "step_00000003: " in caplog.text
+    steps = [int(name.removeprefix("step_")) for name in _checkpoints(tmp_path / "run")]
+    assert steps[0] == 1
+    assert steps[1] in (4, 5, 6)  # as soon as it was known
+    assert steps[-1] == 6
+    pretrain(tiny(out="whole"))
+    assert _numbers(tmp_path / "run") == _numbers(tmp_path / "whole")
+    assert _bytes(tmp_path / "run") == _bytes(tmp_path / "whole")
+
+
 def test_a_disk_too_full_for_the_model_keeps_the_checkpoint(trainer: Trainer) -> None:
     trainer.save()
     trainer.checkpoints.wait()

@@ -204,8 +204,7 @@ class Trainer:
         try:
             while self.step < last:
                 stopped_by, failed = self.world.agree(caught[0] if caught else 0, self.checkpoints.failed)
-                if failed:
-                    self.saved = None
+                if failed and self.saved != self.step:
                     self.save()
                     saved = self.step
                 if stopped_by:
@@ -389,7 +388,8 @@ class Trainer:
         self.saved = self.step
 
     def _write_models(self, path: Path) -> None:
-        """Write the model folders of a finished checkpoint, so that both are of one step."""
+        """Write the model folders of a finished checkpoint, so that both are of one step, as are the metrics."""
+        self.folder.sync_metrics()
         checkpoint = open_checkpoint(path)
         try:
             for place in checkpoint.state()["models"]:

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import math
+import os
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -116,6 +117,12 @@ class RunFolder:
             raise RunError(
                 f"cannot write {self._metrics.name}: {error}; make room and run the same command again"
             ) from error
+
+    def sync_metrics(self) -> None:
+        """Flush the metrics so far to the disk, so that after a power cut no checkpoint is ahead of them."""
+        if self._metrics is not None:
+            with suppress(OSError, ValueError):  # a full disk is reported by the next line; or the run is over
+                os.fsync(self._metrics.fileno())
 
     def close(self) -> None:
         """Close the files and let another process write."""
