@@ -12,7 +12,6 @@ import torch
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["foveal.pretrain.loop"])  # imported once, not once a process
-DEADLINE_S = 100
 
 
 def free_port() -> int:
@@ -33,7 +32,9 @@ def environment(rank: int, size: int, port: int) -> dict[str, str]:
     }
 
 
-def on_ranks(size: int, function: Callable[..., Any], *arguments: Any, heard: int | None = None) -> list[Any]:
+def on_ranks(
+    size: int, function: Callable[..., Any], *arguments: Any, heard: int | None = None, deadline_s: float = 100
+) -> list[Any]:
     """Return what `function(*arguments)` returns on each of `size` processes; an exception is returned as itself.
 
     None stands for a process that was killed. Only the first `heard` processes are waited for.
@@ -48,7 +49,7 @@ def on_ranks(size: int, function: Callable[..., Any], *arguments: Any, heard: in
         theirs.close()
         started.append((process, ours))
     try:
-        return [_received(ours) for _, ours in started[:heard]]
+        return [_received(ours, deadline_s) for _, ours in started[:heard]]
     finally:
         for process, _ in started[:heard]:
             process.join(10)
@@ -56,9 +57,9 @@ def on_ranks(size: int, function: Callable[..., Any], *arguments: Any, heard: in
             process.kill()
 
 
-def _received(pipe: Connection) -> Any:
-    if not pipe.poll(DEADLINE_S):
-        raise TimeoutError(f"a process neither answered nor ended within {DEADLINE_S} s")
+def _received(pipe: Connection, deadline_s: float) -> Any:
+    if not pipe.poll(deadline_s):
+        raise TimeoutError(f"a process neither answered nor ended within {deadline_s} s")
     try:
         return pickle.loads(pipe.recv_bytes())
     except EOFError:

@@ -1,5 +1,6 @@
 """Whole runs in several processes against the run in one."""
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -10,12 +11,13 @@ import torch
 from ranks import on_ranks
 from torch import Tensor
 
+from foveal.errors import ImageSetError, RecipeError, RunError
+from foveal.pretrain import loader
 from foveal.pretrain.checkpoint import list_checkpoints, open_checkpoint
+from foveal.pretrain.loader import RawBatch
 from foveal.pretrain.loop import Outcome, Progress, pretrain
 from foveal.pretrain.recipe import Recipe
-from foveal.pretrain.run import CHECKPOINTS, read_metrics
-
-RATE = "images_per_s"
+from foveal.pretrain.run import CHECKPOINTS, LEDGER, read_metrics
 
 
 def _run(recipe: Recipe, stop_after: int | None = None, signalled: int | None = None) -> Outcome:
@@ -84,3 +86,90 @@ def test_a_run_in_shards_continues_in_shards_and_whole(tiny: Any, tmp_path: Path
     ours, reference = _weights(tmp_path / "run"), _weights(tmp_path / "whole")
     assert ours.keys() == reference.keys()
     assert all(torch.allclose(ours[name], value, rtol=1e-3, atol=1e-5) for name, value in reference.items())
+
+
+def test_a_signal_to_one_process_stops_all_at_the_same_step(tiny: Any, tmp_path: Path) -> None:
+    outcomes = on_ranks(2, _run, tiny(), None, 2)
+    assert outcomes == [Outcome(tmp_path / "run", 2, signal.SIGTERM)] * 2
+    assert [path.name for path in list_checkpoints(tmp_path / "run" / CHECKPOINTS)] == ["step_00000002"]
+
+
+def test_bad_images_of_all_processes_are_in_the_ledger(tiny: Any, photos: Path, tmp_path: Path) -> None:
+    for name in ("00.jpg", "03.png", "04.jpg"):
+        (photos / name).write_text("not an image")
+    settings = ["max_bad_share=1", f"knn.train={_labelled(photos, tmp_path)}", "knn.every_steps=4", "knn.k=2"]
+    settings.append(f"knn.test={tmp_path / 'labelled'}")
+    pretrain(tiny(*settings, out="alone"))
+    outcomes = on_ranks(2, _run, tiny(*settings))
+    assert outcomes == [Outcome(tmp_path / "run", 6, None)] * 2
+    ledgers = [
+        sorted(json.loads(line)["uri"] for line in (tmp_path / run / LEDGER).read_text().splitlines())
+        for run in ("run", "alone")
+    ]
+    assert ledgers[0] == ledgers[1] == ["00.jpg", "03.png", "04.jpg"]
+    probed = [[line["step"] for line in read_metrics(tmp_path / run) if "knn" in line] for run in ("run", "alone")]
+    assert probed[0] == probed[1] == [-1, 3, 5]
+
+
+def _labelled(photos: Path, folder: Path) -> Path:
+    """Two classes of readable pictures."""
+    for number, path in enumerate(sorted(photos.glob("*.png"))[2:]):
+        target = folder / "labelled" / "ab"[number % 2] / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    return folder / "labelled"
+
+
+def test_where_no_image_is_usable_every_process_says_so(tiny: Any, photos: Path) -> None:
+    for path in photos.iterdir():
+        path.write_text("not an image")
+    for error in on_ranks(2, _run, tiny("max_bad_share=1")):
+        assert isinstance(error, ImageSetError)
+        assert "no usable image found" in str(error)
+
+
+def test_what_the_first_process_refuses_ends_all(tiny: Any, tmp_path: Path) -> None:
+    pretrain(tiny(), stop_after=1)
+    first, second = on_ranks(2, _run, tiny("seed=1"))
+    for error in (first, second):
+        assert isinstance(error, RunError)
+        assert "holds another run: seed was 0, is 1" in str(error)
+
+
+def _run_with_other_settings(recipe: Recipe, other: Recipe) -> Outcome:
+    return pretrain(other if os.environ["RANK"] == "1" else recipe)
+
+
+def test_processes_with_other_settings_than_the_first_are_refused(tiny: Any, tmp_path: Path) -> None:
+    for error in on_ranks(2, _run_with_other_settings, tiny(), tiny("seed=1", "total_steps=7")):
+        with pytest.raises(RunError, match="process 1 differs from process 0 in seed, total_steps; give all processes"):
+            raise error
+    assert not (tmp_path / "run").exists()
+
+
+def test_more_processes_than_micro_batches_are_refused(tiny: Any, tmp_path: Path) -> None:
+    for error in on_ranks(3, _run, tiny()):
+        with pytest.raises(RecipeError, match="is 2 micro-batches of 2, which cannot be dealt evenly to 3"):
+            raise error
+    assert not (tmp_path / "run").exists()
+
+
+def _run_with_nan(recipe: Recipe) -> tuple[Outcome, bool]:
+    """Plant a NaN in the third step's crops of the second process alone."""
+    original, calls = loader.to_batch, []
+
+    def planted(raw: RawBatch, **arguments: Any) -> Any:
+        batch = original(raw, **arguments)
+        calls.append(raw.masks)
+        if len({id(masks) for masks in calls}) == 3 and os.environ["RANK"] == "1":
+            batch.global_crops[0, 0, 3, 5] = float("nan")
+        return batch
+
+    loader.to_batch = planted
+    return pretrain(recipe)
+
+
+def test_a_step_that_is_not_finite_in_one_process_is_skipped_in_all(tiny: Any, tmp_path: Path) -> None:
+    assert on_ranks(2, _run_with_nan, tiny()) == [Outcome(tmp_path / "run", 6, None)] * 2
+    assert [line["step"] for line in read_metrics(tmp_path / "run") if line.get("skipped")] == [2]
+    assert all(value.isfinite().all() for value in _weights(tmp_path / "run").values())

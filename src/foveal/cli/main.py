@@ -17,6 +17,7 @@ from typing import Annotated
 import typer
 
 import foveal
+from foveal.cli.terminal import is_first_process
 from foveal.errors import FovealError, nearest
 
 # Each verb is the function of that name in the module of that name, or a Typer of several; heavy imports are inside.
@@ -87,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: without the program's name; None takes those of the process.
     """
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    logging.getLogger("foveal").setLevel(logging.INFO)
+    logging.getLogger("foveal").setLevel(logging.INFO if is_first_process() else logging.ERROR)
     settings = Settings()
     options = None if arguments is None else list(arguments)
     try:

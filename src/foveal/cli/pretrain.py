@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from foveal.cli.terminal import is_first_process
+
 if TYPE_CHECKING:
     from foveal.pretrain.loop import Progress
     from foveal.pretrain.recipe import Recipe
@@ -35,7 +37,7 @@ def pretrain(
     """Train a backbone on unlabelled images; run the same command again to continue an interrupted run.
 
     images= is a folder, a .txt list, tar shards, Parquet files or a saved image set; out= is the run folder, and the
-    model is in its subfolder model.
+    model is in its subfolder model. On several GPUs: torchrun --nproc-per-node N -m foveal pretrain ...
     """
     from foveal.errors import RecipeError
     from foveal.pretrain.loop import pretrain as train
@@ -50,10 +52,10 @@ def pretrain(
     with training_progress() as listener:
         outcome = train(resolved, stop_after=steps, listener=listener, allowed_changes=allow_change or ())
     done = f"step {outcome.step} of {resolved.total_steps}; model: {outcome.run / 'model'}"
-    if outcome.stopped_by is None:
+    if outcome.stopped_by is not None:
+        done = f"stopped and saved at {done}; run the same command again to continue"
+    if is_first_process():
         typer.echo(done)
-        return
-    typer.echo(f"stopped and saved at {done}; run the same command again to continue")
     if outcome.stopped_by == signal.SIGINT:
         raise typer.Exit(128 + signal.SIGINT)  # as a shell tells it; a batch system that asked for the end sees success
 
@@ -72,7 +74,7 @@ def _preflight(recipe: "Recipe") -> None:
 @contextmanager
 def training_progress(*, every_s: float = 10.0) -> Iterator[Callable[["Progress"], None]]:
     """Give a listener for the training loop: on stderr a bar, or away from a terminal a line every `every_s`."""
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and is_first_process():
         with _bar() as listener:
             yield listener
         return

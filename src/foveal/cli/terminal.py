@@ -1,5 +1,6 @@
 """What verbs show: progress, tables of results, and files written whole."""
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +11,11 @@ import typer
 
 from foveal.errors import FovealError
 from foveal.files import write_atomically
+
+
+def is_first_process() -> bool:
+    """Tell whether this process prints: of those that torchrun or a batch system started for one run, the first."""
+    return os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1"
 
 
 @contextmanager

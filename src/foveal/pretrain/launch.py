@@ -19,6 +19,7 @@ import torch.distributed as dist
 
 from foveal.errors import FovealError, RunError
 from foveal.pretrain.parallel import World
+from foveal.pretrain.signals import caught_signals
 
 _JOIN_S = 600.0  # for all processes to start; imports are slow on a busy file server
 _BEAT_S = 1.0
@@ -76,9 +77,10 @@ def joined(*, gpus: bool = False, canonical: bool = False, timeout_s: float = 18
         dist.barrier()  # nobody stops beating before all are through
     except BaseException as error:
         # Where another process is gone, what fails here is a message to it, a moment before its end can be known.
-        reason = watch.reason() if isinstance(error, RuntimeError) else None
-        said = error if isinstance(error, FovealError) else repr(error)
-        watch.tell(reason or f"process {rank} of {size} stopped: {said}")
+        with caught_signals():  # torchrun signals those that are left, a moment before they know why
+            reason = watch.reason() if isinstance(error, RuntimeError) else None
+            said = error if isinstance(error, FovealError) else repr(error)
+            watch.tell(reason or f"process {rank} of {size} stopped: {said}")
         if reason is None:
             raise
         raise RunError(reason) from error
