@@ -11,6 +11,7 @@ import torch
 from ranks import on_ranks
 from torch import Tensor
 
+import foveal
 from foveal.errors import ImageSetError, RecipeError, RunError
 from foveal.pretrain import loader
 from foveal.pretrain.checkpoint import list_checkpoints, open_checkpoint
@@ -38,7 +39,7 @@ def _same_bits(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
 
 
 def _losses(run: Path) -> list[float]:
-    return [line["loss"] for line in read_metrics(run)]
+    return [line["loss"] for line in read_metrics(run) if line["step"] >= 0]
 
 
 def test_canonical_runs_of_one_two_and_four_processes_are_equal_to_the_bit(tiny: Any, tmp_path: Path) -> None:
@@ -86,6 +87,22 @@ def test_a_run_in_shards_continues_in_shards_and_whole(tiny: Any, tmp_path: Path
     ours, reference = _weights(tmp_path / "run"), _weights(tmp_path / "whole")
     assert ours.keys() == reference.keys()
     assert all(torch.allclose(ours[name], value, rtol=1e-3, atol=1e-5) for name, value in reference.items())
+
+
+def test_a_run_in_shards_is_probed_saved_and_continued_by_one_process(tiny: Any, photos: Path, tmp_path: Path) -> None:
+    """Two processes of which each holds a half, then one that holds all, against one from the start."""
+    settings = [f"knn.train={_labelled(photos, tmp_path)}", f"knn.test={tmp_path / 'labelled'}"]
+    settings += ["knn.every_steps=4", "knn.k=2"]
+    pretrain(tiny(*settings, out="whole"))
+    outcomes = on_ranks(2, _run, tiny(*settings, "parallel.strategy=fsdp"), 4)
+    assert outcomes == [Outcome(tmp_path / "run", 4, None)] * 2
+    assert pretrain(tiny(*settings)).step == 6
+    assert _losses(tmp_path / "run") == pytest.approx(_losses(tmp_path / "whole"), rel=1e-3)
+    ours, reference = _weights(tmp_path / "run"), _weights(tmp_path / "whole")
+    assert ours.keys() == reference.keys()
+    assert all(torch.allclose(ours[name], value, rtol=1e-3, atol=1e-5) for name, value in reference.items())
+    assert [line["step"] for line in read_metrics(tmp_path / "run") if "knn" in line] == [-1, 3, 5]
+    assert foveal.load(tmp_path / "run" / "model").extract(photos / "01.png").cls.isfinite().all()
 
 
 def test_a_signal_to_one_process_stops_all_at_the_same_step(tiny: Any, tmp_path: Path) -> None:

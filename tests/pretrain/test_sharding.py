@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 import torch
 from ranks import on_ranks
-from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from foveal.images.imageset import ImageSet
@@ -31,17 +30,13 @@ def _train(recipe: Recipe) -> dict[str, Any]:
             count = recipe.batch_size // recipe.micro_batch // world.size
             metrics.append(trainer.train_step([next(raw) for _ in range(count)]))
             trainer.step = step + 1
-        held = [v for named in trainer._tensors().values() for v in named.values()]
+        held = {f"{stem}.{name}": v for stem, named in trainer._tensors().items() for name, v in named.items()}
         folder.close()
         return {
             "metrics": metrics,
-            "tensors": {k: v for stem, named in trainer._tensors().items() for k, v in _prefixed(stem, whole(named))},
-            "held": sum(v.to_local().numel() if isinstance(v, DTensor) else v.numel() for v in held),
+            "tensors": {name: whole(value).detach().clone() for name, value in held.items()},
+            "held": sum(v.to_local().numel() if isinstance(v, DTensor) else v.numel() for v in held.values()),
         }
-
-
-def _prefixed(stem: str, named: Any) -> list[tuple[str, Tensor]]:
-    return [(f"{stem}.{name}", value.detach().clone()) for name, value in named]
 
 
 def test_shards_train_like_whole_copies(tiny: Any) -> None:

@@ -35,6 +35,7 @@ from foveal.pretrain.recipe import Recipe, check_keys
 from foveal.pretrain.replay import write_replay
 from foveal.pretrain.run import CHECKPOINTS, LEDGER, MODEL, REPLAY, STUDENTS, RunFolder, differences, settings_of
 from foveal.pretrain.schedules import linear_then_constant, warmup_cosine
+from foveal.pretrain.sharding import whole_backbone
 from foveal.pretrain.signals import caught_signals
 from foveal.pretrain.start import StartWeights
 from foveal.pretrain.step import is_finite
@@ -198,8 +199,8 @@ class Trainer:
         per_process = len(self.world.part(recipe.batch_size // recipe.micro_batch))
         saved, stopped_by = None, 0
         if self.step == 0:
-            if self.probe:
-                self.folder.log({"step": -1, **self._probed(self.probe)})
+            if recipe.knn:
+                self.folder.log({"step": -1, **self._probed()})
             self._measure_health()
         try:
             while self.step < last:
@@ -232,8 +233,8 @@ class Trainer:
     def _report(self, metrics: dict[str, float], *, logged: bool, listener: Callable[[Progress], None] | None) -> None:
         """Measure kNN when it is time, write the step's metrics down when it is time, and tell the listener."""
         recipe = self.recipe
-        if self.probe and (self.step % self.probe.every_steps == 0 or self.step == recipe.total_steps):
-            metrics |= self._probed(self.probe)
+        if recipe.knn and (self.step % recipe.knn.every_steps == 0 or self.step == recipe.total_steps):
+            metrics |= self._probed()
         if logged or self.step % recipe.log_every_steps == 0 or "knn" in metrics or "skipped" in metrics:
             self.folder.log({"step": self.step - 1, **metrics})
         if self.health and self.health.is_due(self.step):
@@ -241,12 +242,14 @@ class Trainer:
         if listener and self.world.is_main:
             listener(Progress(self.step, recipe.total_steps, metrics["images_per_s"], metrics))
 
-    def _probed(self, probe: KNNProbe) -> dict[str, float]:
+    def _probed(self) -> dict[str, float]:
         """Return what the probe says of the result, and of further ones with their name behind."""
-        found = probe(self.learner.result.backbone, self.card())
-        for name, network in self.learner.others.items():
-            metrics = probe(network.backbone, self.card(network.backbone.config))
-            found |= {f"{key}_{name}": value for key, value in metrics.items()}
+        found = dict[str, float]()
+        for name, network in {"": self.learner.result, **self.learner.others}.items():
+            backbone = whole_backbone(network.backbone)  # every process takes part
+            if self.probe:
+                metrics = self.probe(backbone, self.card(backbone.config))
+                found |= {f"{key}_{name}" if name else key: value for key, value in metrics.items()}
         return found
 
     def _measure_health(self) -> None:

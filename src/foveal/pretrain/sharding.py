@@ -1,13 +1,12 @@
 """How the networks of a run lie in memory: whole or in shards, blocks compiled or recomputed."""
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
+from foveal.backbone.vit import VisionTransformer
 from foveal.pretrain.network import Network
 from foveal.pretrain.parallel import World
 from foveal.pretrain.recipe import Recipe
@@ -47,7 +46,16 @@ def lay_out(network: Network, recipe: Recipe, *, device: torch.device, world: Wo
             module.set_force_sum_reduction_for_comms(True)  # gloo has no other way to leave the sum undivided
 
 
-def whole(tensors: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Yield tensors with every shard in its place; all processes take part."""
-    for name, value in tensors.items():
-        yield name, value.full_tensor() if isinstance(value, DTensor) else value
+def whole_backbone(backbone: VisionTransformer) -> VisionTransformer:
+    """Return a backbone that one process can run alone: itself, or where it lies in shards a copy; all take part."""
+    tensors = backbone.state_dict()
+    if not any(isinstance(value, DTensor) for value in tensors.values()):
+        return backbone
+    copy = VisionTransformer(backbone.config).to(next(iter(tensors.values())).device)
+    copy.load_state_dict({name: whole(value) for name, value in tensors.items()})
+    return copy
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return a tensor with all its shards; every process takes part."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
