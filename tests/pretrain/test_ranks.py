@@ -42,8 +42,11 @@ def _losses(run: Path) -> list[float]:
     return [line["loss"] for line in read_metrics(run) if line["step"] >= 0]
 
 
-def test_canonical_runs_of_one_two_and_four_processes_are_equal_to_the_bit(tiny: Any, tmp_path: Path) -> None:
-    settings = ["batch_size=8", "total_steps=4", "parallel.canonical=true"]
+@pytest.mark.parametrize("centering", ["sinkhorn_knopp", "centering"])
+def test_canonical_runs_of_one_two_and_four_processes_are_equal_to_the_bit(
+    tiny: Any, tmp_path: Path, centering: str
+) -> None:
+    settings = ["batch_size=8", "total_steps=4", "parallel.canonical=true", f"objective.centering={centering}"]
     pretrain(tiny(*settings, out="1"))
     for size in (2, 4):
         outcomes = on_ranks(size, _run, tiny(*settings, out=str(size)))
