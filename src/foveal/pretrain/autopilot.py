@@ -22,7 +22,6 @@ _PROTOTYPES = (256, 131_072)
 _IMAGES_A_PROTOTYPE = 20
 _MAX_WORKERS = 16
 _MIN_NEIGHBOURS = 12  # of KoLeo: the fewest in a published run
-_FEWEST_NEIGHBOURS = 12  # images among which KoLeo looks for the nearest, in published runs
 
 logger = logging.getLogger(__name__)
 
@@ -113,15 +112,6 @@ def fit_to_hardware(
         f"needs about {needed / 1e9:.1f} of {hardware.memory / 1e9:.1f} GB; "
         f"{recipe.batch_size // micro} of them make a step",
     )
-    if recipe.objective.koleo_weight:
-        apart = _FEWEST_NEIGHBOURS <= micro < recipe.batch_size
-        choose(
-            "objective.koleo_group",
-            micro if apart else None,
-            f"neighbours among {micro} images, as published with 12 to 64, cost no second pass"
-            if apart
-            else f"neighbours among all {recipe.batch_size} images of a step",
-        )
     if recipe.objective.koleo_weight and micro < recipe.batch_size:
         near = micro >= _MIN_NEIGHBOURS
         choose(
