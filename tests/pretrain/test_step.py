@@ -257,7 +257,8 @@ def test_gram_term_holds_the_patches_of_the_masked_forward() -> None:
     student, teacher = _networks()
     batch = _batch()
     anchors = torch.randn(8, 16, 7, generator=torch.Generator().manual_seed(5))
-    plain = _run(student, teacher, batch)
+    plain = _run(student, teacher, batch, anchor=lambda _: pytest.fail("without a weight nobody needs an anchor"))
+    assert "gram" not in plain
     without = _gradients(student)
     student.zero_grad(set_to_none=True)
     found = _run(

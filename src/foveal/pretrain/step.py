@@ -131,7 +131,7 @@ def accumulate_step(
         generators: number of a micro-batch in the step -> source of the student's stochastic-depth draws, always in the
             same state; None switches it off.
         anchor: micro-batch -> patch tokens (2 B, P, any width) to which the Gram term holds the student's patch tokens
-            of the global crops; needed where `settings.gram_weight` is not 0.
+            of the global crops; asked where `settings.gram_weight` is not 0.
         world: the processes of the run.
 
     Returns:
@@ -217,6 +217,7 @@ def student_gradients(
     images = len(micro_batches[0].masks) // 2
     group = settings.neighbours(micro_batch=images, step=images * count * world.size)
     across = settings.koleo_weight > 0 and images % group > 0
+    anchor = anchor if settings.gram_weight > 0 else None
 
     def draws(number: int) -> torch.Generator | None:
         return generators(world.rank * count + number) if generators else None
