@@ -41,8 +41,8 @@ class CheckpointWriter:
     """Writes the checkpoints of a run in a thread, so that training waits for a copy in memory and not for the disk.
 
     There is one copy, whose memory is used again, and one checkpoint at a time: a save waits for the one before. One
-    that could not be written is made up for at once by another one, for which training waits; only when that fails too,
-    it is an error.
+    that could not be written is made up for by the next one, for which training waits; only when that fails too, it is
+    an error.
 
     It is used as a context: at its end it waits for the last checkpoint, except after a KeyboardInterrupt, when leaving
     at once is what was asked for.
@@ -96,7 +96,7 @@ class CheckpointWriter:
 
     @property
     def failed(self) -> bool:
-        """Whether the newest checkpoint is known to have failed here: as soon as all processes know, save again."""
+        """Whether the newest checkpoint is known to have failed here; if so anywhere, all should save the next step."""
         return self._pending is not None and self._pending.done() and self._pending.exception() is not None
 
     def wait(self) -> None:
