@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from ranks import on_ranks
 
 from foveal.errors import ImageSetError, RunError
@@ -73,7 +74,7 @@ def test_a_process_that_stands_still_ends_those_that_wait_for_it(tmp_path: Path)
     [
         ({"WORLD_SIZE": "two"}, "the environment says WORLD_SIZE='two', expected a number"),
         ({"WORLD_SIZE": "2"}, "the environment says RANK='', expected a number"),
-        ({"WORLD_SIZE": "2", "RANK": "0"}, "WORLD_SIZE is set but MASTER_ADDR is not"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}, "WORLD_SIZE is set but MASTER_ADDR is not"),
     ],
 )
 def test_half_an_environment_is_refused(variables: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,4 +92,11 @@ def test_processes_that_do_not_find_each_other_say_so(monkeypatch: pytest.Monkey
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(RunError, match=r"process 1 of 2 did not find the others: .*; check MASTER_ADDR"), joined():
+        pass
+
+
+def test_a_process_without_a_gpu_of_its_own_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "9", "LOCAL_RANK": str(torch.cuda.device_count()), "WORLD_SIZE": "16"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RunError, match=r"process 9 of 16 is number .* start no more processes"), joined(gpus=True):
         pass
