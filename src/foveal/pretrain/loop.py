@@ -26,6 +26,7 @@ from foveal.pretrain.export import described_model, export_model
 from foveal.pretrain.guard import IN_A_ROW, Guard
 from foveal.pretrain.launch import joined
 from foveal.pretrain.loader import RawBatch, StepBatches, Waiting, micro_batches
+from foveal.pretrain.loggers import Loggers, open_loggers
 from foveal.pretrain.monitor import HealthMonitor
 from foveal.pretrain.optimizer import adamw, clip_each, parameter_groups, set_rates
 from foveal.pretrain.parallel import ALONE, GradientSum, World
@@ -171,6 +172,7 @@ class Trainer:
         self.step = 0
         self.saved: int | None = None  # step of the newest checkpoint
         self.guard = Guard()
+        self.loggers = Loggers({})
         self.changes: list[dict[str, Any]] = []  # of the recipe, on purpose: from which step on, and what
 
     def resume(self) -> None:
@@ -198,6 +200,8 @@ class Trainer:
         raw = Waiting(iter(micro_batches(self.images, recipe, steps=range(self.step, last), world=self.world)))
         per_process = len(self.world.part(recipe.batch_size // recipe.micro_batch))
         saved, stopped_by = None, 0
+        if self.world.is_main:
+            self.loggers = open_loggers(recipe, run=self.folder.path, step=self.step)
         if self.step == 0:
             if recipe.knn:
                 self.folder.log({"step": -1, **self._probed()})
@@ -224,6 +228,7 @@ class Trainer:
                     saved = self.step
         finally:
             del raw  # ends the workers now, not when somebody lets go of an exception's traceback
+            self.loggers.close()
         if saved != self.step:
             self.save()
         if self.health:
@@ -237,6 +242,7 @@ class Trainer:
             metrics |= self._probed()
         if logged or self.step % recipe.log_every_steps == 0 or "knn" in metrics or "skipped" in metrics:
             self.folder.log({"step": self.step - 1, **metrics})
+            self.loggers.log(self.step - 1, metrics)
         if self.health and self.health.is_due(self.step):
             self._measure_health()
         if listener and self.world.is_main:
@@ -257,7 +263,8 @@ class Trainer:
             self.health.draw(running=True)  # one process alone cannot run what lies in shards
         elif self.health:
             temperature = self.rates(self.step)["teacher_temperature"]
-            self.health.update(self.step, learner=self.learner, card=self.card(), temperature=temperature)
+            numbers = self.health.update(self.step, learner=self.learner, card=self.card(), temperature=temperature)
+            self.loggers.log(self.step, {f"health/{name}": value for name, value in numbers.items()})
 
     def train_step(self, raw: Iterable[RawBatch]) -> dict[str, float]:
         """Run one optimizer update on the micro-batches of a step; nothing changes when it is not finite."""

@@ -219,6 +219,8 @@ class Recipe(_Settings):
     distill: DistillSettings | None = None
     knn: KNN | None = None
     health: Health | None = Health()
+    # Besides metrics.jsonl and TensorBoard, which are always written.
+    loggers: tuple[Literal["wandb", "mlflow"], ...] = ()
 
     @model_validator(mode="after")
     def _check(self) -> "Recipe":

@@ -33,6 +33,7 @@ FREE_KEYS = {
     "checkpoints",
     "knn",
     "health",
+    "loggers",
     "hardware",
     "parallel",
 }
