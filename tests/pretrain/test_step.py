@@ -198,7 +198,7 @@ def test_centre_is_the_mean_of_the_teachers_logits() -> None:
 @pytest.mark.parametrize("num_local", [0, 2])
 def test_loss_is_the_weighted_sum_and_reaches_every_parameter(shared: bool, centering: str, num_local: int) -> None:
     student, teacher = _networks(shared=shared, num_registers=2)
-    settings = ObjectiveSettings(2.0, 0.5, 0.3, centering)  # type: ignore[arg-type]
+    settings = ObjectiveSettings(dino_weight=2.0, ibot_weight=0.5, koleo_weight=0.3, centering=centering)  # type: ignore[arg-type]
     batch = _batch(num_local=num_local)
     found = _run(student, teacher, batch, settings=settings, centers=_centers(shared))
     expected = 2 * (found["dino_local"] + found["dino_global"]) + 0.5 * found["ibot"] + 0.3 * found["koleo"]

@@ -28,7 +28,7 @@ from foveal.pretrain.network import (
 from foveal.pretrain.parallel import ALONE, World
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ObjectiveSettings:
     """Weights and temperatures of the objective; the defaults are the published ones.
 
