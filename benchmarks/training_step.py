@@ -99,7 +99,7 @@ def make_step(batch: Batch, num_prototypes: int, precision: str) -> tuple[Callab
         norms = clip_each(student, 3.0)
         if not is_finite(losses, norms):
             raise SystemExit("the step is not finite")
-        set_rates(optimizer, lr=1e-4, weight_decay=0.04, last_layer_lr=1e-4)
+        set_rates(optimizer, lr=1e-4, weight_decay=0.04, last_layer_lr=1e-4, backbone_lr=1e-4)
         optimizer.step()
         ema.update(0.99)
 

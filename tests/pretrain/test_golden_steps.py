@@ -88,7 +88,13 @@ def test_three_steps_equal_the_reference(reference: tuple[dict[str, Any], dict[s
     objective = ObjectiveSettings(centering=settings["train"]["centering"])
     for number, step in enumerate(numbers["steps"]):
         batch = Batch(*(tensors[f"step{number}.batch.{name}"] for name in ("global_crops", "local_crops", "masks")))
-        set_rates(optimizer, lr=step["lr"], weight_decay=step["wd"], last_layer_lr=step["last_layer_lr"])
+        set_rates(
+            optimizer,
+            lr=step["lr"],
+            weight_decay=step["wd"],
+            last_layer_lr=step["last_layer_lr"],
+            backbone_lr=step["lr"],
+        )
         optimizer.zero_grad()
         losses = accumulate_step(
             student, teacher, [batch], settings=objective, centers=centers, teacher_temperature=step["teacher_temp"]

@@ -27,7 +27,7 @@ from foveal.pretrain.loop import Progress, Trainer, pretrain
 from foveal.pretrain.run import CHECKPOINTS, LEDGER, TIMINGS, RunFolder, read_metrics
 
 LOSSES = {"loss", "dino_local", "dino_global", "ibot", "koleo"}
-RATES = {"lr", "last_layer_lr", "weight_decay", "teacher_momentum", "teacher_temperature"}
+RATES = {"lr", "backbone_lr", "last_layer_lr", "weight_decay", "teacher_momentum", "teacher_temperature"}
 
 
 def _checkpoints(run: Path) -> list[str]:
@@ -239,6 +239,7 @@ def test_scheduled_values_by_hand(tiny: Any, trainer: Trainer) -> None:
     assert trainer.rates(0) == pytest.approx(
         {
             "lr": 0.0,
+            "backbone_lr": 0.0,
             "last_layer_lr": 0.0,
             "weight_decay": 0.04,
             "teacher_momentum": 0.9,
@@ -248,6 +249,7 @@ def test_scheduled_values_by_hand(tiny: Any, trainer: Trainer) -> None:
     assert trainer.rates(1) == pytest.approx(
         {
             "lr": peak,
+            "backbone_lr": peak,
             "last_layer_lr": peak,
             "weight_decay": trainer.rates(1)["weight_decay"],
             "teacher_momentum": trainer.rates(1)["teacher_momentum"],

@@ -52,7 +52,7 @@ def test_every_parameter_is_in_exactly_one_group(network: Network) -> None:
 def test_rates_are_products(network: Network) -> None:
     groups = parameter_groups(network, layer_decay=0.5, patch_embed_lr_multiplier=0.1)
     optimizer = adamw(groups)
-    set_rates(optimizer, lr=0.8, weight_decay=0.3, last_layer_lr=0.2)
+    set_rates(optimizer, lr=0.8, weight_decay=0.3, last_layer_lr=0.2, backbone_lr=0.8)
     for group in optimizer.param_groups:
         rate = 0.2 if group["is_last_layer"] else 0.8
         assert group["lr"] == rate * group["lr_multiplier"]
@@ -66,7 +66,7 @@ def test_first_step_by_hand() -> None:
     weight.data.fill_(2.0)
     optimizer = adamw(parameter_groups(module, layer_decay=0.5, patch_embed_lr_multiplier=0.1))
     weight.grad = torch.full_like(weight, -5.0)
-    set_rates(optimizer, lr=0.1, weight_decay=0.5, last_layer_lr=0.0)
+    set_rates(optimizer, lr=0.1, weight_decay=0.5, last_layer_lr=0.0, backbone_lr=0.1)
     optimizer.step()
     assert weight.item() == pytest.approx(2.0 * (1 - 0.05) + 0.1, rel=1e-6)
 
@@ -74,7 +74,7 @@ def test_first_step_by_hand() -> None:
 def test_last_layer_with_rate_0_does_not_move_at_all(network: Network) -> None:
     optimizer = adamw(parameter_groups(network, layer_decay=0.9, patch_embed_lr_multiplier=0.2))
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    set_rates(optimizer, lr=0.1, weight_decay=0.4, last_layer_lr=0.0)
+    set_rates(optimizer, lr=0.1, weight_decay=0.4, last_layer_lr=0.0, backbone_lr=0.1)
     for parameter in network.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()

@@ -3,20 +3,38 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
+from foveal.backbone.card import Card
+from foveal.backbone.variants import backbone_config
+from foveal.backbone.vit import VisionTransformer
+from foveal.backbone.weights import save_model
 from foveal.errors import RecipeError
 from foveal.pretrain.recipe import Recipe, build_recipe, dump_recipe, load_recipe, recipe_names
 
 FOLDERS = ["images=photos", "out=run"]
 
 
+CONTINUED = ["adapt", "adapt_lora", "vitl14_highres", "cifar10_highres"]
+
+
 @pytest.mark.parametrize("name", recipe_names())
-def test_built_in_recipe_loads_and_says_where_it_comes_from(name: str) -> None:
-    given = [*FOLDERS, "distill.teacher=model"] if name.startswith("distill") else FOLDERS
+def test_built_in_recipe_loads_and_says_where_it_comes_from(name: str, tmp_path: Path) -> None:
+    config = backbone_config("vit_nano", depth=1, patch_size=2, image_size=32)
+    backbone = VisionTransformer(config).init_weights(torch.Generator().manual_seed(0))
+    save_model(tmp_path / "model", backbone, Card(name="start", backbone=config, crop_size=32, resize_size=32))
+    given = [*FOLDERS, f"start={tmp_path / 'model'}"] if name in CONTINUED else FOLDERS
+    given = [*given, "distill.teacher=model"] if name.startswith("distill") else given
     recipe = load_recipe(name, given)
     assert (recipe.images, recipe.out) == ("photos", "run")
     assert load_recipe(name, given) == recipe
+
+
+@pytest.mark.parametrize("name", CONTINUED)
+def test_a_recipe_that_continues_asks_for_its_start(name: str) -> None:
+    with pytest.raises(RecipeError, match=f"recipe '{name}': no network is named; add start=MODEL"):
+        load_recipe(name, FOLDERS)
 
 
 @pytest.mark.parametrize("name", ["vitl16_in1k_short", "vitl14_in22k", "vitg14_lvd142m"])

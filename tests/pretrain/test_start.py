@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from foveal.backbone.card import Card, read_card
 from foveal.backbone.licence import NAMED
@@ -15,6 +16,7 @@ from foveal.backbone.weights import load_model, load_tensors, save_model
 from foveal.errors import RecipeError, RunError, WeightsError
 from foveal.pretrain.loop import pretrain
 from foveal.pretrain.recipe import Recipe, load_recipe
+from foveal.pretrain.run import read_metrics
 
 MakeRecipe = Callable[..., Recipe]
 
@@ -138,3 +140,27 @@ def test_a_start_of_another_width_is_refused_before_anything_is_written(tiny: Ma
 def test_a_start_that_is_not_there_is_named(settings: str, photos: Path, tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="dinov2_vits14"):
         load_recipe(settings, [f"images={photos}", f"out={tmp_path / 'run'}", "start=dinov2_vits15"])
+
+
+def test_heads_warm_up_while_the_backbone_keeps_still(settings: str, photos: Path, tmp_path: Path) -> None:
+    source, slow = public(tmp_path / "public"), ("teacher.momentum_start=0", "teacher.momentum_end=0")
+    frozen = "optimizer.freeze_backbone_steps=2"
+    recipe = load_recipe(settings, [f"images={photos}", f"out={tmp_path / 'run'}", f"start={source}", frozen, *slow])
+    before = load_tensors(source / "model.safetensors")
+
+    def moved() -> tuple[bool, Tensor]:
+        after = load_tensors(tmp_path / "run" / "model" / "model.safetensors")
+        heads = load_tensors(tmp_path / "run" / "model" / "ssl_heads.safetensors")
+        return any(not torch.equal(before[key], after[key]) for key in before), heads["dino_head.mlp.0.weight"]
+
+    pretrain(recipe, stop_after=1)
+    backbone_moved, first_head = moved()
+    pretrain(recipe, stop_after=1)
+    assert not backbone_moved
+    assert not moved()[0]
+    assert not torch.equal(first_head, moved()[1])
+    pretrain(recipe, stop_after=2)  # the rate of the third step is the 0 from which the backbone's warms up
+    assert moved()[0]
+    rates = [(line["lr"], line["backbone_lr"]) for line in read_metrics(tmp_path / "run")]
+    assert [backbone for _, backbone in rates[:3]] == [0, 0, 0]
+    assert rates[3][1] == pytest.approx(recipe.lr)

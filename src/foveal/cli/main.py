@@ -24,6 +24,8 @@ from foveal.errors import FovealError, nearest
 VERBS = (
     "demo",
     "pretrain",
+    "adapt",
+    "advise",
     "checkpoint",
     "replay",
     "models",

@@ -3,7 +3,7 @@
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated
@@ -40,7 +40,6 @@ def pretrain(
     model is in its subfolder model. On several GPUs: torchrun --nproc-per-node N -m foveal pretrain ...
     """
     from foveal.errors import RecipeError
-    from foveal.pretrain.loop import pretrain as train
     from foveal.pretrain.recipe import load_recipe, recipe_names
 
     if not recipe:
@@ -49,12 +48,27 @@ def pretrain(
     if preflight:
         _preflight(resolved)
         return
+    train_and_tell(resolved, steps=steps, allowed_changes=allow_change or ())
+
+
+def train_and_tell(recipe: "Recipe", *, steps: int | None, allowed_changes: Sequence[str]) -> None:
+    """Train as the recipe says, tell how it goes and how it ended, and leave with the exit code of that."""
+    from foveal.pretrain.loop import pretrain as train
+
     with training_progress() as listener:
-        outcome = train(resolved, stop_after=steps, listener=listener, allowed_changes=allow_change or ())
-    done = f"step {outcome.step} of {resolved.total_steps}; model: {outcome.run / 'model'}"
+        outcome = train(recipe, stop_after=steps, listener=listener, allowed_changes=allowed_changes)
+    done = f"step {outcome.step} of {recipe.total_steps}; model: {outcome.run / 'model'}"
     if outcome.stopped_by is not None:
         done = f"stopped and saved at {done}; run the same command again to continue"
     if is_first_process():
+        for judgement in outcome.judgements:
+            scores = "  ".join(f"{name} {value:.4g}" for name, value in sorted(judgement.scores.items()))
+            typer.echo(f"step {judgement.step:6d}  {scores}  {judgement.failed or 'kept'}")
+        if outcome.judgements and (failed := outcome.judgements[-1].failed):
+            passed = max(found.step for found in outcome.judgements if not found.failed)
+            whose = f"that of step {passed}" if passed else "the start"
+            done = f"ended at step {outcome.judgements[-1].step}: {failed}; {outcome.run / 'model'} is {whose}. "
+            done += "To get further, start another run with a lower optimizer.backbone_lr_multiplier"
         typer.echo(done)
     if outcome.stopped_by == signal.SIGINT:
         raise typer.Exit(128 + signal.SIGINT)  # as a shell tells it; a batch system that asked for the end sees success

@@ -7,14 +7,20 @@ from foveal.backbone.card import Card
 from foveal.backbone.weights import check_fits, save_model
 from foveal.errors import CheckpointError, nearest
 from foveal.pretrain.checkpoint import Checkpoint
+from foveal.pretrain.lora import merged_tensors
 from foveal.pretrain.run import MODEL
+from foveal.pretrain.start_settings import LoRA
 
 _BACKBONE = "backbone."
 
 
-def described_model(card: Card, *, stem: str) -> dict[str, Any]:
-    """Return what a checkpoint's state says of the model that its file stem `stem` holds; `export_model` reads it."""
-    return {"stem": stem, "card": card.model_dump(mode="json")}
+def described_model(card: Card, *, stem: str, lora: LoRA | None = None) -> dict[str, Any]:
+    """Return what a checkpoint's state says of the model that its file stem `stem` holds; `export_model` reads it.
+
+    With `lora` the tensors hold low-rank changes, which are merged into the weights of the model folder.
+    """
+    found = {"stem": stem, "card": card.model_dump(mode="json")}
+    return found | ({"low_rank_scale": lora.alpha / lora.rank} if lora else {})
 
 
 def export_model(checkpoint: Checkpoint, folder: Path, *, model: str = MODEL) -> Card:
@@ -34,6 +40,8 @@ def export_model(checkpoint: Checkpoint, folder: Path, *, model: str = MODEL) ->
         raise CheckpointError(f"{checkpoint.path} holds no {model}{nearest(model, models)}; it has {', '.join(models)}")
     card = Card.model_validate(models[model]["card"])
     tensors = checkpoint.read(models[model]["stem"])
+    if scale := models[model].get("low_rank_scale"):
+        tensors = merged_tensors(tensors, scale=scale)
     weights = {name.removeprefix(_BACKBONE): value for name, value in tensors.items() if name.startswith(_BACKBONE)}
     if ":" not in card.backbone.variant:  # else a network of another library, which knows its own names
         check_fits(weights, card.backbone, where=str(checkpoint.path))

@@ -25,6 +25,7 @@ from foveal.images.imageset import ImageSet
 from foveal.objectives.logits import Logits
 from foveal.objectives.sinkhorn import sinkhorn_knopp, softmax_center
 from foveal.pretrain.learner import Learner
+from foveal.pretrain.lora import merged
 from foveal.pretrain.recipe import Recipe
 from foveal.pretrain.sampler import batch_indices
 
@@ -100,7 +101,7 @@ class HealthProbe:
         if len(features) > 1:
             numbers["neighbour_distance"] = neighbour_distance(features)
         numbers |= self._entropies(learner, features, temperature)
-        student = learner.student.get_submodule("backbone")
+        student = merged(learner.student.get_submodule("backbone"))
         numbers["drift"] = drift(student, learner.result.backbone)
         labels = self.images.labels
         if labels is not None:

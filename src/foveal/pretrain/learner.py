@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -11,7 +12,9 @@ from torch import Tensor, nn
 from foveal.backbone.card import Card
 from foveal.backbone.vit import VisionTransformer
 from foveal.backbone.weights import check_tensors
+from foveal.pretrain.anchor import GramAnchor
 from foveal.pretrain.cost import batch_scope_flops, step_flops
+from foveal.pretrain.lora import add_low_rank, merged
 from foveal.pretrain.network import Batch, Network
 from foveal.pretrain.parallel import ALONE, World
 from foveal.pretrain.recipe import Recipe
@@ -113,8 +116,19 @@ class SelfDistillation:
         if start is not None:
             self._new = load_start(self.student, start, seed=recipe.seed)
             self.teacher.load_state_dict(self.student.state_dict())
+        if recipe.lora is not None:
+            for network in (self.student, self.teacher):
+                add_low_rank(
+                    network.backbone,
+                    rank=recipe.lora.rank,
+                    alpha=recipe.lora.alpha,
+                    generator=torch.Generator().manual_seed(recipe.seed),
+                )
+            self.teacher.requires_grad_(False)
+        self.anchor = GramAnchor(recipe.gram, teacher=self.teacher.backbone) if recipe.gram else None
         for network in (self.student, self.teacher):
             lay_out(network, recipe, device=device, world=world)
+        self._trained = [p for p in self.student.backbone.parameters() if p.requires_grad]
         self.ema = EMA(self.teacher, self.student)
         ibot = recipe.heads.ibot or recipe.heads.dino
         self.centers = Centers(
@@ -124,8 +138,8 @@ class SelfDistillation:
 
     @property
     def result(self) -> Network:
-        """The teacher."""
-        return self.teacher
+        """The teacher, low-rank changes merged into its weights."""
+        return merged(self.teacher)
 
     @property
     def others(self) -> dict[str, Result]:
@@ -138,16 +152,22 @@ class SelfDistillation:
 
     def accumulate(self, micro_batches: Sequence[Batch], *, step: int, rates: Mapping[str, float]) -> dict[str, Tensor]:
         """See `Learner`."""
-        recipe = self.recipe
+        recipe, settings = self.recipe, self.recipe.objective.settings()
+        for parameter in self._trained:  # frozen at first, so that new heads do not pull good features apart
+            parameter.requires_grad_(step >= recipe.optimizer.freeze_backbone_steps)
+        if self.anchor is not None:
+            self.anchor.follow(step)
+            settings = replace(settings, gram_weight=self.anchor.weight_at(step))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
             return accumulate_step(
                 self.student,
                 self.teacher,
                 micro_batches,
-                settings=recipe.objective.settings(),
+                settings=settings,
                 centers=self.centers,
                 teacher_temperature=rates["teacher_temperature"],
                 generators=lambda number: depth_generator(recipe.seed, step=step, number=number),
+                anchor=self.anchor if settings.gram_weight else None,
                 world=self.world,
             )
 
@@ -167,7 +187,10 @@ class SelfDistillation:
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """See `Learner`; the centres are with the teacher."""
         centers = {"centers.dino": self.centers.dino, "centers.ibot": self.centers.ibot}
-        return {"student": dict(self.student.state_dict()), "teacher": dict(self.teacher.state_dict()) | centers}
+        found = {"student": dict(self.student.state_dict()), "teacher": dict(self.teacher.state_dict()) | centers}
+        if self.anchor is not None and (copied := self.anchor.tensors()):
+            found["anchor"] = copied
+        return found
 
     def restore(self, tensors: Mapping[str, Mapping[str, Tensor]], *, where: str) -> None:
         """See `Learner`."""
@@ -178,6 +201,9 @@ class SelfDistillation:
         student = dict(tensors["student"])
         self.student.load_state_dict(check_tensors(student, self.student.state_dict(), where=where))
         self.teacher.load_state_dict(check_tensors(teacher, self.teacher.state_dict(), where=where))
+        if self.anchor is not None and self.anchor.tensors():
+            anchor = dict(tensors.get("anchor", {}))
+            self.anchor.backbone.load_state_dict(check_tensors(anchor, self.anchor.tensors(), where=where))
 
 
 def _say_what_the_scope_costs(recipe: Recipe, world: World) -> None:

@@ -18,7 +18,7 @@ from foveal.pretrain.network import Batch
 from foveal.pretrain.parallel import ALONE, World
 from foveal.pretrain.recipe import Recipe
 from foveal.pretrain.sampler import batch_indices, replacement
-from foveal.pretrain.views import Views, make_views
+from foveal.pretrain.views import Views, ViewSettings, make_views, sizes_of
 
 _MAX_ATTEMPTS = 100
 
@@ -37,7 +37,8 @@ class RawBatch(NamedTuple):
     global_crops: (2 B, S, S, C) uint8 or uint16, first crops of all images, then second; local_crops: (V B, s, s, C),
     crop after crop; masks: (2 B, P) bool; bad: the images that were replaced; failure: where no image was left to
     replace one, the reason, and then there are no crops. It is a value, because an exception that crosses a process
-    border brings its traceback along in its message. numbers: of the images shown, in the set.
+    border brings its traceback along in its message. numbers: of the images shown, in the set. anchor_crops: the
+    global crops at the resolution of the Gram term's anchor, where that is another.
     """
 
     global_crops: Tensor
@@ -46,6 +47,7 @@ class RawBatch(NamedTuple):
     bad: list[BadImage]
     failure: str = ""
     numbers: Sequence[int] = ()
+    anchor_crops: Tensor | None = None
 
 
 class MicroBatches(Dataset[RawBatch]):
@@ -57,6 +59,7 @@ class MicroBatches(Dataset[RawBatch]):
     def __init__(self, images: ImageSet, recipe: Recipe) -> None:
         self.images = images
         self.recipe = recipe
+        self._anchor_factor = recipe.gram.resolution_factor if recipe.gram else 1
 
     def __getitem__(self, number: int) -> RawBatch:
         """Return micro-batch `number`, counted from the start of the run."""
@@ -64,18 +67,19 @@ class MicroBatches(Dataset[RawBatch]):
         epochs, indices = batch_indices(
             number, batch_size=recipe.micro_batch, num_images=len(self.images), seed=recipe.seed
         )
+        step, group = divmod(number, recipe.batch_size // recipe.micro_batch)
+        settings = sizes_of(recipe.views, seed=recipe.seed, step=step, group=group)
         views: list[Views] = []
         bad: list[BadImage] = []
         numbers: list[int] = []
         for epoch, index in zip(epochs.tolist(), indices.tolist(), strict=True):
-            found = self._sample(epoch, index, bad)
+            found = self._sample(epoch, index, settings, bad)
             if found is None:
                 none = torch.empty(0)
                 return RawBatch(none, none, none, bad, failure=f"no usable image found, the last: {bad[-1].message}")
             numbers.append(found[0])
             views.append(found[1])
-        step, group = divmod(number, recipe.batch_size // recipe.micro_batch)
-        grid = recipe.views.global_size // recipe.backbone.patch_size
+        grid = settings.global_size // recipe.backbone.patch_size
         masks = make_masks(
             num_images=2 * len(views),
             grid_h=grid,
@@ -93,9 +97,10 @@ class MicroBatches(Dataset[RawBatch]):
             torch.from_numpy(masks),
             bad,
             numbers=numbers,
+            anchor_crops=_crop_major([view.anchor_crops for view in views]) if self._anchor_factor > 1 else None,
         )
 
-    def _sample(self, epoch: int, index: int, bad: list[BadImage]) -> tuple[int, Views] | None:
+    def _sample(self, epoch: int, index: int, settings: ViewSettings, bad: list[BadImage]) -> tuple[int, Views] | None:
         """Return the image of one slot and its views, None when it cannot be filled; add unreadable ones to `bad`."""
         seed, num_images = self.recipe.seed, len(self.images)
         for attempt in range(min(_MAX_ATTEMPTS, num_images)):
@@ -104,7 +109,15 @@ class MicroBatches(Dataset[RawBatch]):
             )
             try:
                 image = self.images.decode(chosen, channels=self.recipe.backbone.channels)
-                return chosen, make_views(image, settings=self.recipe.views, seed=seed, epoch=epoch, index=chosen)
+                views = make_views(
+                    image,
+                    settings=settings,
+                    seed=seed,
+                    epoch=epoch,
+                    index=chosen,
+                    anchor_factor=self._anchor_factor,
+                )
+                return chosen, views
             except BadImageError as error:
                 bad.append(BadImage(chosen, error.reason, str(error)))
         return None
@@ -212,6 +225,7 @@ def to_batch(raw: RawBatch, *, mean: Sequence[float], std: Sequence[float], devi
         _normalise(raw.global_crops.to(device, non_blocking=True), mean, std),
         _normalise(raw.local_crops.to(device, non_blocking=True), mean, std),
         raw.masks.to(device),
+        None if raw.anchor_crops is None else _normalise(raw.anchor_crops.to(device, non_blocking=True), mean, std),
     )
 
 

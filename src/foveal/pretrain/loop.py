@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from foveal import __version__
-from foveal.backbone.card import Card
+from foveal.backbone.card import Card, read_card, write_card
 from foveal.backbone.licence import OWN
 from foveal.backbone.variants import BackboneConfig
 from foveal.engine.memory import freed_memory_kept
@@ -23,6 +23,7 @@ from foveal.pretrain.checkpoint import Checkpoint, checkpoint_path, newest_intac
 from foveal.pretrain.checkpoint_writer import CheckpointWriter
 from foveal.pretrain.distill import build_learner
 from foveal.pretrain.export import described_model, export_model
+from foveal.pretrain.gate import Gate, Judgement
 from foveal.pretrain.guard import IN_A_ROW, Guard
 from foveal.pretrain.launch import joined
 from foveal.pretrain.loader import RawBatch, StepBatches, Waiting, micro_batches
@@ -34,8 +35,18 @@ from foveal.pretrain.probe import KNNProbe
 from foveal.pretrain.ready import device_of, ready_recipe
 from foveal.pretrain.recipe import Recipe, check_keys
 from foveal.pretrain.replay import write_replay
-from foveal.pretrain.run import CHECKPOINTS, LEDGER, MODEL, REPLAY, STUDENTS, RunFolder, differences, settings_of
-from foveal.pretrain.schedules import linear_then_constant, warmup_cosine
+from foveal.pretrain.run import (
+    CHECKPOINTS,
+    JUDGEMENTS,
+    LEDGER,
+    MODEL,
+    REPLAY,
+    STUDENTS,
+    RunFolder,
+    differences,
+    settings_of,
+)
+from foveal.pretrain.schedules import scheduled_rates
 from foveal.pretrain.sharding import whole_backbone
 from foveal.pretrain.signals import caught_signals
 from foveal.pretrain.start import StartWeights
@@ -58,11 +69,16 @@ class Progress:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a call of `pretrain` ended: the run folder, finished steps, and the signal that stopped it, if one did."""
+    """How a call of `pretrain` ended: the run folder, finished steps, and the signal that stopped it, if one did.
+
+    `judgements` are those of the gate, if there is one; where the last of them failed, the run is over, and its model
+    is the last that passed.
+    """
 
     run: Path
     step: int
     stopped_by: int | None
+    judgements: tuple[Judgement, ...] = ()
 
 
 def pretrain(
@@ -146,7 +162,7 @@ class Trainer:
         self.recipe, self.folder, self.images, self.world = recipe, folder, images, world
         self.device = device_of(recipe)
         self.learner = build_learner(recipe, device=self.device, start=start, world=world)
-        self.gradients = GradientSum(self.learner.student.parameters(), world)
+        self.gradients = GradientSum((p for p in self.learner.student.parameters() if p.requires_grad), world)
         self.optimizer = adamw(
             parameter_groups(
                 self.learner.student,
@@ -161,6 +177,7 @@ class Trainer:
             else None
         )
         self.probe = KNNProbe(recipe.knn, device=self.device) if recipe.knn and world.is_main else None
+        self.gate = None
         self.checkpoints = CheckpointWriter(
             folder.path / CHECKPOINTS, keep=recipe.checkpoints.keep, world=world, then=self._write_models
         )
@@ -174,6 +191,16 @@ class Trainer:
         self.guard = Guard()
         self.loggers = Loggers({})
         self.changes: list[dict[str, Any]] = []  # of the recipe, on purpose: from which step on, and what
+        if recipe.gate and world.is_main:
+            self.gate = Gate(
+                recipe.gate,
+                images=images,
+                backbone=self.learner.result.backbone,
+                card=self.card(),
+                probe=self.probe,
+                path=folder.path / JUDGEMENTS,
+                device=self.device,
+            )
 
     def resume(self) -> None:
         """Continue from the newest intact checkpoint, if there is one."""
@@ -190,6 +217,8 @@ class Trainer:
             logger.info("continuing %s at step %d", self.folder.path, self.step)
         if self.world.is_main:
             self.folder.keep_metrics_before(self.step)
+        if self.gate is not None:
+            self.gate.forget_after(self.step)
         if self.health:
             self.health.begin(self.step)
 
@@ -206,8 +235,11 @@ class Trainer:
             if recipe.knn:
                 self.folder.log({"step": -1, **self._probed()})
             self._measure_health()
+        ended = any(self.world.agree(self.gate is not None and self.gate.failed is not None))
+        if recipe.gate and not ended:
+            self.save()  # the start is the first model that passed; later, what a crash has left out
         try:
-            while self.step < last:
+            while self.step < last and not ended:
                 stopped_by, failed = self.world.agree(caught[0] if caught else 0, self.checkpoints.failed)
                 if failed and self.saved != self.step:
                     self.save()
@@ -223,17 +255,41 @@ class Trainer:
                 }
                 self.step += 1
                 self._report(metrics, logged=self.step == last, listener=listener)
-                if self.step % recipe.checkpoints.every_steps == 0:
+                if ended := not self._passes_gate():
+                    break
+                if self.step % recipe.checkpoints.every_steps == 0 or self._is_judged():
                     self.save()
                     saved = self.step
         finally:
             del raw  # ends the workers now, not when somebody lets go of an exception's traceback
             self.loggers.close()
-        if saved != self.step:
+        if saved != self.step and not ended:
             self.save()
         if self.health:
             self.health.end(self.step, reason="stopped" if self.step < recipe.total_steps else "finished")
-        return Outcome(self.folder.path, self.step, stopped_by or None)
+        return Outcome(
+            self.folder.path, self.step, stopped_by or None, tuple(self.gate.judgements) if self.gate else ()
+        )
+
+    def _is_judged(self) -> bool:
+        gate = self.recipe.gate
+        return gate is not None and (self.step % gate.every_steps == 0 or self.step == self.recipe.total_steps)
+
+    def _passes_gate(self) -> bool:
+        """Judge the features when it is time; where they fail, say so in the card of the model, which stays."""
+        if not self._is_judged():
+            return True
+        failed, step = False, self.step
+        if self.gate is not None:
+            judgement = self.gate.judge(self.learner.result.backbone, self.card(), step=step)
+            failed = bool(judgement.failed)
+            if failed:
+                logger.warning("step %d: %s; the model is that of step %d", step, judgement.failed, self.gate.passed)
+                self.checkpoints.wait()
+                model = self.folder.path / MODEL
+                card = read_card(model)
+                write_card(model, card.model_copy(update={"lineage": {**card.lineage, "gate": self.gate.lineage()}}))
+        return not any(self.world.agree(failed))
 
     def _report(self, metrics: dict[str, float], *, logged: bool, listener: Callable[[Progress], None] | None) -> None:
         """Measure kNN when it is time, write the step's metrics down when it is time, and tell the listener."""
@@ -285,6 +341,7 @@ class Trainer:
             lr=rates["lr"],
             weight_decay=rates["weight_decay"],
             last_layer_lr=rates["last_layer_lr"],
+            backbone_lr=rates["backbone_lr"],
         )
         self.optimizer.step()
         self.learner.commit(rates)
@@ -349,34 +406,17 @@ class Trainer:
 
     def rates(self, step: int) -> dict[str, float]:
         """Return every scheduled value of a step."""
-        recipe, optimizer, teacher = self.recipe, self.recipe.optimizer, self.recipe.teacher
-        total = recipe.total_steps
-        lr = warmup_cosine(
-            step, base=recipe.lr, final=optimizer.min_lr, total_steps=total, warmup_steps=optimizer.warmup_steps
-        )
-        return {
-            "lr": lr,
-            "last_layer_lr": 0.0 if step < optimizer.freeze_last_layer_steps else lr,
-            "weight_decay": warmup_cosine(
-                step, base=optimizer.weight_decay_start, final=optimizer.weight_decay_end, total_steps=total
-            ),
-            "teacher_momentum": warmup_cosine(
-                step, base=teacher.momentum_start, final=teacher.momentum_end, total_steps=total
-            ),
-            "teacher_temperature": linear_then_constant(
-                step,
-                start=teacher.temperature_start,
-                end=teacher.temperature_end,
-                warmup_steps=teacher.temperature_warmup_steps,
-            ),
-        }
+        return scheduled_rates(self.recipe, step)
 
     def card(self, backbone: BackboneConfig | None = None) -> Card:
         """Return the card of the model as it is now; of a further result, by its `backbone`."""
         card = model_card(self.recipe, step=self.step, images_hash=self.images.hash, backbone=backbone)
         if self.changes:
             card = card.model_copy(update={"lineage": card.lineage | {"changes": self.changes}})
-        return self.learner.describe(card)
+        card = self.learner.describe(card)
+        if self.gate is not None:
+            card = card.model_copy(update={"lineage": {**card.lineage, "gate": self.gate.lineage()}})
+        return card
 
     def _settings(self) -> dict[str, Any]:
         return settings_of(self.recipe, images_hash=self.images.hash)
@@ -389,7 +429,7 @@ class Trainer:
                 self._write_models(checkpoint_path(self.folder.path / CHECKPOINTS, step=self.step))
             return
         learner = self.learner
-        results = {MODEL: described_model(self.card(), stem=learner.result_stem(MODEL))}
+        results = {MODEL: described_model(self.card(), stem=learner.result_stem(MODEL), lora=self.recipe.lora)}
         for name, network in learner.others.items():
             card = self.card(network.backbone.config)
             results[f"{STUDENTS}/{name}"] = described_model(card, stem=learner.result_stem(name))
@@ -401,6 +441,8 @@ class Trainer:
         """Write the model folders of a finished checkpoint, so that both are of one step, as are the metrics."""
         self.folder.sync_metrics()
         checkpoint = open_checkpoint(path)
+        if self.gate is not None and not self.gate.has_passed(checkpoint.step):
+            return
         try:
             for place in checkpoint.state()["models"]:
                 export_model(checkpoint, self.folder.path / place, model=place)

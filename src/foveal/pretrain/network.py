@@ -27,11 +27,13 @@ class Batch(NamedTuple):
     global_crops: (2 B, C, S, S) float, normalised, first crops of all images, then second crops.
     local_crops: (V B, C, s, s), crop after crop.
     masks: (2 B, P) bool, the patches that the iBOT term reads; the student sees the mask token in their place.
+    anchor_crops: (2 B, C, S', S'), the global crops at the resolution of the Gram term's anchor, or None: as they are.
     """
 
     global_crops: Tensor
     local_crops: Tensor
     masks: Tensor
+    anchor_crops: Tensor | None = None
 
 
 class Network(nn.Module):

@@ -19,9 +19,9 @@ def parameter_groups(
     class, position, mask and register tokens and the prototypes' gains are decayed, as upstream.
 
     Returns:
-        AdamW groups with the extra keys lr_multiplier, wd_multiplier, is_last_layer and names.
+        AdamW groups with the extra keys lr_multiplier, wd_multiplier, is_last_layer, is_backbone and names.
     """
-    groups: dict[tuple[float, float, bool], dict[str, Any]] = {}
+    groups: dict[tuple[float, float, bool, bool], dict[str, Any]] = {}
     for child_name, child in network.named_children():
         depth = len(child.blocks) if isinstance(child, VisionTransformer) else None
         for name, parameter in child.named_parameters():
@@ -31,7 +31,7 @@ def parameter_groups(
             if "patch_embed" in name:
                 lr_multiplier *= patch_embed_lr_multiplier
             wd_multiplier = 0.0 if name.endswith(".bias") or "norm" in name or "gamma" in name else 1.0
-            key = (lr_multiplier, wd_multiplier, "last_layer" in name)
+            key = (lr_multiplier, wd_multiplier, "last_layer" in name, depth is not None)
             group = groups.setdefault(
                 key,
                 {
@@ -40,6 +40,7 @@ def parameter_groups(
                     "lr_multiplier": lr_multiplier,
                     "wd_multiplier": wd_multiplier,
                     "is_last_layer": "last_layer" in name,
+                    "is_backbone": depth is not None,
                 },
             )
             group["params"].append(parameter)
@@ -59,13 +60,16 @@ def adamw(groups: list[dict[str, Any]], *, betas: tuple[float, float] = (0.9, 0.
     return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=1e-8, weight_decay=0.0, fused=True)
 
 
-def set_rates(optimizer: torch.optim.Optimizer, *, lr: float, weight_decay: float, last_layer_lr: float) -> None:
+def set_rates(
+    optimizer: torch.optim.Optimizer, *, lr: float, weight_decay: float, last_layer_lr: float, backbone_lr: float
+) -> None:
     """Set learning rate and weight decay of every group from the scheduled values and the group's multipliers.
 
     AdamW multiplies the decay by the rate, so a last layer with rate 0 is truly frozen.
     """
     for group in optimizer.param_groups:
-        group["lr"] = (last_layer_lr if group["is_last_layer"] else lr) * group["lr_multiplier"]
+        rate = last_layer_lr if group["is_last_layer"] else backbone_lr if group["is_backbone"] else lr
+        group["lr"] = rate * group["lr_multiplier"]
         group["weight_decay"] = weight_decay * group["wd_multiplier"]
 
 

@@ -12,9 +12,10 @@ from foveal.pretrain.autopilot import with_hardware
 from foveal.pretrain.launch import check_alike
 from foveal.pretrain.loader import check_deal
 from foveal.pretrain.parallel import ALONE, World
-from foveal.pretrain.recipe import Normalise, Recipe, Start, build_recipe
+from foveal.pretrain.recipe import Normalise, Recipe, build_recipe
 from foveal.pretrain.run import stored_normalise
 from foveal.pretrain.start import StartWeights, check_start, open_start
+from foveal.pretrain.start_settings import Start
 
 _STATISTICS_IMAGES = 1000  # measured for the statistics of channels other than RGB
 _SIZED_IMAGES = 16

@@ -16,6 +16,7 @@ from foveal.pretrain.distill_settings import DistillSettings, misfit
 from foveal.pretrain.foreign_student import fill_from_library
 from foveal.pretrain.network import HeadSize
 from foveal.pretrain.start import fill_from_start
+from foveal.pretrain.start_settings import Gate, Gram, LoRA, Start, start_misfit
 from foveal.pretrain.step import ObjectiveSettings
 from foveal.pretrain.views import ViewSettings
 
@@ -106,6 +107,9 @@ class Optimizer(_Settings):
     beta2: float = Field(default=0.999, ge=0, lt=1)
     clip: float = Field(default=3.0, gt=0)
     layer_decay: float = Field(default=0.9, gt=0, le=1)
+    # The backbone's rate beside that of the heads. It is 0, and warms up later, for as long as the backbone is frozen.
+    backbone_lr_multiplier: float = Field(default=1.0, gt=0)
+    freeze_backbone_steps: int = Field(default=0, ge=0)
     patch_embed_lr_multiplier: float = Field(default=0.2, gt=0)
 
 
@@ -176,16 +180,6 @@ class Autopilot(_Settings):
     keep: tuple[str, ...] = ()
 
 
-class Start(_Settings):
-    """The weights that the student and the teacher start from: a run, or anything that foveal loads.
-
-    `identity` tells them from others; it is filled in when the run begins, and held to when it goes on.
-    """
-
-    model: str
-    identity: str | None = None
-
-
 class Recipe(_Settings):
     """One pretraining run, whole. The order here is the order in the YAML files."""
 
@@ -208,6 +202,8 @@ class Recipe(_Settings):
     backbone: BackboneConfig
     heads: Heads = Heads()
     objective: Objective = Objective()
+    gram: Gram | None = None
+    lora: LoRA | None = None
     views: ViewSettings = ViewSettings()
     normalise: Normalise = Normalise()
     masks: Masks = Masks()
@@ -219,6 +215,7 @@ class Recipe(_Settings):
     distill: DistillSettings | None = None
     knn: KNN | None = None
     health: Health | None = Health()
+    gate: Gate | None = None
     # Besides metrics.jsonl and TensorBoard, which are always written.
     loggers: tuple[Literal["wandb", "mlflow"], ...] = ()
 
@@ -229,6 +226,10 @@ class Recipe(_Settings):
             size = getattr(self.views, name)
             if size % patch and (name == "global_size" or self.views.num_local):
                 raise ValueError(multiple_of_patch(f"views.{name}", size, patch))
+        for global_size, local_size, _ in self.views.other_sizes:
+            for size in (global_size, *([local_size] if self.views.num_local else [])):
+                if size % patch:
+                    raise ValueError(multiple_of_patch("views.other_sizes", size, patch))
         crop_size = self.features.crop_size or self.views.global_size
         if crop_size % patch:
             raise ValueError(multiple_of_patch("features.crop_size", crop_size, patch))
@@ -244,8 +245,10 @@ class Recipe(_Settings):
             )
         if self.masks.ratio_min > self.masks.ratio_max:
             raise ValueError(f"masks.ratio_min={self.masks.ratio_min} is above masks.ratio_max={self.masks.ratio_max}")
+        frozen = self.optimizer.freeze_backbone_steps
         for name, steps in (
             ("optimizer.warmup_steps", self.optimizer.warmup_steps),
+            ("optimizer.freeze_backbone_steps + optimizer.warmup_steps", frozen + self.optimizer.warmup_steps),
             ("teacher.temperature_warmup_steps", self.teacher.temperature_warmup_steps if self.has_heads else 0),
         ):
             if steps > self.total_steps:
@@ -272,8 +275,8 @@ class Recipe(_Settings):
         return self
 
     @model_validator(mode="after")
-    def _check_distill(self) -> "Recipe":
-        if problem := misfit(self):
+    def _check_sections(self) -> "Recipe":
+        if problem := misfit(self) or start_misfit(self):
             raise ValueError(problem)
         return self
 
@@ -331,7 +334,7 @@ def recipe_names() -> list[str]:
 
 # Paths and names: taken from the command line as they are, so that images=2024 and images=*.tar mean what they say.
 _TEXTS = {
-    *("images", "out", "start", "start.model", "device", "knn.train", "knn.test"),
+    *("images", "out", "start", "start.model", "device", "knn.train", "knn.test", "gate.images"),
     *("backbone.variant", "distill.teacher"),
 }
 
@@ -451,6 +454,8 @@ def _set(values: dict[str, Any], path: list[str], value: Any) -> None:
 
 def _problem(detail: Any) -> str:
     key = ".".join(str(part) for part in detail["loc"])
+    if (key == "backbone" and not detail["input"]) or (key == "backbone.width" and detail["type"] == "missing"):
+        return "no network is named; add start=MODEL, to continue from that, or backbone.variant=..."
     if detail["type"] == "missing":
         return f"{key} is missing; add {key}=..."
     if detail["type"] == "extra_forbidden":

@@ -18,6 +18,7 @@ from foveal.pretrain.recipe import Normalise, Recipe, dump_recipe
 
 RECIPE, METRICS, LEDGER, CHECKPOINTS, MODEL = "recipe.yaml", "metrics.jsonl", "bad_images.jsonl", "checkpoints", "model"
 REPLAY = "replay"
+JUDGEMENTS = "gate.json"
 # Metrics that measure time: the others are functions of the recipe, its images and the step.
 TIMINGS = frozenset({"images_per_s", "data_wait"})
 STUDENTS = "students"  # model folders of a distillation's further students
@@ -41,7 +42,16 @@ FREE_KEYS = {
 
 # What may not change even on purpose, and why; all of a section, but for the exceptions.
 _TENSORS = "the checkpoints hold the tensors of that network"
-_FIXED = {"backbone": _TENSORS, "heads": _TENSORS, "distill": _TENSORS, "start": "the run has begun from it"}
+_BEGUN = "the run has begun with it"
+_FIXED = {
+    "backbone": _TENSORS,
+    "heads": _TENSORS,
+    "distill": _TENSORS,
+    "lora": _TENSORS,
+    "gram": _TENSORS,
+    "start": _BEGUN,
+    "gate": _BEGUN,
+}
 _NOT_FIXED = {"backbone.drop_path_rate"}
 
 

@@ -2,6 +2,8 @@
 
 import math
 
+from foveal.pretrain.recipe import Recipe
+
 
 def warmup_cosine(
     step: int, *, base: float, final: float, total_steps: int, warmup_steps: int = 0, start: float = 0.0
@@ -29,3 +31,40 @@ def linear_then_constant(step: int, *, start: float, end: float, warmup_steps: i
     if step >= warmup_steps:
         return end
     return start + (end - start) * (step / (warmup_steps - 1) if warmup_steps > 1 else 0.0)
+
+
+def scheduled_rates(recipe: Recipe, step: int) -> dict[str, float]:
+    """Return every scheduled value of a step: rates of heads, last layer and backbone, weight decay, and the teacher's.
+
+    While the backbone is frozen its rate is 0; its warm-up and cosine begin after that.
+    """
+    optimizer, teacher = recipe.optimizer, recipe.teacher
+    total, frozen = recipe.total_steps, optimizer.freeze_backbone_steps
+
+    def lr_after(num_frozen: int) -> float:
+        return warmup_cosine(
+            step - num_frozen,
+            base=recipe.lr,
+            final=optimizer.min_lr,
+            total_steps=total - num_frozen,
+            warmup_steps=optimizer.warmup_steps,
+        )
+
+    lr = lr_after(0)
+    return {
+        "lr": lr,
+        "backbone_lr": 0.0 if step < frozen else lr_after(frozen) * optimizer.backbone_lr_multiplier,
+        "last_layer_lr": 0.0 if step < optimizer.freeze_last_layer_steps else lr,
+        "weight_decay": warmup_cosine(
+            step, base=optimizer.weight_decay_start, final=optimizer.weight_decay_end, total_steps=total
+        ),
+        "teacher_momentum": warmup_cosine(
+            step, base=teacher.momentum_start, final=teacher.momentum_end, total_steps=total
+        ),
+        "teacher_temperature": linear_then_constant(
+            step,
+            start=teacher.temperature_start,
+            end=teacher.temperature_end,
+            warmup_steps=teacher.temperature_warmup_steps,
+        ),
+    }

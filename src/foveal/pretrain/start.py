@@ -16,6 +16,7 @@ from foveal.backbone.refit import check_refit, refit
 from foveal.backbone.source import open_backbone
 from foveal.backbone.variants import BackboneConfig
 from foveal.backbone.vit import VisionTransformer
+from foveal.backbone.weights import HEADS, load_tensors
 from foveal.engine.identity import identity_of
 from foveal.errors import RecipeError, WeightsError
 from foveal.pretrain.network import Network
@@ -64,24 +65,53 @@ def open_start(source: str) -> StartWeights:
 
 
 def fill_from_start(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the values of a recipe with what it leaves open about its network taken from the card of its start.
+    """Return the values of a recipe with what it leaves open taken from its start.
 
-    `backbone` keeps what is given (channels, num_registers, image_size, drop_path_rate) and takes the rest, unless it
-    names a width or variant itself; `normalise` is the card's, unless given or for another number of channels.
+    backbone: keeps what is given (channels, num_registers, image_size, drop_path_rate) and takes the rest, unless it
+    names a width or variant itself, in which case nothing at all is filled in. normalise: the card's, unless the number
+    of channels is another. views.global_size, views.local_size and features: the card's crop, and 98/224 of it. heads:
+    in the sizes of those that the start has; where it has none, one of 4,096 prototypes for both terms.
     """
     start = values.get("start")
     source = start.get("model") if isinstance(start, dict) else start
-    given = values.get("backbone") or {}
-    if not isinstance(source, str) or not isinstance(given, dict) or {"width", "variant"} & given.keys():
+    given, views = values.get("backbone") or {}, values.get("views") or {}
+    if not isinstance(source, str) or not (isinstance(given, dict) and isinstance(views, dict)):
+        return values
+    if {"width", "variant"} & given.keys():
         return values
     path = _model_path(source)
-    card = read_card(path) if (path / CARD).is_file() else open_start(source).card
+    card, heads = (read_card(path), _heads_of(path)) if (path / CARD).is_file() else _opened(source)
     # A network keeps the way in which its positions are resized, also when registers come to it.
     inherited = card.backbone.model_dump() | {"pos_embed_resize": card.backbone.resize_mode}
-    filled = {**values, "backbone": {**inherited, **given}}
+    filled = {"heads": _head_sizes(heads), **values, "backbone": {**inherited, **given}}
     if filled["backbone"]["channels"] == card.backbone.channels:
         filled.setdefault("normalise", {"mean": card.mean, "std": card.std})
+    if "global_size" not in views:
+        patch = card.backbone.patch_size
+        local = max(1, round(card.crop_size * 98 / 224 / patch)) * patch
+        filled["views"] = {"global_size": card.crop_size, "local_size": local, **views}
+        filled.setdefault("features", {"crop_size": card.crop_size, "resize_size": card.resize_size})
     return filled
+
+
+def _opened(source: str) -> tuple[Card, Mapping[str, Tensor]]:
+    start = open_start(source)
+    return start.card, start.heads
+
+
+def _heads_of(folder: Path) -> Mapping[str, Tensor]:
+    path = folder / HEADS
+    return load_tensors(path) if path.is_file() else {}
+
+
+def _head_sizes(heads: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return the section `heads` of a recipe for heads of these tensors."""
+    sizes: dict[str, Any] = {"dino": {"num_prototypes": 4096, "bottleneck": 256, "hidden": 2048}, "ibot": None}
+    for name in sizes:
+        if (prototypes := heads.get(f"{name}_head.last_layer.weight_v")) is not None:
+            hidden = len(heads[f"{name}_head.mlp.0.weight"])
+            sizes[name] = dict(zip(("num_prototypes", "bottleneck"), prototypes.shape, strict=True), hidden=hidden)
+    return sizes
 
 
 def check_start(start: StartWeights, config: BackboneConfig) -> None:

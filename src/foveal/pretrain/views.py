@@ -27,6 +27,7 @@ _NUM_GLOBAL = 2
 _CROP_TRIES = 10
 _VIEW_STREAM = 1  # keeps these draws apart from those of masks.py
 _CHANNEL_STREAM = 4  # the factors of channels other than RGB; 2 and 3 are masks and stochastic depth
+_SIZE_STREAM = 5
 _NUM_DRAWS = 2 * _CROP_TRIES + 13
 _JITTER_ORDERS = tuple(itertools.permutations(range(4)))
 _JITTER = (augment.adjust_brightness, augment.adjust_contrast, augment.adjust_saturation, augment.adjust_hue)
@@ -51,6 +52,8 @@ class ViewSettings(BaseModel):
     global_size: int = Field(default=224, ge=1)
     local_size: int = Field(default=98, ge=1)
     num_local: int = Field(default=8, ge=0)
+    # Mixed resolutions: (global_size, local_size, probability) of further sizes that a micro-batch may have.
+    other_sizes: tuple[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)], Probability], ...] = ()
     # Whether every image may be smaller than a global crop: without, that is refused as an oversight.
     enlarge: bool = False
     global_scale: Range = (0.32, 1.0)
@@ -78,6 +81,8 @@ class ViewSettings(BaseModel):
         for name in ("global_scale", "local_scale"):
             if getattr(self, name)[1] > 1:
                 raise ValueError(f"{name}={getattr(self, name)} is a share of the image's area; use at most 1.")
+        if sum(probability for *_, probability in self.other_sizes) >= 1:
+            raise ValueError("other_sizes: their probabilities add up to 1 or more; the rest is global_size's.")
         if self.blur_kernel_size % 2 == 0:
             size = self.blur_kernel_size
             raise ValueError(f"blur_kernel_size={size} has no centre; use {size - 1} or {size + 1}.")
@@ -101,9 +106,35 @@ class Views(NamedTuple):
 
     global_crops: Image  # (2, S, S, C)
     local_crops: Image  # (L, s, s, C)
+    anchor_crops: Image  # (2, f S, f S, C), the global crops again, enlarged; (0, ...) where f is 1
 
 
-def make_views(image: Image, *, settings: ViewSettings, seed: int, epoch: int, index: int) -> Views:
+def sizes_of(settings: ViewSettings, *, seed: int, step: int, group: int) -> ViewSettings:
+    """Return the settings of one micro-batch, with the crop sizes that are drawn for it.
+
+    All crops of a micro-batch have the same sizes: one of `other_sizes` with its probability, else `global_size` and
+    `local_size`. Source: the mixed resolutions of DINOv3, arXiv 2508.10104, section 5.1, which draws them for whole
+    batches.
+
+    Args:
+        settings: What the views look like.
+        seed: Seed of the run, any integer.
+        step: Optimizer update, from 0.
+        group: Number of the micro-batch within the step.
+    """
+    if not settings.other_sizes:
+        return settings
+    (draw,) = _draws(_SIZE_STREAM, (1,), seed=seed, epoch=step, index=group)
+    for global_size, local_size, probability in settings.other_sizes:
+        if draw < probability:
+            return settings.model_copy(update={"global_size": global_size, "local_size": local_size})
+        draw -= probability
+    return settings
+
+
+def make_views(
+    image: Image, *, settings: ViewSettings, seed: int, epoch: int, index: int, anchor_factor: int = 1
+) -> Views:
     """Return the global and local crops of one image.
 
     Each view: random resized crop, horizontal flip, colour jitter, grayscale, blur, and on global view 2 solarize.
@@ -116,6 +147,7 @@ def make_views(image: Image, *, settings: ViewSettings, seed: int, epoch: int, i
         seed: Seed of the run, any integer.
         epoch: Epoch of the sample, from 0.
         index: Number of the image in its set, from 0.
+        anchor_factor: Above 1, the global crops are made a second time, so many times as large and otherwise alike.
 
     Raises:
         BadImageError: The array is none of these, or has no pixel.
@@ -134,13 +166,20 @@ def make_views(image: Image, *, settings: ViewSettings, seed: int, epoch: int, i
         )
     height, width, channels = image.shape
     plans = plan_views(height, width, channels=channels, settings=settings, seed=seed, epoch=epoch, index=index)
-    global_crops, local_crops = (
+    num_anchor = _NUM_GLOBAL if anchor_factor > 1 else 0
+    global_crops, local_crops, anchor_crops = (
         np.empty((num, size, size, channels), dtype=image.dtype)
-        for num, size in ((_NUM_GLOBAL, settings.global_size), (settings.num_local, settings.local_size))
+        for num, size in (
+            (_NUM_GLOBAL, settings.global_size),
+            (settings.num_local, settings.local_size),
+            (num_anchor, settings.global_size * anchor_factor),
+        )
     )
     for plan, crop in zip(plans, itertools.chain(global_crops, local_crops), strict=True):
         crop[...] = _render(image, plan, size=crop.shape[0], settings=settings)
-    return Views(global_crops, local_crops)
+    for plan, crop in zip(plans[:num_anchor], anchor_crops, strict=True):
+        crop[...] = _render(image, plan, size=crop.shape[0], settings=settings, enlarged=anchor_factor)
+    return Views(global_crops, local_crops, anchor_crops)
 
 
 def plan_views(
@@ -223,8 +262,8 @@ def _jitter(order: float, factors: list[float], settings: ViewSettings) -> tuple
     )
 
 
-def _render(image: Image, plan: ViewPlan, *, size: int, settings: ViewSettings) -> Image:
-    """Return the (size, size, C) crop that the plan describes."""
+def _render(image: Image, plan: ViewPlan, *, size: int, settings: ViewSettings, enlarged: int = 1) -> Image:
+    """Return the (size, size, C) crop that the plan describes; a blur is `enlarged` times as wide."""
     crop = _resized_crop(image, plan.box, size=size)
     if plan.hflip:
         crop = augment.hflip(crop)
@@ -236,7 +275,8 @@ def _render(image: Image, plan: ViewPlan, *, size: int, settings: ViewSettings) 
     if plan.grayscale:
         crop = augment.to_grayscale(crop)
     if plan.blur_sigma is not None:
-        crop = augment.gaussian_blur(crop, sigma=plan.blur_sigma, kernel_size=settings.blur_kernel_size)
+        kernel_size = enlarged * (settings.blur_kernel_size - 1) + 1
+        crop = augment.gaussian_blur(crop, sigma=enlarged * plan.blur_sigma, kernel_size=kernel_size)
     if plan.solarize:
         crop = augment.solarize(crop, settings.solarize_threshold)
     return crop
