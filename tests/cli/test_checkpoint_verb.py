@@ -81,7 +81,7 @@ def test_export_passes_a_damaged_newest_over_and_refuses_one_that_is_asked_for(
     ("words", "message"),
     [
         (["export", "RUN", "OUT", "--step", "7"], "has no checkpoint of step 7; it has 1, 2, 3"),
-        (["export", "RUN", "OUT", "--model", "modle"], "holds no modle; did you mean 'model'?; it has model"),
+        (["export", "RUN", "OUT", "--model", "mdl"], "holds no mdl; did you mean 'model'?; it has model"),
         (["ls", "OUT"], "is not a run folder: it has no recipe.yaml"),
         (["export", "RUN", "RUN"], "is not a model folder"),
     ],

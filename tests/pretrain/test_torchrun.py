@@ -90,6 +90,24 @@ def test_a_killed_process_ends_the_run_and_the_same_command_continues_it(start: 
 
 
 @pytest.mark.full
+def test_torchrun_restarts_a_run_after_a_loss(start: Start, tmp_path: Path) -> None:
+    process = start("--standalone", "--nproc-per-node=2", "--max-restarts=1", steps=100_000)
+    _wait_for_lines(tmp_path / "run", 4)
+    before = _children(process.pid)
+    os.kill(before[1], signal.SIGKILL)
+    end = time.monotonic() + DEADLINE_S
+    while not set(_children(process.pid)) - set(before):
+        assert time.monotonic() < end, "no restart"
+        time.sleep(0.05)
+    _wait_for_lines(tmp_path / "run", len((tmp_path / "run" / "metrics.jsonl").read_bytes().splitlines()) + 3)
+    process.send_signal(signal.SIGTERM)
+    printed, _ = process.communicate(timeout=DEADLINE_S)
+    assert "stopped and saved at step" in printed
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(len(steps)))
+
+
+@pytest.mark.full
 def test_two_agents_train_like_one_process(start: Start, photos: Path, tiny_yaml: Path, tmp_path: Path) -> None:
     """As on two computers: each agent starts its own processes and finds the other at a common address."""
     agent = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}"]
