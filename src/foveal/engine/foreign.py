@@ -266,11 +266,13 @@ def _timm_map(source: str, module: Any, image_size: int) -> tuple[Run, BackboneC
     def run(images: Tensor, layers: list[int], norm: bool) -> list[tuple[Tensor | None, Tensor]]:
         found = module.forward_features(images)
         pooled = module.forward_head(found, pre_logits=True)
-        channels_last = getattr(module, "output_fmt", "NCHW") == "NHWC"
-        return [(pooled[:, None], found.flatten(1, 2) if channels_last else found.flatten(2).transpose(1, 2))]
+        if found.ndim == 4:
+            channels_last = getattr(module, "output_fmt", "NCHW") == "NHWC"
+            found = found.flatten(1, 2) if channels_last else found.flatten(2).transpose(1, 2)
+        return [(pooled[:, None], found)]  # mixers have tokens all along
 
     config = _config(source, module.num_features, 1, 1, stride, image_size // stride * stride, 1)
-    return run, config, False
+    return run, config, bool(getattr(getattr(module, "patch_embed", None), "strict_img_size", False))
 
 
 def _transformers(source: str, name: str, weights: str, seed: int) -> Tower:

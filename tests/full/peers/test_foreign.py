@@ -111,15 +111,13 @@ def test_open_clip_class_token_projects_to_its_embedding() -> None:
     ("source", "message"),
     [
         ("timm:vit_tiny_patch16", r"has no model 'vit_tiny_patch16'; near: vit_tiny_patch16_224"),
-        ("timm:resnet18#random", "has no patch tokens on a grid; choose a vision transformer"),
-        ("timm:swin_tiny_patch4_window7_224#random", "has no patch tokens"),
         (f"{VIT}#no/file.safetensors", r"no/file\.safetensors does not exist"),
         (VIT, r"cannot be loaded: .*; give its weights as timm:vit_tiny_patch16_224#FILE, or #random"),
         ("open_clip:ViT-B-32", r"which weights\? give open_clip:ViT-B-32/PRETRAINED \(one of openai, "),
         ("open_clip:ViT-B-32/nope", "open_clip has no weights 'nope' of ViT-B-32; choose openai, "),
         ("open_clip:ViT-B-32/openai#random", "names weights twice; leave out /openai or #random"),
         ("open_clip:nope", "has no model 'nope'"),
-        ("open_clip:RN50#random", "has no patch tokens"),
+        ("open_clip:RN50#random", "has no patch tokens on a grid; choose a vision transformer"),
     ],
 )
 def test_what_cannot_be_loaded_is_told(source: str, message: str) -> None:

@@ -13,6 +13,7 @@ import foveal
 from foveal.backbone.card import Card
 from foveal.backbone.variants import backbone_config
 from foveal.backbone.weights import save_model
+from foveal.errors import FovealError
 from foveal.pretrain.loop import pretrain
 from foveal.pretrain.network import HeadSize, Network
 from foveal.pretrain.recipe import load_recipe
@@ -34,7 +35,7 @@ RECIPE = {
 def test_a_student_of_timm_learns_and_its_model_loads(tmp_path: Path, name: str, grid: int) -> None:
     (tmp_path / "photos").mkdir()
     for number in range(3):
-        pixels = np.random.default_rng(number).integers(0, 256, (70, 80, 3), dtype=np.uint8)
+        pixels = np.random.default_rng(number).integers(0, 256, (230, 240, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / "photos" / f"{number}.png")
     config = backbone_config("vit_nano", patch_size=16, image_size=64)
     network = Network(config, dino=HeadSize(12, 5, 7), ibot=None).init_weights(torch.Generator().manual_seed(0))
@@ -46,6 +47,9 @@ def test_a_student_of_timm_learns_and_its_model_loads(tmp_path: Path, name: str,
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
     pretrain(load_recipe(str(tmp_path / "recipe.yaml"), [f"images={tmp_path / 'photos'}", f"out={tmp_path / 'run'}"]))
     model = foveal.load(tmp_path / "run/model")
+    if "swin" in name:
+        with pytest.raises(FovealError, match="takes 224 x 224 pixels, not 64 x 64"):
+            model.engine.encode(torch.zeros(1, 3, 64, 64))
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     tokens = model.engine.encode(images)
     theirs = timm.create_model(name, num_classes=0).eval()
