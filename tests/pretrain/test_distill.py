@@ -248,3 +248,19 @@ def test_a_teacher_without_heads_is_refused_with_what_to_do(recipe: Any, make_te
     bare = make_teacher("bare", heads=False)
     with pytest.raises(RecipeError, match=r"needs a teacher with heads.*use distill.objective=features"):
         Distillation(recipe(f"distill.teacher={bare}"), device=CPU)
+
+
+def test_heads_learned_on_a_frozen_backbone_can_teach(
+    tiny: Any, recipe: Any, make_teacher: Any, tmp_path: Path
+) -> None:
+    """The backbone stays what it was to the bit, and its new heads serve as any others."""
+    bare = make_teacher("bare", heads=False)
+    values = ["optimizer.freeze_backbone_steps=6", "optimizer.freeze_last_layer_steps=0", "objective.koleo_weight=0"]
+    pretrain(tiny(f"start={bare}", "backbone={}", *values, out="relearned"))
+    first, relearned = (load_model(folder)[0].state_dict() for folder in (bare, tmp_path / "relearned/model"))
+    assert all(torch.equal(value, relearned[name]) for name, value in first.items())
+    losses = [line["grad_norm_dino_head"] for line in read_metrics(tmp_path / "relearned")]
+    assert min(losses) > 0
+    Distillation(recipe(f"distill.teacher={tmp_path / 'relearned/model'}"), device=CPU)
+    with pytest.raises(RecipeError, match="above total_steps"):
+        tiny(f"start={bare}", "backbone={}", "optimizer.freeze_backbone_steps=5")

@@ -16,7 +16,7 @@ from foveal.pretrain.recipe import Recipe, build_recipe, dump_recipe, load_recip
 FOLDERS = ["images=photos", "out=run"]
 
 
-CONTINUED = ["adapt", "adapt_lora", "vitl14_highres", "cifar10_highres"]
+CONTINUED = ["relearn_heads", "adapt", "adapt_lora", "vitl14_highres", "cifar10_highres"]
 
 
 @pytest.mark.parametrize("name", recipe_names())

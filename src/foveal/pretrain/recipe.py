@@ -246,6 +246,7 @@ class Recipe(_Settings):
         if self.masks.ratio_min > self.masks.ratio_max:
             raise ValueError(f"masks.ratio_min={self.masks.ratio_min} is above masks.ratio_max={self.masks.ratio_max}")
         frozen = self.optimizer.freeze_backbone_steps
+        frozen = 0 if frozen == self.total_steps else frozen  # heads alone, for the whole run: nothing warms up later
         for name, steps in (
             ("optimizer.warmup_steps", self.optimizer.warmup_steps),
             ("optimizer.freeze_backbone_steps + optimizer.warmup_steps", frozen + self.optimizer.warmup_steps),
