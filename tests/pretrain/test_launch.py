@@ -24,7 +24,10 @@ def _one_fails(error: Exception) -> None:
 
 @pytest.mark.parametrize(
     ("error", "said"),
-    [(ImageSetError("no usable image found"), "no usable image found"), (ValueError("odd"), r"ValueError\('odd'\)")],
+    [
+        (ImageSetError("no usable image found"), "no usable image found"),
+        (RuntimeError("out of memory"), r"RuntimeError\('out of memory'\)"),
+    ],
     ids=["ours", "any"],
 )
 def test_an_error_in_one_process_ends_all_with_its_message(error: Exception, said: str) -> None:

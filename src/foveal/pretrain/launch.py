@@ -78,7 +78,7 @@ def joined(*, gpus: bool = False, canonical: bool = False, timeout_s: float = 18
     except BaseException as error:
         # Where another process is gone, what fails here is a message to it, a moment before its end can be known.
         with caught_signals():  # torchrun signals those that are left, a moment before they know why
-            reason = watch.reason() if isinstance(error, RuntimeError) else None
+            reason = watch.reason() if _is_of_a_message(error) else None
             said = error if isinstance(error, FovealError) else repr(error)
             watch.tell(reason or f"process {rank} of {size} stopped: {said}")
         if reason is None:
@@ -88,6 +88,11 @@ def joined(*, gpus: bool = False, canonical: bool = False, timeout_s: float = 18
         watch.stop()  # what the others do now is no longer of interest
         if not gpus:  # NCCL would wait for messages of processes that are gone
             dist.destroy_process_group()
+
+
+def _is_of_a_message(error: BaseException) -> bool:
+    """Tell whether a message to another process failed; gloo says so by a plain RuntimeError that names its file."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 def check_alike(settings: Mapping[str, Any], world: World) -> None:
@@ -135,7 +140,7 @@ class _Watch:
                 time.sleep(_BEAT_S / 10)
             if self._store.check([_FAILED]):
                 return self._store.get(_FAILED).decode()
-            silent = [rank for rank, beat in enumerate(self._beats()) if beat == before[rank]]
+            silent = [n for n, beat in enumerate(self._beats()) if beat == before[n] and n != self._rank]
         except RuntimeError:
             return self._found or self._lost_store()
         return self._lost(silent[0]) if silent else None
