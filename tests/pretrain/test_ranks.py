@@ -18,7 +18,7 @@ from foveal.pretrain.checkpoint import list_checkpoints, open_checkpoint
 from foveal.pretrain.loader import RawBatch
 from foveal.pretrain.loop import Outcome, Progress, pretrain
 from foveal.pretrain.recipe import Recipe
-from foveal.pretrain.run import CHECKPOINTS, LEDGER, read_metrics
+from foveal.pretrain.run import CHECKPOINTS, LEDGER, read_lines, read_metrics
 
 
 def _run(recipe: Recipe, stop_after: int | None = None, signalled: int | None = None) -> Outcome:
@@ -105,6 +105,8 @@ def test_a_run_in_shards_is_probed_saved_and_continued_by_one_process(tiny: Any,
     assert ours.keys() == reference.keys()
     assert all(torch.allclose(ours[name], value, rtol=1e-3, atol=1e-5) for name, value in reference.items())
     assert [line["step"] for line in read_metrics(tmp_path / "run") if "knn" in line] == [-1, 3, 5]
+    first, alone = (read_lines(tmp_path / run / "health" / "measured.jsonl")[0] for run in ("run", "whole"))
+    assert first["rank_me"] == pytest.approx(alone["rank_me"], rel=1e-3)
     assert foveal.load(tmp_path / "run" / "model").extract(photos / "01.png").cls.isfinite().all()
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from foveal.backbone.card import Card
+from foveal.backbone.vit import VisionTransformer
 from foveal.engine.torch_engine import TorchEngine
 from foveal.features.extract import Model
 from foveal.features.neighbours import knn_vote, top_k
@@ -61,7 +62,6 @@ class HealthProbe:
     def __init__(self, recipe: Recipe, images: ImageSet, *, device: torch.device) -> None:
         assert recipe.health is not None
         self.recipe, self.device = recipe, device
-        self.every_steps = recipe.health.every_steps
         wanted = recipe.health.images
         self.kept_apart = isinstance(wanted, str)
         source = ImageSet.open(wanted) if isinstance(wanted, str) else images
@@ -69,7 +69,7 @@ class HealthProbe:
         _, numbers = batch_indices(0, batch_size=count, num_images=len(source), seed=_SEED)
         self.images = source.subset(sorted(numbers))
 
-    def measure(self, learner: Learner, card: Card, *, temperature: float) -> Measured:
+    def measure(self, learner: Learner, backbone: VisionTransformer, card: Card, *, temperature: float) -> Measured:
         """Measure the result, and draw the patches of some images in the colours of their principal components.
 
         | name | what |
@@ -86,7 +86,9 @@ class HealthProbe:
         where all targets are uniform and where all are the same prototype.
 
         Args:
-            learner: its `result` is measured.
+            learner: of the run.
+            backbone: that of the learner's result; or a copy, where that lies in shards, and then neither entropies nor
+                drift are measured.
             card: of the result.
             temperature: of the teacher in this step.
 
@@ -94,15 +96,15 @@ class HealthProbe:
             FovealError: features are not finite.
         """
         started = time.perf_counter()
-        model = Model(TorchEngine(learner.result.backbone, device=self.device), card)
+        model = Model(TorchEngine(backbone, device=self.device), card)
         found = model.extract_set(self.images, batch_size=64)
         features = found.arrays["cls"]
         numbers = {"rank_me": rank_me(features)}
         if len(features) > 1:
             numbers["neighbour_distance"] = neighbour_distance(features)
-        numbers |= self._entropies(learner, features, temperature)
-        student = merged(learner.student.get_submodule("backbone"))
-        numbers["drift"] = drift(student, learner.result.backbone)
+        if backbone is learner.result.backbone:
+            numbers |= self._entropies(learner, features, temperature)
+            numbers["drift"] = drift(merged(learner.student.get_submodule("backbone")), backbone)
         labels = self.images.labels
         if labels is not None:
             numbers |= sample_knn(features, [labels[index] for index in found.indices.tolist()])

@@ -234,7 +234,8 @@ class Trainer:
         if self.step == 0:
             if recipe.knn:
                 self.folder.log({"step": -1, **self._probed()})
-            self._measure_health()
+            if recipe.health:
+                self._measure_health()
         ended = any(self.world.agree(self.gate is not None and self.gate.failed is not None))
         if recipe.gate and not ended:
             self.save()  # the start is the first model that passed; later, what a crash has left out
@@ -299,7 +300,7 @@ class Trainer:
         if logged or self.step % recipe.log_every_steps == 0 or "knn" in metrics or "skipped" in metrics:
             self.folder.log({"step": self.step - 1, **metrics})
             self.loggers.log(self.step - 1, metrics)
-        if self.health and self.health.is_due(self.step):
+        if recipe.health and (self.step % recipe.health.every_steps == 0 or self.step == recipe.total_steps):
             self._measure_health()
         if listener and self.world.is_main:
             listener(Progress(self.step, recipe.total_steps, metrics["images_per_s"], metrics))
@@ -315,11 +316,12 @@ class Trainer:
         return found
 
     def _measure_health(self) -> None:
-        if self.health and self.recipe.parallel.strategy == "fsdp" and self.world.size > 1:
-            self.health.draw(running=True)  # one process alone cannot run what lies in shards
-        elif self.health:
+        backbone = whole_backbone(self.learner.result.backbone)  # every process takes part
+        if self.health:
             temperature = self.rates(self.step)["teacher_temperature"]
-            numbers = self.health.update(self.step, learner=self.learner, card=self.card(), temperature=temperature)
+            numbers = self.health.update(
+                self.step, learner=self.learner, backbone=backbone, card=self.card(), temperature=temperature
+            )
             self.loggers.log(self.step, {f"health/{name}": value for name, value in numbers.items()})
 
     def train_step(self, raw: Iterable[RawBatch]) -> dict[str, float]:

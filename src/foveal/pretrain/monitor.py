@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from foveal.backbone.card import Card
+from foveal.backbone.vit import VisionTransformer
 from foveal.errors import FovealError
 from foveal.files import write_atomically
 from foveal.images.imageset import ImageSet
@@ -57,18 +58,16 @@ class HealthMonitor:
         )
         self.note(step, "continued" if step else "started")
 
-    def is_due(self, step: int) -> bool:
-        """Whether to measure after `step` finished steps."""
-        return step % self.probe.every_steps == 0 or step == self.recipe.total_steps
-
-    def update(self, step: int, *, learner: Learner, card: Card, temperature: float) -> dict[str, float]:
+    def update(
+        self, step: int, *, learner: Learner, backbone: VisionTransformer, card: Card, temperature: float
+    ) -> dict[str, float]:
         """Measure after `step` finished steps, warn, and write the page; return the numbers.
 
         Features that are not finite are no reason to end the run, whose own guard decides that: a warning says so.
         """
         started = time.perf_counter()
         try:
-            numbers, photographs, patches = self.probe.measure(learner, card, temperature=temperature)
+            numbers, photographs, patches = self.probe.measure(learner, backbone, card, temperature=temperature)
         except FovealError as error:
             logger.warning("the health of step %d could not be measured: %s", step, error)
             return {}

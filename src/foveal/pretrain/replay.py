@@ -142,6 +142,8 @@ def replay(path: str | Path) -> Replayed:
     """
     step = _read(Path(path))
     content, recipe = step.content, step.recipe
+    if recipe.distill:
+        raise RunError(f"{path} is a step of distillation, which replay does not run; its crops and tensors are in it")
     threads = torch.get_num_threads()
     torch.set_num_threads(content["threads"])
     try:
