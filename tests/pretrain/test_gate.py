@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ranks import on_ranks
 
 from foveal.backbone.card import Card, read_card
 from foveal.backbone.variants import backbone_config
@@ -139,3 +140,14 @@ def test_labels_take_the_place_of_the_other_limits(gated: MakeRecipe, tmp_path: 
     outcome = pretrain(gated(*knn, "gate.min_agreement=1", "optimizer.base_lr=3", "optimizer.warmup_steps=0"))
     assert outcome.step == 6
     assert all(found.scores["knn"] == 100 for found in outcome.judgements)  # each image is its own neighbour
+
+
+def test_two_processes_come_to_the_judgements_and_the_bits_of_one(gated: MakeRecipe, tmp_path: Path) -> None:
+    settings = ("parallel.canonical=true", "device=cpu", "gate.min_agreement=0", "gate.min_rank_share=0")
+    settings += ("lora.rank=2", "gram={anchor: start}", "optimizer.freeze_backbone_steps=1")
+    one = pretrain(gated(*settings, out="one"))
+    two = on_ranks(2, pretrain, gated(*settings, out="two"))
+    assert [outcome.step for outcome in two] == [6, 6]
+    assert two[0].judgements == one.judgements
+    a, b = (load_tensors(tmp_path / run / "model" / "model.safetensors") for run in ("one", "two"))
+    assert all(torch.equal(a[name], b[name]) for name in a)

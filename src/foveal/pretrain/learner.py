@@ -167,7 +167,7 @@ class SelfDistillation:
                 centers=self.centers,
                 teacher_temperature=rates["teacher_temperature"],
                 generators=lambda number: depth_generator(recipe.seed, step=step, number=number),
-                anchor=self.anchor if settings.gram_weight else None,
+                anchor=self.anchor,
                 world=self.world,
             )
 
