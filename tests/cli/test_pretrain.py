@@ -85,7 +85,13 @@ def test_published_recipes_build_and_run_a_step(call: Any, photos: Path, tmp_pat
         "num_workers=0",
     ]
     overrides += [f"views.global_size={crop}", f"views.local_size={crop // 2}", f"backbone.image_size={crop}"]
-    overrides += ["views.enlarge=true", "precision=fp32", "heads.dino.num_prototypes=64", "heads.dino.hidden=32"]
+    overrides += [
+        "views.enlarge=true",
+        "objective.koleo_group=2",
+        "precision=fp32",
+        "heads.dino.num_prototypes=64",
+        "heads.dino.hidden=32",
+    ]
     if name != "vitl16_in1k_short":
         overrides += ["heads.ibot.num_prototypes=48", "heads.ibot.hidden=32"]
     done = call("--recipe", name, "--steps", 1, f"images={photos}", f"out={tmp_path / 'out'}", *overrides)

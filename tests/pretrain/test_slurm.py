@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from ranks import free_port
 
+pytestmark = pytest.mark.full  # real launchers, half a minute each
+
 SCRIPT = Path(__file__).resolve().parents[2] / "docs" / "slurm.sbatch"
 DEADLINE_S = 200
 # Starts the tasks, passes signals on to them, and ends with the worst of their exit codes.

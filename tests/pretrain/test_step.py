@@ -59,7 +59,7 @@ def _split(batch: Batch, count: int) -> list[Batch]:
         by_image = x.unflatten(0, (-1, num_images))
         return [part.flatten(0, 1) for part in by_image.chunk(count, dim=1)]
 
-    return [Batch(*parts) for parts in zip(*(cut(x) for x in batch), strict=True)]
+    return [Batch(*parts) for parts in zip(*(cut(x) for x in batch if x is not None), strict=True)]
 
 
 def _centers(shared: bool = False, dtype: torch.dtype = torch.float32) -> Centers:

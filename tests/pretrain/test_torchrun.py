@@ -18,6 +18,8 @@ from safetensors.torch import load_file
 from foveal.pretrain.loop import pretrain
 from foveal.pretrain.recipe import load_recipe
 
+pytestmark = pytest.mark.full  # real launchers, half a minute each
+
 SETTINGS = ["batch_size=4", "parallel.canonical=true", "checkpoints.every_steps=2"]
 DEADLINE_S = 200
 Start = Callable[..., "subprocess.Popen[str]"]
