@@ -55,6 +55,7 @@ def test_canonical_runs_of_one_two_and_four_processes_are_equal_to_the_bit(
         assert _losses(tmp_path / str(size)) == pytest.approx(_losses(tmp_path / "1"), rel=1e-6)
 
 
+@pytest.mark.full  # half a minute
 def test_the_number_of_processes_may_change_on_resume(tiny: Any, tmp_path: Path) -> None:
     """1 -> 2 -> 4 -> 1 against 1: losses within 1e-3 over 50 steps.
 
@@ -70,6 +71,7 @@ def test_the_number_of_processes_may_change_on_resume(tiny: Any, tmp_path: Path)
     assert _losses(tmp_path / "run") == pytest.approx(_losses(tmp_path / "whole"), rel=1e-3)
 
 
+@pytest.mark.full
 def test_a_run_in_shards_continues_in_shards_and_whole(tiny: Any, tmp_path: Path) -> None:
     """Two processes with FSDP2, again two, then one that holds everything, against one all along.
 
