@@ -14,6 +14,7 @@ same: the floor is that of the plain step.
 """
 
 import argparse
+import resource
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -219,6 +220,9 @@ def main() -> None:
                         f"{name} {precision} K={num_prototypes}: {elapsed:.2f} s/step, {flops / 1e9:.0f} GFLOP, matrix "
                         f"rate {rate / 1e9:.0f} GFLOP/s: {ratio:.2f} x the floor (best {best:.2f})"
                     )
+                if not peer:
+                    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+                    print(f"    peak memory of the process so far {peak:.2f} GiB")
                 for kind, share in breakdown(step).items():
                     print(f"    {kind:26s} {100 * share:5.1f} %")
 

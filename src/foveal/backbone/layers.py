@@ -6,11 +6,14 @@ a group. Source of the block: arXiv 2304.07193, section 4 and appendix; LayerSca
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+_SCORES_AT_ONCE = 3_000_000  # of attention in one part of a backward pass: 6 MB in bf16
 
 
 class Group(NamedTuple):
@@ -70,12 +73,51 @@ class Attention(nn.Module):
         return (q * q.shape[-1] ** -0.5 @ k.mT).softmax(dim=-1)
 
     def _mix(self, qkv: Tensor, group: Group) -> Tensor:
-        q, k, v = qkv.view(*group, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(group.rows, -1)
+        if qkv.device.type == "cpu" and qkv.dtype == torch.bfloat16 and torch.is_grad_enabled():
+            return _MixByProducts.apply(qkv, group.num_tokens, self.num_heads)
+        return _mixed(qkv, group.num_tokens, self.num_heads)
+
+
+def _mixed(qkv: Tensor, num_tokens: int, num_heads: int) -> Tensor:
+    q, k, v = _heads(qkv, num_tokens, num_heads)
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(len(qkv), -1)
+
+
+def _heads(qkv: Tensor, num_tokens: int, num_heads: int) -> Tensor:
+    """Return (3, B, heads, N, head_dim) of packed (B N, 3 D)."""
+    return qkv.view(len(qkv) // num_tokens, num_tokens, 3, num_heads, -1).permute(2, 0, 3, 1, 4)
+
+
+class _MixByProducts(torch.autograd.Function):
+    """The same attention with a backward pass of plain matrix products, some images at a time.
+
+    PyTorch's own backward pass on a CPU runs in bf16 at a hundredth to a tenth of the rate of matrix products
+    (benchmarks/RESULTS.md). Nothing but q, k and v is kept for it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, num_tokens: int, num_heads: int) -> Tensor:
+        ctx.save_for_backward(qkv)
+        ctx.shape = num_tokens, num_heads
+        return _mixed(qkv, num_tokens, num_heads)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (qkv,) = ctx.saved_tensors
+        num_tokens, num_heads = ctx.shape
+        rows = max(1, _SCORES_AT_ONCE // (num_heads * num_tokens**2)) * num_tokens
+        found: list[Tensor] = []
+        with torch.enable_grad(), torch.autocast("cpu", enabled=False):
+            for part, of_part in zip(qkv.split(rows), gradient.split(rows), strict=True):
+                leaf = part.detach().requires_grad_()
+                q, k, v = _heads(leaf, num_tokens, num_heads)
+                mixed = (q * q.shape[-1] ** -0.5 @ k.mT).softmax(dim=-1) @ v
+                found += torch.autograd.grad(mixed.transpose(1, 2).reshape(len(leaf), -1), leaf, of_part)
+        return torch.cat(found), None, None
 
 
 class MLP(nn.Module):
-    """Linear, GELU (erf), Linear."""
+    """Linear, GELU (erf), Linear. Training keeps what enters the GELU and computes it again in the backward pass."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -84,7 +126,13 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (T, D) to (T, D)."""
-        return self.fc2(F.gelu(self.fc1(x)))
+        hidden = self.fc1(x)
+        if torch.is_grad_enabled() and hidden.requires_grad:
+            return checkpoint(self._second, hidden, use_reentrant=False, preserve_rng_state=False)
+        return self._second(hidden)
+
+    def _second(self, hidden: Tensor) -> Tensor:
+        return self.fc2(F.gelu(hidden))
 
 
 class SwiGLU(nn.Module):

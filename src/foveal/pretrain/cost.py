@@ -116,19 +116,20 @@ def activation_bytes(recipe: Recipe, *, recomputed: bool = False) -> int:
 
     A block keeps, for each token: in float32 two inputs of its norms, their statistics and one number a head; then, in
     the precision of the products, both norms' outputs, q, k and v, the mixed values, once more where crops of two sizes
-    are put together, the two branches' outputs (8 or 9 D), and the hidden values: before and after GELU (2 H), or both
-    halves, the gate and the product (4 H). A dropped branch keeps nothing.
+    are put together, the two branches' outputs (8 or 9 D), and the hidden values: before GELU (H), or both halves, the
+    gate and the product (4 H). A dropped branch keeps nothing. In bf16 a CPU keeps q, k and v of attention alone.
     """
     config, views, images = recipe.backbone, recipe.views, recipe.micro_batch
     tokens = images * (2 * _tokens(config, views.global_size) + views.num_local * _tokens(config, views.local_size))
     wide = 2 if recipe.precision == "bf16" else _FP32
-    hidden = (4 if config.ffn == "swiglu" else 2) * config.ffn_hidden
+    hidden = (4 if config.ffn == "swiglu" else 1) * config.ffn_hidden
     kept = 1 - config.drop_path_rate
     branches = kept * wide * ((9 if views.num_local else 8) * config.width + hidden)
     inputs = _FP32 * (2 * config.width + 4 + config.num_heads)
     if recomputed:
         return round(tokens * (config.depth * _FP32 * config.width + inputs + branches))
-    casts = wide * block_parameters(config) if recipe.precision == "bf16" else 0  # autocast's copies of the weights
+    cast = block_parameters(config) - (0 if config.ffn == "swiglu" else config.width * config.ffn_hidden)
+    casts = wide * cast if recipe.precision == "bf16" else 0  # autocast's copies of the weights, but the last one's
     return round(tokens * config.depth * (inputs + branches)) + config.depth * casts
 
 
