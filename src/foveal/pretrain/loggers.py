@@ -96,7 +96,9 @@ class _TensorBoard:
     def __init__(self, run: Path, *, step: int) -> None:
         from tensorboardX import SummaryWriter
 
-        self._writer = SummaryWriter(str(run / TENSORBOARD), purge_step=step, flush_secs=30)
+        # The names of its files end at seconds: a run that is continued within one would write over what it has.
+        suffix = f".{time.time_ns()}"
+        self._writer = SummaryWriter(str(run / TENSORBOARD), purge_step=step, flush_secs=30, filename_suffix=suffix)
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
         for name, value in numbers.items():
