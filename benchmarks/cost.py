@@ -1,13 +1,14 @@
 """How a training step's cost grows with batch, tokens, prototypes and ranks: measured, fitted, and on paper.
 
     python benchmarks/cost.py                    # about ten minutes on two cores
+    python benchmarks/cost.py --plot cost.png    # and the measured points beside the law as a picture
     python benchmarks/cost.py --paper            # only the tables that need no machine
 
 Steps of a small ViT in float32 with data in memory, in one thread. One quantity changes at a time. The law: seconds =
 a + b (operations of the backbones) + c (operations of the heads) + d (bytes that the optimizer and the teacher's
-average pass over), fitted by least squares of relative errors over all points; 1/b and 1/c are rates, 1/d a bandwidth.
-Ranks: the same global batch with 1 and 2 processes of one thread each. On paper: what a device holds and sends of the
-largest published recipe on up to 256 devices.
+average pass over), fitted by non-negative least squares of relative errors over all points; 1/b and 1/c are rates, 1/d
+a bandwidth. Ranks: the same global batch with 1 and 2 processes of one thread each. On paper: what a device holds and
+sends of the largest published recipe on up to 256 devices.
 """
 
 import argparse
@@ -17,11 +18,12 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
+from scipy.optimize import nnls
 
 from foveal.pretrain.cost import communication_bytes, memory_bytes, num_parameters, step_flops
 from foveal.pretrain.launch import joined
@@ -54,7 +56,7 @@ def recipe_of(*, batch: int, size: int, prototypes: int, micro: int | None = Non
 
 
 def seconds_of(recipe: Recipe, *, repeats: int, world: World = ALONE) -> float:
-    """Return the median seconds of a whole step, update included."""
+    """Return the least seconds of a whole step, update included: what the machine takes when nothing disturbs it."""
     learner = SelfDistillation(recipe, device=torch.device("cpu"), world=world)
     optimizer = adamw(parameter_groups(learner.student, layer_decay=0.9, patch_embed_lr_multiplier=0.2))
     gradients = GradientSum(learner.student.parameters(), world)
@@ -66,11 +68,11 @@ def seconds_of(recipe: Recipe, *, repeats: int, world: World = ALONE) -> float:
         learner.accumulate(own, step=step, rates={"teacher_temperature": 0.05})
         gradients.add_up()
         clip_each(learner.student, 3.0)
-        set_rates(optimizer, lr=1e-4, weight_decay=0.04, last_layer_lr=1e-4)
+        set_rates(optimizer, lr=1e-4, weight_decay=0.04, last_layer_lr=1e-4, backbone_lr=1e-4)
         optimizer.step()
         learner.commit({"teacher_momentum": 0.99})
         times.append(time.perf_counter() - started)
-    return median(times[1:])
+    return min(times[1:])
 
 
 def batch_of(recipe: Recipe, number: int) -> Batch:
@@ -92,23 +94,43 @@ def terms(recipe: Recipe) -> list[float]:
     return [1.0, (sum(flops.values()) - heads) / 1e9, heads / 1e9, _PASSES * sum(num_parameters(recipe).values()) / 1e9]
 
 
-def measure(repeats: int) -> None:
-    """Print the measured table and the fitted law."""
+def measure(repeats: int, plot: Path | None) -> None:
+    """Print the measured table and the fitted law, and draw both."""
     points = [
         (name, value, recipe_of(**{**_BASE, name: value})) for name, values in _VARIED.items() for value in values
     ]
     seconds = [seconds_of(recipe, repeats=repeats) for *_, recipe in points]
     left = np.array([terms(recipe) for *_, recipe in points])
     weights = 1 / np.array(seconds)
-    law, *_ = np.linalg.lstsq(left * weights[:, None], np.ones(len(points)), rcond=None)
+    law, _ = nnls(left * weights[:, None], np.ones(len(points)))
     print("| varied | value | GFLOP | s/step | law | error |\n|---|---|---|---|---|---|")
     for (name, value, _), found, row in zip(points, seconds, left, strict=True):
         predicted = float(row @ law)
         work, error = row[1] + row[2], predicted / found - 1
         print(f"| {name} | {value} | {work:.1f} | {found:.3f} | {predicted:.3f} | {error:+.0%} |")
+    if plot:
+        draw(plot, [point[:2] for point in points], seconds, left @ law)
     rates = [f"{1 / x:.0f}" if x > 0 else "unlimited" for x in law[1:]]
     fixed = law[0] * 1e3
     print(f"\nlaw: {fixed:.0f} ms + backbones at {rates[0]} GFLOP/s + heads at {rates[1]} + states at {rates[2]} GB/s")
+
+
+def draw(file: Path, points: list[tuple[str, int]], seconds: list[float], predicted: np.ndarray) -> None:
+    """Draw seconds a step against each quantity, logarithmic: points measured, lines by the law."""
+    figure = Figure(figsize=(9, 3), layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(_VARIED), sharey=True), _VARIED, strict=True):
+        rows = [row for row, (varied, _) in enumerate(points) if varied == name]
+        values = [points[row][1] for row in rows]
+        axes.loglog(values, [predicted[row] for row in rows], color="0.5", label="law")
+        axes.loglog(values, [seconds[row] for row in rows], "o", color="tab:blue", label="measured")
+        axes.set_xlabel({"size": "side of the global crops, pixels"}.get(name, name))
+        axes.set_xticks(values, [f"{value // 1024} k" if value >= 1024 else str(value) for value in values])
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("seconds a step")
+    figure.axes[0].set_yticks([0.25, 0.5, 1, 2, 4], ["0.25", "0.5", "1", "2", "4"])
+    figure.axes[0].legend()
+    figure.savefig(file, dpi=110)
 
 
 def ranks(repeats: int) -> None:
@@ -156,6 +178,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--paper", action="store_true")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="PNG of the measured points and the law")
     parser.add_argument("--as-rank", metavar="FOLDER", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.as_rank:
@@ -163,7 +186,7 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     if not arguments.paper:
-        measure(arguments.repeats)
+        measure(arguments.repeats, arguments.plot)
         ranks(arguments.repeats)
     paper()
 
