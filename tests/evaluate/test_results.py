@@ -9,7 +9,7 @@ def test_interval_of_a_share_is_that_of_the_normal_approximation() -> None:
     right = np.zeros(400)
     right[:120] = 100
     found = measured_mean("top-1", right, unit="%")
-    assert found.value == 30 and found.unit == "%"
+    assert (found.value, found.unit) == (30, "%")
     half = 1.96 * 100 * (0.3 * 0.7 / 400) ** 0.5
     assert [found.low, found.high] == pytest.approx([30 - half, 30 + half], abs=0.6)
     assert found == measured_mean("top-1", right, unit="%")
