@@ -51,7 +51,7 @@ def traced(networks: Mapping[str, nn.Module]) -> Iterator[list[Finding]]:
             key = (network, module, kind)
             if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or key in seen:
                 continue
-            bad = tensor.numel() - int(torch.isfinite(tensor).sum())
+            bad = tensor.numel() - int(torch.isfinite(tensor.detach()).sum())  # detached: nothing is kept for gradients
             if bad:
                 seen.add(key)
                 findings.append(Finding(network, module, kind, bad, tensor.numel()))
