@@ -48,7 +48,7 @@ def test_what_is_set_by_hand_stays() -> None:
     assert not {"batch_size", "precision", "backbone.variant"} & {choice.key for choice in choices}
 
 
-@pytest.mark.parametrize(("gigabytes", "group"), [(8, 16), (3, None)])
+@pytest.mark.parametrize(("gigabytes", "group"), [(8, 32), (3, None)])
 def test_neighbours_are_looked_for_in_a_micro_batch_that_is_large_enough(gigabytes: int, group: int | None) -> None:
     small = Hardware("cpu", memory=gigabytes * 10**9, cores=4, bf16=False)
     recipe, choices = fit_to_hardware(_recipe("backbone.variant=vits"), num_images=5000, hardware=small)

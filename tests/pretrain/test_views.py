@@ -145,7 +145,7 @@ def test_views_carry_out_their_plans(photo: np.ndarray) -> None:
     for index in range(6):
         result = make_views(photo, settings=settings, seed=1, epoch=2, index=index)
         planned = plan_views(*photo.shape[:2], settings=settings, seed=1, epoch=2, index=index)
-        for plan, crop in zip(planned, itertools.chain(*result), strict=True):
+        for plan, crop in zip(planned, itertools.chain(*result[:3]), strict=True):
             expected = pillow_crop(photo, plan.box, crop.shape[0])
             assert distance(crop, expected[:, ::-1] if plan.hflip else expected)[1] <= 2
             flips.add(plan.hflip)

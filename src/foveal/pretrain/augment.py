@@ -80,21 +80,29 @@ def to_grayscale(image: Image) -> Image:
 def gaussian_blur(image: Image, *, sigma: float, kernel_size: int) -> Image:
     """Return the image blurred by a separable Gaussian, mirrored at the borders without repeating the edge pixel.
 
-    OpenCV's fast 8-bit path computes in 1/256. The kernel is rounded to these units here, with its sum kept at 1 by the
-    centre (else the blur would brighten or darken the image) and the taps that round to 0 cut off.
+    The weights are those of `gaussian_kernel`; the taps that round to 0 are cut off.
 
     Args:
         image: (H, W, C), uint8 or uint16.
         sigma: Standard deviation in pixels, > 0.
         kernel_size: Taps, odd.
     """
+    kernel = np.trim_zeros(gaussian_kernel(sigma, kernel_size))
+    if len(kernel) == 1:
+        return image
+    return cv2.sepFilter2D(image, -1, kernel, kernel, borderType=cv2.BORDER_REFLECT_101).reshape(image.shape)
+
+
+def gaussian_kernel(sigma: float, kernel_size: int) -> np.ndarray:
+    """Return the weights (kernel_size,) of a Gaussian of standard deviation sigma > 0, in units of 1/256.
+
+    OpenCV's fast 8-bit path computes in these units. The sum is kept at 1 by the centre, else a blur would brighten or
+    darken the image.
+    """
     tail = [math.exp(-0.5 * (k / sigma) ** 2) for k in range(1, kernel_size // 2 + 1)]
     unit = 256 / (1 + 2 * sum(tail))
-    side = [weight for weight in (round(unit * value) for value in tail) if weight > 0]
-    if not side:
-        return image
-    kernel = np.array([*reversed(side), 256 - 2 * sum(side), *side]) / 256
-    return cv2.sepFilter2D(image, -1, kernel, kernel, borderType=cv2.BORDER_REFLECT_101).reshape(image.shape)
+    side = [round(unit * value) for value in tail]
+    return np.array([*reversed(side), 256 - 2 * sum(side), *side]) / 256
 
 
 def solarize(image: Image, threshold: int) -> Image:

@@ -16,6 +16,7 @@ from foveal.images.imageset import ImageSet
 from foveal.pretrain.masks import make_masks
 from foveal.pretrain.network import Batch
 from foveal.pretrain.parallel import ALONE, World
+from foveal.pretrain.photometric import apply_plans
 from foveal.pretrain.recipe import Recipe
 from foveal.pretrain.sampler import batch_indices, replacement
 from foveal.pretrain.views import Views, ViewSettings, make_views, sizes_of
@@ -31,6 +32,15 @@ class BadImage(NamedTuple):
     message: str
 
 
+class Photometric(NamedTuple):
+    """What is left to do on the device: plans (2 B, 11) and (V B, 11) float32, crop after crop; see photometric.py."""
+
+    global_plans: Tensor
+    local_plans: Tensor
+    blur_kernel_size: int
+    solarize_threshold: int
+
+
 class RawBatch(NamedTuple):
     """A micro-batch of B images as the workers make it.
 
@@ -38,7 +48,8 @@ class RawBatch(NamedTuple):
     crop after crop; masks: (2 B, P) bool; bad: the images that were replaced; failure: where no image was left to
     replace one, the reason, and then there are no crops. It is a value, because an exception that crosses a process
     border brings its traceback along in its message. numbers: of the images shown, in the set. anchor_crops: the
-    global crops at the resolution of the Gram term's anchor, where that is another.
+    global crops at the resolution of the Gram term's anchor, where that is another. photometric: with
+    `views.photometric: device`, what `finished` has yet to do.
     """
 
     global_crops: Tensor
@@ -48,6 +59,7 @@ class RawBatch(NamedTuple):
     failure: str = ""
     numbers: Sequence[int] = ()
     anchor_crops: Tensor | None = None
+    photometric: Photometric | None = None
 
 
 class MicroBatches(Dataset[RawBatch]):
@@ -98,6 +110,7 @@ class MicroBatches(Dataset[RawBatch]):
             bad,
             numbers=numbers,
             anchor_crops=_crop_major([view.anchor_crops for view in views]) if self._anchor_factor > 1 else None,
+            photometric=_photometric([view.plans for view in views if view.plans is not None], settings),
         )
 
     def _sample(self, epoch: int, index: int, settings: ViewSettings, bad: list[BadImage]) -> tuple[int, Views] | None:
@@ -221,11 +234,33 @@ def to_batch(raw: RawBatch, *, mean: Sequence[float], std: Sequence[float], devi
 
     `mean` and `std` are shares of full scale: 255 for uint8, 65535 for uint16.
     """
+    done = finished(raw, device=device)
     return Batch(
-        _normalise(raw.global_crops.to(device, non_blocking=True), mean, std),
-        _normalise(raw.local_crops.to(device, non_blocking=True), mean, std),
+        _normalise(done.global_crops, mean, std),
+        _normalise(done.local_crops, mean, std),
         raw.masks.to(device),
-        None if raw.anchor_crops is None else _normalise(raw.anchor_crops.to(device, non_blocking=True), mean, std),
+        None if done.anchor_crops is None else _normalise(done.anchor_crops, mean, std),
+    )
+
+
+def finished(raw: RawBatch, *, device: torch.device) -> RawBatch:
+    """Return the micro-batch with its crops on the device, and what the workers left undone done to them."""
+    left, anchor = raw.photometric, raw.anchor_crops
+
+    def done(crops: Tensor, plans: Tensor | None, enlarged: int = 1) -> Tensor:
+        crops = crops.to(device, non_blocking=True)
+        if left is None or plans is None:
+            return crops
+        kernel_size, threshold = left.blur_kernel_size, left.solarize_threshold
+        return apply_plans(crops, plans, blur_kernel_size=kernel_size, solarize_threshold=threshold, enlarged=enlarged)
+
+    global_plans, local_plans = (left.global_plans, left.local_plans) if left else (None, None)
+    factor = 1 if anchor is None else anchor.shape[1] // raw.global_crops.shape[1]
+    return raw._replace(
+        global_crops=done(raw.global_crops, global_plans),
+        local_crops=done(raw.local_crops, local_plans),
+        anchor_crops=None if anchor is None else done(anchor, global_plans, factor),
+        photometric=None,
     )
 
 
@@ -243,6 +278,14 @@ def _crop_major(crops: list[np.ndarray]) -> Tensor:
         crops = [crop if crop.dtype == np.uint16 else crop.astype(np.uint16) * np.uint16(257) for crop in crops]
     stacked = np.stack(crops, axis=1)
     return torch.from_numpy(stacked.reshape(-1, *stacked.shape[2:]))
+
+
+def _photometric(plans: list[np.ndarray], settings: ViewSettings) -> Photometric | None:
+    if not plans:
+        return None
+    in_order = torch.from_numpy(np.stack(plans, axis=1))  # (2 + V, B, 11)
+    global_plans, local_plans = (part.flatten(0, 1) for part in in_order.split([2, len(in_order) - 2]))
+    return Photometric(global_plans, local_plans, settings.blur_kernel_size, settings.solarize_threshold)
 
 
 def _start_worker(_worker: int) -> None:

@@ -230,6 +230,11 @@ class Recipe(_Settings):
             for size in (global_size, *([local_size] if self.views.num_local else [])):
                 if size % patch:
                     raise ValueError(multiple_of_patch("views.other_sizes", size, patch))
+        if self.views.photometric == "device" and self.backbone.channels != 3:
+            raise ValueError(
+                f"views.photometric=device is written for RGB, and backbone.channels={self.backbone.channels}; "
+                "use views.photometric=workers"
+            )
         crop_size = self.features.crop_size or self.views.global_size
         if crop_size % patch:
             raise ValueError(multiple_of_patch("features.crop_size", crop_size, patch))

@@ -26,7 +26,7 @@ from foveal.files import write_atomically
 from foveal.images.imageset import ImageSet
 from foveal.pretrain.distill import build_learner
 from foveal.pretrain.learner import Learner
-from foveal.pretrain.loader import MicroBatches, RawBatch, StepBatches
+from foveal.pretrain.loader import MicroBatches, RawBatch, StepBatches, finished
 from foveal.pretrain.optimizer import clip_each
 from foveal.pretrain.recipe import Recipe, build_recipe
 from foveal.pretrain.trace import Finding, traced
@@ -107,7 +107,7 @@ def write_replay(
     per_step = recipe.batch_size // recipe.micro_batch
     source, numbers = MicroBatches(images, recipe), list[int]()
     for group in range(per_step):
-        raw = source[step * per_step + group]
+        raw = finished(source[step * per_step + group], device=_CPU)
         numbers += raw.numbers
         for name in ("global_crops", "local_crops", "masks"):
             tensors[f"{_CROPS}/{group}/{name}"] = getattr(raw, name)

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from foveal.errors import BadImageError
 from foveal.pretrain import augment
 from foveal.pretrain.augment import Image
+from foveal.pretrain.photometric import plan_row
 
 _NUM_GLOBAL = 2
 _CROP_TRIES = 10
@@ -71,6 +72,8 @@ class ViewSettings(BaseModel):
     blur_sigma: Range = (0.1, 2.0)
     solarize_probability: Probability = 0.2
     solarize_threshold: int = Field(default=128, ge=0, le=256)
+    # Where jitter, grayscale, blur and solarize run: in the workers, or on batches where the network is.
+    photometric: Literal["workers", "device"] = "workers"
 
     @model_validator(mode="after")
     def _check_ranges(self) -> Self:
@@ -107,6 +110,7 @@ class Views(NamedTuple):
     global_crops: Image  # (2, S, S, C)
     local_crops: Image  # (L, s, s, C)
     anchor_crops: Image  # (2, f S, f S, C), the global crops again, enlarged; (0, ...) where f is 1
+    plans: np.ndarray | None = None  # (2 + L, 11) float32, what is left to do on the device; see photometric.py
 
 
 def sizes_of(settings: ViewSettings, *, seed: int, step: int, group: int) -> ViewSettings:
@@ -179,7 +183,13 @@ def make_views(
         crop[...] = _render(image, plan, size=crop.shape[0], settings=settings)
     for plan, crop in zip(plans[:num_anchor], anchor_crops, strict=True):
         crop[...] = _render(image, plan, size=crop.shape[0], settings=settings, enlarged=anchor_factor)
-    return Views(global_crops, local_crops, anchor_crops)
+    if settings.photometric == "workers":
+        return Views(global_crops, local_crops, anchor_crops)
+    rows = [
+        plan_row(plan.jitter, grayscale=plan.grayscale, blur_sigma=plan.blur_sigma, solarize=plan.solarize)
+        for plan in plans
+    ]
+    return Views(global_crops, local_crops, anchor_crops, np.array(rows, dtype=np.float32))
 
 
 def plan_views(
@@ -267,6 +277,8 @@ def _render(image: Image, plan: ViewPlan, *, size: int, settings: ViewSettings, 
     crop = _resized_crop(image, plan.box, size=size)
     if plan.hflip:
         crop = augment.hflip(crop)
+    if settings.photometric == "device":
+        return crop
     for operation, factor in plan.jitter:
         if plan.channel_factors is None:
             crop = _JITTER[operation](crop, factor)
