@@ -178,9 +178,11 @@ def normalised_pipeline(data: bytes, index: int, settings: ViewSettings) -> obje
 
 def pipelines(settings: ViewSettings, *, torchvision: bool) -> dict[str, Callable[[bytes, int], object]]:
     """Return what is measured, by the name of its row; the last row is the one that the others are compared with."""
+    on_device = settings.model_copy(update={"photometric": "device"})
     rows: dict[str, Callable[[bytes, int], object]] = {
         "decode alone": lambda data, index: decode(data),
         "decode + views": lambda data, index: foveal_pipeline(data, index, settings),
+        "the same, photometric=device": lambda data, index: foveal_pipeline(data, index, on_device),
         "decode + views + normalise": lambda data, index: normalised_pipeline(data, index, settings),
         "the same choices with Pillow": lambda data, index: pillow_pipeline(data, index, settings),
     }
