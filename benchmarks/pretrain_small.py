@@ -60,7 +60,7 @@ def main() -> None:
     pretrain(recipe, listener=listen)
     tables["trained"] = run(load(arguments.out / "model"), train, test, batch_size=128)
     for name, rows in tables.items():
-        print(f"{name:12s}", "  ".join(f"{row.name} {row.value:.1f}" for row in rows if row.name.endswith("top-1")))
+        print(f"{name:12s}", "  ".join(f"{row.metric} {row.value:.1f}" for row in rows if row.metric.endswith("top-1")))
     minutes = 0.0
     for line in read_metrics(arguments.out):
         minutes += recipe.batch_size / line["images_per_s"] / 60 if "images_per_s" in line else 0.0

@@ -4,19 +4,16 @@ from pathlib import Path
 
 import pytest
 
+import foveal
 from foveal.cli.main import main
 
 
-def _cards_hash(model_folder: Path) -> str:
-    return json.loads((model_folder / "model.json").read_text())["sha256"]["model.safetensors"]
-
-
-def test_knn_prints_one_line_a_number_and_writes_json(
+def test_knn_prints_one_line_a_number_and_keeps_the_same_rows(
     model_folder: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    report_path = tmp_path / "knn.json"
-    arguments = ["knn", "--model", str(model_folder), "--train", str(photos), "--k", "3", "--k", "5", "--split", "0.4"]
-    assert main([*arguments, "--pixels", "--json", str(report_path)]) == 0
+    arguments = ["evaluate", "knn", "--model", str(model_folder), "--data", str(photos), "--k", "3", "--k", "5"]
+    arguments += ["--split", "0.4", "--pixels", "--engine", "torch", "--out", str(tmp_path / "results")]
+    assert main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("\t")[0] for line in lines] == [
         "knn-3 top-1",
@@ -24,13 +21,15 @@ def test_knn_prints_one_line_a_number_and_writes_json(
         "raw pixels knn-3 top-1",
         "raw pixels knn-5 top-1",
     ]
-    assert all(re.fullmatch(r"[^\t]+\t\d+\.\d\d\t%", line) for line in lines)
-    report = json.loads(report_path.read_text())
-    assert [f"{row['value']:.2f}" for row in report["rows"]] == [line.split("\t")[1] for line in lines]
-    assert report["train"]["num_images"] + report["test"]["num_images"] == 24
-    assert report["model"]["sha256"]["model.safetensors"] == _cards_hash(model_folder)
-    assert main([*arguments, "--json", str(tmp_path / "again.json")]) == 0
-    assert json.loads((tmp_path / "again.json").read_text())["test"] == report["test"]  # the split is deterministic
+    assert all(re.fullmatch(r"[^\t]+\t\d+\.\d\d\t%\t\d+\.\d\d to \d+\.\d\d", line) for line in lines)
+    assert main(arguments) == 0
+    history = (tmp_path / "results" / "results.jsonl").read_text().splitlines()
+    assert history[:4] == history[4:]
+    row = json.loads(history[0])
+    assert [f"{row['value']:.2f}", f"{row['low']:.2f} to {row['high']:.2f}"] == lines[0].split("\t")[1::2]
+    assert (row["protocol"], row["data"], row["model"]) == ("knn", "photos", "tiny")
+    assert row["model_hash"] == foveal.load(model_folder).identity
+    assert row["command"].startswith(f"foveal evaluate knn --model {model_folder}")
 
 
 def test_knn_with_a_test_set_and_few_shot(
@@ -40,7 +39,8 @@ def test_knn_with_a_test_set_and_few_shot(
         (tmp_path / "test" / name).mkdir(parents=True)
         path = next((photos / name).iterdir())
         path.rename(tmp_path / "test" / name / path.name)
-    arguments = ["knn", "--model", str(model_folder), "--train", str(photos), "--test", str(tmp_path / "test")]
+    arguments = ["evaluate", "knn", "--model", str(model_folder)]
+    arguments += ["--train", str(photos), "--test", str(tmp_path / "test"), "--engine", "torch"]
     assert main([*arguments, "--k", "2", "--n-per-class", "3", "--n-tries", "2"]) == 0
     out = capsys.readouterr().out
     assert "knn-2 top-1, 3 per class, mean of 2\t" in out
@@ -50,26 +50,30 @@ def test_knn_with_a_test_set_and_few_shot(
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (["--test", "x", "--split", "0.3"], "--split has no effect beside --test"),
+        (["--test", "x"], "--test has no effect beside --data; give --train and --test"),
+        (["--train", "x"], "--data and --train name two sources"),
         (["--n-tries", "3"], "--n-tries has no effect without --n-per-class"),
-        (["--seed", "0"], "--seed has no effect without --n-per-class"),
-        (["--test", "no/where"], "no/where does not exist"),
         (["--split", "1.5"], "split=1.5"),
         (["--k", "500"], "k=500 with"),
         (["--k", "0"], "Invalid value for '--k'"),
-        (["--json", "no/where/x.json"], "no/where does not exist; create it first"),
-        (["--json", "."], "is a folder; give the name of a file"),
+        (["--out", "photos/cat/1.png"], "is a file; give a folder for the results"),
     ],
 )
 def test_knn_explains_what_does_not_work(
-    model_folder: Path, photos: Path, extra: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    model_folder: Path,
+    photos: Path,
+    extra: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert main(["knn", "--model", str(model_folder), "--train", str(photos), *extra]) == 2
+    monkeypatch.chdir(photos.parent)
+    assert main(["evaluate", "knn", "--model", str(model_folder), "--data", str(photos), *extra]) == 2
     assert message in capsys.readouterr().err
 
 
 def test_model_folder_one_too_high_is_pointed_out(
     model_folder: Path, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["knn", "--model", str(model_folder.parent), "--train", str(photos)]) == 2
+    assert main(["evaluate", "knn", "--model", str(model_folder.parent), "--data", str(photos)]) == 2
     assert f"did you mean {model_folder}?" in capsys.readouterr().err

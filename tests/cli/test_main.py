@@ -17,22 +17,25 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"foveal {foveal.__version__}\n"
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
-    assert all(verb in out for verb in ("knn", "pca", "extract"))
+    assert all(verb in out for verb in ("evaluate", "pca", "extract"))
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["nkn"], "No such command 'nkn'"),
-        (["knn"], "Missing option '--model'"),
-        (["knn", "--modle", "x"], "No such option: --modle (Possible options: --model); see foveal knn --help"),
+        (["evaluate", "knn"], "Missing option '--model'"),
+        (
+            ["evaluate", "knn", "--modle", "x"],
+            "No such option: --modle (Possible options: --model); see foveal evaluate knn --help",
+        ),
         (
             ["pca", "x.png", "--model", "tim:vit"],
             "tim: is no library that is known here; choose timm:, hf:, open_clip:",
         ),
         (["pca", "x.png"], "Missing option '--model'; see foveal pca --help"),
         (["pca", "x.png", "--max-images", "0"], "'--max-images'"),
-        (["knn", "--model", "no/where", "--train", "x"], "no/where is no file or folder here and no known"),
+        (["evaluate", "knn", "--model", "no/where", "--data", "x"], "no/where is no file or folder here and no known"),
         (["pca", "no/where.png", "--model", "."], "no/where.png does not exist; give image files"),
     ],
 )
@@ -59,7 +62,7 @@ def test_without_a_verb_the_help_is_shown(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_errors_have_a_traceback_only_with_debug(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["knn", "--model", str(tmp_path), "--train", "x"]
+    arguments = ["evaluate", "knn", "--model", str(tmp_path), "--data", "x"]
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: {tmp_path} is not a model folder")

@@ -96,5 +96,5 @@ def test_download_errors_exit_with_2(
 
 
 def test_unknown_model_of_a_verb_is_told(home: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["knn", "--model", "dinov2_vitx14", "--train", str(photos)]) == 2
+    assert main(["evaluate", "knn", "--model", "dinov2_vitx14", "--data", str(photos)]) == 2
     assert "dinov2_vitx14 is no file or folder here and no known checkpoint; did you mean" in capsys.readouterr().err

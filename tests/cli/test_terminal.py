@@ -3,25 +3,26 @@ from pathlib import Path
 
 import pytest
 
-from foveal.cli.terminal import check_file_target, print_rows, progress_of, write_file
+from foveal.cli.terminal import check_file_target, print_measures, progress_of, write_file
 from foveal.errors import FovealError
+from foveal.evaluate.results import Measure
 
-ROWS = [("knn-20 [top-1]", 81.2345, "%")]
+ROWS = [Measure("knn-20 [top-1]", 81.2345, "%", 79, 83.5)]
 
 
 def test_rows_are_plain_lines_away_from_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    print_rows(ROWS, title="kNN")
-    assert capsys.readouterr().out == "knn-20 [top-1]\t81.23\t%\n"
+    print_measures(ROWS, title="kNN")
+    assert capsys.readouterr().out == "knn-20 [top-1]\t81.23\t%\t79.00 to 83.50\n"
 
 
 def test_rows_are_a_table_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    print_rows(ROWS, title="kNN [of] x")
+    print_measures(ROWS, title="kNN [of] x")
     out = capsys.readouterr().out
     assert "knn-20 [top-1]" in out
     assert "kNN [of] x" in out
     assert "81.23" in out
-    assert "name" in out
+    assert "79.00 to 83.50" in out
 
 
 def test_progress_is_a_line_every_so_often(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 
 from foveal.errors import FovealError, ImageSetError
-from foveal.evaluate.knn import Labelled, Row, pixel_features, run, run_pixels, score
+from foveal.evaluate.knn import Labelled, pixel_features, run, run_pixels, score
+from foveal.evaluate.results import Measure
 from foveal.features.extract import Model
 from foveal.features.neighbours import knn_accuracy
 from foveal.images.imageset import ImageSet
@@ -18,7 +19,10 @@ def _sets(colours: Path) -> tuple[ImageSet, ImageSet]:
 
 
 def test_colours_are_told_apart(model: Model, colours: Path) -> None:
-    assert run(model, *_sets(colours), ks=[1, 5]) == [Row("knn-1 top-1", 100.0, "%"), Row("knn-5 top-1", 100.0, "%")]
+    assert run(model, *_sets(colours), ks=[1, 5]) == [
+        Measure("knn-1 top-1", 100.0, "%", 100.0, 100.0),
+        Measure("knn-5 top-1", 100.0, "%", 100.0, 100.0),
+    ]
 
 
 def test_rows_are_the_accuracies_of_the_extracted_features(model: Model, colours: Path) -> None:
@@ -32,7 +36,7 @@ def test_rows_are_the_accuracies_of_the_extracted_features(model: Model, colours
     expected = knn_accuracy(
         found.arrays["cls"], wrong[found.indices], model.extract_set(test).arrays["cls"], wrong[:9], ks=[3, 4]
     )
-    assert [row.value for row in rows] == [100 * expected[3].top1, 100 * expected[4].top1]
+    assert [row.value for row in rows] == pytest.approx([100 * expected[3].top1, 100 * expected[4].top1])
     assert len(found.indices) == 20
 
 
@@ -61,7 +65,7 @@ def _noisy(num: int, seed: int) -> Labelled:
 def test_few_shot_gives_mean_and_deviation_of_the_draws() -> None:
     train, test = _noisy(50, 0), _noisy(40, 1)
     rows = score(train, test, ks=[3], n_per_class=2, n_tries=4, seed=7)
-    assert [row.name for row in rows] == [
+    assert [row.metric for row in rows] == [
         "knn-3 top-1, 2 per class, mean of 4",
         "knn-3 top-1, 2 per class, deviation",
         "knn-3 top-5, 2 per class, mean of 4",
@@ -77,6 +81,7 @@ def test_few_shot_gives_mean_and_deviation_of_the_draws() -> None:
     assert rows[0].value == pytest.approx(np.mean(singles))
     assert rows[1].value == pytest.approx(np.std(singles, ddof=1))
     assert rows[1].value > 0
+    assert rows[0].low < rows[0].value < rows[0].high
     assert score(train, test, ks=[3], n_per_class=2, n_tries=4, seed=7) == rows
     assert score(train, test, ks=[3], n_per_class=2, n_tries=4, seed=8) != rows
 
@@ -111,4 +116,4 @@ def test_pixel_features_are_the_resized_normalised_pixels(colours: Path) -> None
 
 def test_pixel_rows_say_so(colours: Path) -> None:
     rows = run_pixels(*_sets(colours), size=8, ks=[3])
-    assert rows == [Row("raw pixels knn-3 top-1", 100.0, "%")]
+    assert rows == [Measure("raw pixels knn-3 top-1", 100.0, "%", 100.0, 100.0)]

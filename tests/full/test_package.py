@@ -34,7 +34,11 @@ def test_installed_wheel_runs_the_demo_and_every_verb(environment: Path, tmp_pat
     assert "kNN top-1" in printed
     assert (tmp_path / "demo/demo.html").stat().st_size > 50_000
     images, model = "demo/images/test", "demo/run/model"
-    assert "knn-10 top-1" in run(foveal, "knn", "--model", model, "--train", images, "--k", "10", cwd=tmp_path)
+    measured = run(
+        foveal, "evaluate", "knn", "--model", model, "--data", images, "--k", "10", "--out", ".", cwd=tmp_path
+    )
+    assert "knn-10 top-1" in measured
+    assert (tmp_path / "results.html").is_file()
     picture = next((tmp_path / images).rglob("*.png"))
     run(foveal, "pca", "--model", model, picture, "--out", "pca.png", cwd=tmp_path)
     assert (tmp_path / "pca.png").read_bytes().startswith(b"\x89PNG")

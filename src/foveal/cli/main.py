@@ -4,6 +4,7 @@ import importlib
 import logging
 import os
 import re
+import shlex
 import signal
 import sys
 import threading
@@ -35,7 +36,7 @@ VERBS = (
     "extract",
     "index",
     "search",
-    "knn",
+    "evaluate",
     "pca",
     "attention",
     "match",
@@ -47,9 +48,10 @@ INTERRUPTED, TERMINATED = 130, 143  # as a shell tells of SIGINT and SIGTERM
 
 @dataclass
 class Settings:
-    """What the options before the verb say."""
+    """What the options before the verb say, and the whole command as it was typed."""
 
     debug: bool = False
+    command: str = "foveal"
 
 
 app = typer.Typer(
@@ -91,8 +93,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("foveal").setLevel(logging.INFO if is_first_process() else logging.ERROR)
-    settings = Settings()
-    options = None if arguments is None else list(arguments)
+    options = list(sys.argv[1:] if arguments is None else arguments)
+    settings = Settings(command=shlex.join(["foveal", *options]))
     try:
         with _terminated_as_exit():
             code = app(args=options, prog_name="foveal", obj=settings, standalone_mode=False)

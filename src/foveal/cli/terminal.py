@@ -6,11 +6,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from foveal.errors import FovealError
 from foveal.files import write_atomically
+
+if TYPE_CHECKING:
+    from foveal.evaluate.results import Measure
 
 
 def is_first_process() -> bool:
@@ -40,22 +44,23 @@ def progress_of(label: str, *, every_s: float = 10.0) -> Iterator[Callable[[int,
     yield line
 
 
-def print_rows(rows: Sequence[tuple[str, float, str]], *, title: str) -> None:
-    """Print (name, value, unit) rows: a table on a terminal, else one line each, separated by tabs."""
+def print_measures(measures: "Sequence[Measure]", *, title: str) -> None:
+    """Print numbers with their intervals: a table on a terminal, else one line each, separated by tabs."""
     if not sys.stdout.isatty():
-        for name, value, unit in rows:
-            typer.echo(f"{name}\t{value:.2f}\t{unit}")
+        for one in measures:
+            typer.echo("\t".join((one.metric, one.text, one.unit, one.interval)))
         return
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table(title=Text(title))
-    table.add_column("name")
+    table.add_column("metric")
     table.add_column("value", justify="right")
     table.add_column("unit")
-    for name, value, unit in rows:
-        table.add_row(Text(name), f"{value:.2f}", Text(unit))
+    table.add_column("95 % interval", justify="right")
+    for one in measures:
+        table.add_row(Text(one.metric), one.text, Text(one.unit), one.interval)
     Console().print(table)
 
 

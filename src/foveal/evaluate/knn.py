@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from statistics import mean, stdev
 from typing import NamedTuple
 
 import numpy as np
@@ -11,22 +10,15 @@ from PIL import Image
 from torch import Tensor
 
 from foveal.errors import FovealError, ImageSetError
+from foveal.evaluate.results import Measure, measured, measured_mean
 from foveal.features.batches import Progress, prepared_batches
 from foveal.features.extract import Model, SetFeatures
 from foveal.features.labels import check_apart, number_labels
-from foveal.features.neighbours import knn_accuracy
+from foveal.features.neighbours import knn_ranks
 from foveal.images.imageset import ImageSet
 from foveal.images.preprocess import IMAGENET_MEAN, IMAGENET_STD, normalise
 
 KS = (10, 20, 100, 200)
-
-
-class Row(NamedTuple):
-    """One measured number."""
-
-    name: str
-    value: float
-    unit: str
 
 
 class Labelled(NamedTuple):
@@ -48,7 +40,7 @@ def run(
     seed: int = 0,
     batch_size: int = 32,
     progress: Progress | None = None,
-) -> list[Row]:
+) -> list[Measure]:
     """Evaluate a model by kNN as published: class token after the final norm, the card's resize and centre crop,
     cosine, softmax weights of temperature 0.07.
 
@@ -60,13 +52,13 @@ def run(
         temperature: of the vote.
         n_per_class: few-shot: draw so many train images of each class, n_tries times.
         n_tries: draws of the few-shot option.
-        seed: of the draws.
+        seed: of the draws, and of the intervals.
         batch_size: images at a time.
         progress: called with (images done, images in all), first for train, then for test.
 
     Returns:
         For each k the top-1 and, from 5 classes on, the top-5 accuracy in percent; for few-shot the mean over the
-        tries and their sample standard deviation.
+        tries and their sample standard deviation. Intervals are over the test images.
 
     Raises:
         ImageSetError: labels missing or not matching, images in both sets, or too few images of a class.
@@ -103,7 +95,7 @@ def run_pixels(
     n_tries: int = 5,
     seed: int = 0,
     progress: Progress | None = None,
-) -> list[Row]:
+) -> list[Measure]:
     """Evaluate raw pixels the same way: what a model has to beat. Arguments as for `run` and `pixel_features`."""
     check_apart(train, test)
     train_labels, test_labels, _ = number_labels(train, test)
@@ -121,7 +113,7 @@ def run_pixels(
         n_tries=n_tries,
         seed=seed,
     )
-    return [row._replace(name=f"raw pixels {row.name}") for row in rows]
+    return [row._replace(metric=f"raw pixels {row.metric}") for row in rows]
 
 
 def pixel_features(
@@ -152,41 +144,48 @@ def score(
     n_per_class: int | None = None,
     n_tries: int = 5,
     seed: int = 0,
-) -> list[Row]:
+) -> list[Measure]:
     """Evaluate features that are already extracted; arguments and result as for `run`."""
     if n_per_class is None:
-        return [
-            Row(name, values[0], "%") for name, values in _percent([_accuracy(train, test, ks, temperature)]).items()
-        ]
+        right = _right(train, test, ks, temperature)
+        return [measured_mean(name, 100 * values, unit="%", seed=seed) for name, values in right.items()]
     if n_per_class < 1 or n_tries < 1:
         raise FovealError(f"n_per_class={n_per_class}, n_tries={n_tries}; both must be at least 1")
     tries = []
     for number in range(n_tries):
         drawn = _draw(train.labels, n_per_class, np.random.default_rng((seed, number)))
-        tries.append(_accuracy(Labelled(train.features[drawn], train.labels[drawn]), test, ks, temperature))
-    rows = []
-    for name, values in _percent(tries).items():
-        rows.append(Row(f"{name}, {n_per_class} per class, mean of {n_tries}", mean(values), "%"))
-        deviation = stdev(values) if n_tries > 1 else 0.0
-        rows.append(Row(f"{name}, {n_per_class} per class, deviation", deviation, "points"))
-    return rows
+        tries.append(_right(Labelled(train.features[drawn], train.labels[drawn]), test, ks, temperature))
+    found = []
+    for name in tries[0]:
+        values = 100 * np.stack([one[name] for one in tries])
+        found += _over_tries(f"{name}, {n_per_class} per class", values, seed=seed)
+    return found
 
 
-def _accuracy(train: Labelled, test: Labelled, ks: Sequence[int], temperature: float) -> dict[str, float]:
-    """Return the accuracies of one train set by name, as shares."""
-    found = knn_accuracy(*train, *test, ks=ks, temperature=temperature)
+def _over_tries(name: str, values: np.ndarray, *, seed: int) -> list[Measure]:
+    """Return mean and sample standard deviation over tries of values (tries, test images), the same images in each."""
+    num_tries, num_images = values.shape
+
+    def deviation(drawn: np.ndarray) -> float:
+        return float(values[:, drawn].mean(axis=1).std(ddof=1)) if num_tries > 1 else 0.0
+
+    return [
+        measured_mean(f"{name}, mean of {num_tries}", values.mean(axis=0), unit="%", seed=seed),
+        measured(f"{name}, deviation", deviation, num_images, unit="points", seed=seed),
+    ]
+
+
+def _right(train: Labelled, test: Labelled, ks: Sequence[int], temperature: float) -> dict[str, np.ndarray]:
+    """Return by name, for each test image, whether it is right with one train set: 1.0 or 0.0."""
+    found = knn_ranks(*train, *test, ks=ks, temperature=temperature)
     if not found:
         raise FovealError(f"k={', '.join(map(str, ks))} with {len(train.labels)} train images; choose a k up to that")
-    named = {}
-    for k, accuracy in found.items():
-        named[f"knn-{k} top-1"] = accuracy.top1
-        if accuracy.top5 is not None:
-            named[f"knn-{k} top-5"] = accuracy.top5
-    return named
-
-
-def _percent(tries: Sequence[dict[str, float]]) -> dict[str, list[float]]:
-    return {name: [100 * one[name] for one in tries] for name in tries[0]}
+    num_classes = 1 + int(max(train.labels.max(), test.labels.max()))
+    return {
+        f"knn-{k} top-{limit}": (ranks < limit).double().numpy()
+        for k, ranks in found.items()
+        for limit in ((1, 5) if num_classes >= 5 else (1,))
+    }
 
 
 def _draw(labels: Tensor, n_per_class: int, generator: np.random.Generator) -> Tensor:

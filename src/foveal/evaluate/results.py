@@ -30,6 +30,26 @@ class Measure(NamedTuple):
     low: float
     high: float
 
+    @property
+    def text(self) -> str:
+        """The value as it is shown."""
+        return shown(self.value, self.unit)
+
+    @property
+    def interval(self) -> str:
+        """The interval as it is shown."""
+        return f"{shown(self.low, self.unit)} to {shown(self.high, self.unit)}"
+
+
+def shown(value: float, unit: str) -> str:
+    """Return a number with the digits that mean something: two decimals of a percentage, four digits of the rest.
+
+    Example:
+        >>> shown(81.23456, "%"), shown(0.3491234, "m")
+        ('81.23', '0.3491')
+    """
+    return f"{value:.2f}" if unit in ("%", "points") else f"{value:.4g}"
+
 
 def measured(
     metric: str, statistic: Statistic, num_samples: int, *, unit: str, seed: int = 0, num_draws: int = NUM_DRAWS

@@ -163,6 +163,33 @@ def knn_accuracy(
         temperature: see `knn_vote`.
         block_queries: test features at a time.
     """
+    ranks = knn_ranks(
+        train_features,
+        train_labels,
+        test_features,
+        test_labels,
+        ks=ks,
+        temperature=temperature,
+        block_queries=block_queries,
+    )
+    num_classes = 1 + int(max(train_labels.max(), test_labels.max()))
+    return {k: _accuracy(found, num_classes) for k, found in ranks.items()}
+
+
+def knn_ranks(
+    train_features: Tensor,
+    train_labels: Tensor,
+    test_features: Tensor,
+    test_labels: Tensor,
+    *,
+    ks: Sequence[int] = (10, 20, 100, 200),
+    temperature: float = 0.07,
+    block_queries: int = 1024,
+) -> dict[int, Tensor]:
+    """Return for each k how many classes stand before the true one of each test feature, (Q,) int64: 0 is right.
+
+    Arguments as for `knn_accuracy`.
+    """
     _check_labelled("train", train_features, train_labels)
     _check_labelled("test", test_features, test_labels)
     usable = sorted({k for k in ks if k <= len(train_features)})
@@ -182,7 +209,7 @@ def knn_accuracy(
         )
         for k in usable:
             ranks[k].append(_rank_of(scores[k], test_labels[block]))
-    return {k: _accuracy(torch.cat(ranks[k]), num_classes) for k in usable}
+    return {k: torch.cat(ranks[k]) for k in usable}
 
 
 def _top_keys(queries: Tensor, blocks: Iterable[Tensor], k: int, index_bits: int) -> Tensor:

@@ -87,7 +87,7 @@ def run_demo(
         "untrained network": run(untrained, train, test, ks=_KS),
         "trained teacher": run(trained, train, test, ks=_KS),
     }
-    table = {name: [row.value for row in found if row.name.endswith("top-1")] for name, found in rows.items()}
+    table = {name: [row.value for row in found if row.metric.endswith("top-1")] for name, found in rows.items()}
     say("drawing")
     examples = [photographs[name] for name in _spread(sorted(photographs), 8)]
     draw_pca(out, examples, {"untrained": untrained, "trained": trained})

@@ -1,0 +1,67 @@
+"""What all protocols share: the options of their results, and the call that prints and keeps them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from foveal.cli.terminal import print_measures
+
+if TYPE_CHECKING:
+    from foveal.evaluate.results import Measure
+    from foveal.features.extract import Model
+
+OutOption = Annotated[
+    Path | None, typer.Option("--out", help="Folder that collects results: JSONL, CSV and a page for all protocols.")
+]
+SeedOption = Annotated[int, typer.Option("--seed", help="Of everything drawn, and of the intervals.")]
+BatchSizeOption = Annotated[int, typer.Option("--batch-size", help="Images at a time.", min=1)]
+
+
+def check_results(out: Path | None) -> None:
+    """Refuse a folder that cannot keep results; call it before any long work."""
+    if out is not None:
+        from foveal.evaluate.report import check_out
+
+        check_out(out)
+
+
+def report_results(
+    context: typer.Context,
+    measures: "Sequence[Measure]",
+    *,
+    protocol: str,
+    model: "Model",
+    data: str,
+    data_hash: str,
+    out: Path | None,
+    title: str,
+) -> None:
+    """Print what a protocol found and add it to the results in `out`.
+
+    Args:
+        context: of the command.
+        measures: what was found.
+        protocol: its name, such as "knn"; variants that must not be compared have names of their own.
+        model: that was measured.
+        data: name of the data; public ones by the name under which figures are published.
+        data_hash: of the image sets.
+        out: folder of results; None only prints.
+        title: of the printed table.
+    """
+    print_measures(measures, title=title)
+    if out is None:
+        return
+    from foveal.evaluate.report import add_rows, rows_of
+
+    rows = rows_of(
+        measures,
+        protocol=protocol,
+        data=data,
+        data_hash=data_hash,
+        model=model.card.name,
+        model_hash=model.identity,
+        command=context.obj.command,
+    )
+    typer.echo(f"results in {add_rows(out, rows)}", err=True)
