@@ -21,9 +21,9 @@ from rich.table import Table
 from torch import Tensor
 
 from foveal.backbone.variants import backbone_config
-from foveal.pretrain.checkpoint_writer import CheckpointWriter, write_checkpoint
+from foveal.pretrain.checkpoints.snapshot import take_snapshot
+from foveal.pretrain.checkpoints.writer import CheckpointWriter, write_checkpoint
 from foveal.pretrain.network import HeadSize
-from foveal.pretrain.snapshot import take_snapshot
 from foveal.pretrain.step import Network
 
 

@@ -25,13 +25,13 @@ import torch
 from matplotlib.figure import Figure
 from scipy.optimize import nnls
 
-from foveal.pretrain.cost import communication_bytes, memory_bytes, num_parameters, step_flops
-from foveal.pretrain.launch import joined
+from foveal.pretrain.data.masks import make_masks
 from foveal.pretrain.learner import SelfDistillation
-from foveal.pretrain.masks import make_masks
 from foveal.pretrain.network import Batch
 from foveal.pretrain.optimizer import adamw, clip_each, parameter_groups, set_rates
-from foveal.pretrain.parallel import ALONE, GradientSum, World
+from foveal.pretrain.planning.cost import communication_bytes, memory_bytes, num_parameters, step_flops
+from foveal.pretrain.processes.launch import joined
+from foveal.pretrain.processes.parallel import ALONE, GradientSum, World
 from foveal.pretrain.recipe import Recipe, build_recipe, load_recipe
 
 _BASE: dict[str, Any] = {"batch": 8, "size": 112, "prototypes": 8192}

@@ -34,8 +34,8 @@ from rich.table import Table
 
 from foveal.images.decode import decode
 from foveal.images.preprocess import IMAGENET_MEAN, IMAGENET_STD
-from foveal.pretrain import augment, loader, views
-from foveal.pretrain.views import ViewPlan, ViewSettings
+from foveal.pretrain.data import augment, loader, views
+from foveal.pretrain.data.views import ViewPlan, ViewSettings
 
 BICUBIC = Image.Resampling.BICUBIC
 MODES = {

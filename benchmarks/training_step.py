@@ -25,10 +25,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from foveal.backbone.variants import BackboneConfig, backbone_config
 from foveal.engine.memory import freed_memory_kept
-from foveal.pretrain.cost import forward_flops
-from foveal.pretrain.masks import make_masks
+from foveal.pretrain.data.masks import make_masks
 from foveal.pretrain.network import Batch, HeadSize, Network
 from foveal.pretrain.optimizer import adamw, clip_each, parameter_groups, set_rates
+from foveal.pretrain.planning.cost import forward_flops
 from foveal.pretrain.step import EMA, Centers, ObjectiveSettings, accumulate_step, is_finite
 
 NUM_IMAGES, GLOBAL_SIZE, LOCAL_SIZE, NUM_LOCAL, PATCH = 8, 224, 98, 8, 14

@@ -10,7 +10,7 @@ from test_pretrain import RECIPE
 
 import foveal
 from foveal.cli.main import main
-from foveal.pretrain.checkpoint import MANIFEST, sha256_of_content
+from foveal.pretrain.checkpoints.reader import MANIFEST, sha256_of_content
 
 
 @pytest.fixture

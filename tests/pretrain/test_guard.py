@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from foveal.errors import DivergedError
+from foveal.pretrain.data.loader import RawBatch, StepBatches
 from foveal.pretrain.guard import Guard
-from foveal.pretrain.loader import RawBatch, StepBatches
 from foveal.pretrain.loop import Trainer, pretrain
 from foveal.pretrain.run import TIMINGS, read_metrics
 

@@ -18,11 +18,11 @@ from torch import Tensor
 import foveal
 from foveal.errors import CheckpointError, ImageSetError, RecipeError, RunError
 from foveal.images.imageset import ImageSet
-from foveal.pretrain import loader
-from foveal.pretrain.checkpoint import MANIFEST, list_checkpoints
+from foveal.pretrain.checkpoints.reader import MANIFEST, list_checkpoints
+from foveal.pretrain.data import loader
+from foveal.pretrain.data.loader import MicroBatches, RawBatch
 from foveal.pretrain.guard import Guard
 from foveal.pretrain.learner import build_networks
-from foveal.pretrain.loader import MicroBatches, RawBatch
 from foveal.pretrain.loop import Progress, Trainer, pretrain
 from foveal.pretrain.run import CHECKPOINTS, LEDGER, TIMINGS, RunFolder, read_metrics
 

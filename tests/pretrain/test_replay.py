@@ -37,7 +37,7 @@ def _plant(monkeypatch: pytest.MonkeyPatch, plant: Callable[[SelfDistillation], 
             plant(self)
 
     learner = type("P", (SelfDistillation,), {"__init__": planted})
-    monkeypatch.setattr("foveal.pretrain.distill.SelfDistillation", learner)
+    monkeypatch.setattr("foveal.pretrain.distillation.learner.SelfDistillation", learner)
 
 
 def test_an_infinite_weight_is_named_first(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,9 +12,9 @@ from foveal.backbone.variants import backbone_config
 from foveal.objectives.koleo import koleo_loss
 from foveal.objectives.logits import Logits
 from foveal.objectives.sinkhorn import sinkhorn_knopp, updated_center
-from foveal.pretrain.launch import joined
 from foveal.pretrain.network import Batch, HeadSize, Network
-from foveal.pretrain.parallel import GradientSum, World
+from foveal.pretrain.processes.launch import joined
+from foveal.pretrain.processes.parallel import GradientSum, World
 from foveal.pretrain.step import Centers, ObjectiveSettings, accumulate_step
 
 NUM_MICRO = 4

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from foveal.pretrain.checkpoint import Checkpoint
+    from foveal.pretrain.checkpoints.reader import Checkpoint
 
 COLUMNS = ("step", "bytes", "processes", "saved", "state")
 
@@ -49,7 +49,7 @@ def export(
     model: Annotated[str, typer.Option(help="Which model of a run with several, such as students/small.")] = "model",
 ) -> None:
     """Write the model folder of a checkpoint: backbone, card and self-supervised heads, as the run would have."""
-    from foveal.pretrain.export import export_model
+    from foveal.pretrain.checkpoints.export import export_model
 
     card = export_model(_chosen(run, step), out, model=model)
     typer.echo(f"{out}: {card.name} after {card.lineage.get('steps')} steps")
@@ -57,7 +57,7 @@ def export(
 
 def _found(run: Path) -> list[Path]:
     from foveal.errors import RunError
-    from foveal.pretrain.checkpoint import list_checkpoints
+    from foveal.pretrain.checkpoints.reader import list_checkpoints
     from foveal.pretrain.run import CHECKPOINTS, RECIPE
 
     if not (run / RECIPE).is_file():
@@ -70,7 +70,7 @@ def _found(run: Path) -> list[Path]:
 
 def _chosen(run: Path, step: int | None) -> "Checkpoint":
     from foveal.errors import CheckpointError
-    from foveal.pretrain.checkpoint import checkpoint_path, find_damage, newest_intact, open_checkpoint
+    from foveal.pretrain.checkpoints.reader import checkpoint_path, find_damage, newest_intact, open_checkpoint
 
     paths = _found(run)
     if step is None:
@@ -88,7 +88,7 @@ def _chosen(run: Path, step: int | None) -> "Checkpoint":
 
 def _problem(path: Path, *, sizes_only: bool) -> str | None:
     from foveal.errors import CheckpointError
-    from foveal.pretrain.checkpoint import find_damage
+    from foveal.pretrain.checkpoints.reader import find_damage
 
     try:
         return find_damage(path, sizes_only=sizes_only)
@@ -98,7 +98,7 @@ def _problem(path: Path, *, sizes_only: bool) -> str | None:
 
 def _row(path: Path, state: str) -> tuple[str, ...]:
     from foveal.errors import CheckpointError
-    from foveal.pretrain.checkpoint import open_checkpoint
+    from foveal.pretrain.checkpoints.reader import open_checkpoint
 
     step, saved = path.name.partition("_")[2].lstrip("0") or "0", datetime.fromtimestamp(path.stat().st_mtime)
     size, processes = "-", "-"

@@ -76,7 +76,7 @@ def train_and_tell(recipe: "Recipe", *, steps: int | None, allowed_changes: Sequ
 
 def _preflight(recipe: "Recipe") -> None:
     from foveal.errors import RecipeError
-    from foveal.pretrain.preflight import preflight
+    from foveal.pretrain.planning.preflight import preflight
 
     report = preflight(recipe)
     for name, text in report.rows():

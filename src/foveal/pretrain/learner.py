@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from foveal.backbone.card import Card
 from foveal.backbone.vit import VisionTransformer
 from foveal.backbone.weights import check_tensors
-from foveal.pretrain.anchor import GramAnchor
-from foveal.pretrain.cost import batch_scope_flops, step_flops
-from foveal.pretrain.lora import add_low_rank, merged
 from foveal.pretrain.network import Batch, Network
-from foveal.pretrain.parallel import ALONE, World
+from foveal.pretrain.planning.cost import batch_scope_flops, step_flops
+from foveal.pretrain.processes.parallel import ALONE, World
+from foveal.pretrain.processes.sharding import lay_out
 from foveal.pretrain.recipe import Recipe
-from foveal.pretrain.sharding import lay_out
-from foveal.pretrain.start import StartWeights, inherited_card, load_start
+from foveal.pretrain.start.anchor import GramAnchor
+from foveal.pretrain.start.lora import add_low_rank, merged
+from foveal.pretrain.start.weights import StartWeights, inherited_card, load_start
 from foveal.pretrain.step import EMA, Centers, accumulate_step
 
 logger = logging.getLogger(__name__)

@@ -19,20 +19,21 @@ from foveal.engine.memory import freed_memory_kept
 from foveal.errors import DivergedError, ImageSetError, RecipeError, RunError, WeightsError
 from foveal.images.imageset import ImageSet
 from foveal.images.ledger import BadImageLedger
-from foveal.pretrain.checkpoint import Checkpoint, checkpoint_path, newest_intact, open_checkpoint
-from foveal.pretrain.checkpoint_writer import CheckpointWriter
-from foveal.pretrain.distill import build_learner
-from foveal.pretrain.export import described_model, export_model
-from foveal.pretrain.gate import Gate, Judgement
+from foveal.pretrain.checkpoints.export import described_model, export_model
+from foveal.pretrain.checkpoints.reader import Checkpoint, checkpoint_path, newest_intact, open_checkpoint
+from foveal.pretrain.checkpoints.writer import CheckpointWriter
+from foveal.pretrain.data.loader import RawBatch, StepBatches, Waiting, micro_batches
+from foveal.pretrain.distillation.learner import build_learner
 from foveal.pretrain.guard import IN_A_ROW, Guard
-from foveal.pretrain.launch import joined
-from foveal.pretrain.loader import RawBatch, StepBatches, Waiting, micro_batches
+from foveal.pretrain.health.monitor import HealthMonitor
 from foveal.pretrain.loggers import Loggers, open_loggers
-from foveal.pretrain.monitor import HealthMonitor
 from foveal.pretrain.optimizer import adamw, clip_each, parameter_groups, set_rates
-from foveal.pretrain.parallel import ALONE, GradientSum, World
+from foveal.pretrain.planning.ready import device_of, ready_recipe
 from foveal.pretrain.probe import KNNProbe
-from foveal.pretrain.ready import device_of, ready_recipe
+from foveal.pretrain.processes.launch import joined
+from foveal.pretrain.processes.parallel import ALONE, GradientSum, World
+from foveal.pretrain.processes.sharding import whole_backbone
+from foveal.pretrain.processes.signals import caught_signals
 from foveal.pretrain.recipe import Recipe, check_keys
 from foveal.pretrain.replay import write_replay
 from foveal.pretrain.run import (
@@ -47,9 +48,8 @@ from foveal.pretrain.run import (
     settings_of,
 )
 from foveal.pretrain.schedules import scheduled_rates
-from foveal.pretrain.sharding import whole_backbone
-from foveal.pretrain.signals import caught_signals
-from foveal.pretrain.start import StartWeights
+from foveal.pretrain.start.gate import Gate, Judgement
+from foveal.pretrain.start.weights import StartWeights
 from foveal.pretrain.step import is_finite
 
 OPTIMIZER = "optimizer"  # its file stem in a checkpoint

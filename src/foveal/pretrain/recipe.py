@@ -12,13 +12,13 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from foveal.backbone.variants import BackboneConfig, multiple_of_patch
 from foveal.errors import RecipeError, nearest
 from foveal.images.preprocess import IMAGENET_MEAN, IMAGENET_STD
-from foveal.pretrain.distill_settings import DistillSettings, misfit
-from foveal.pretrain.foreign_student import fill_from_library
+from foveal.pretrain.data.views import ViewSettings
+from foveal.pretrain.distillation.foreign import fill_from_library
+from foveal.pretrain.distillation.settings import DistillSettings, misfit
 from foveal.pretrain.network import HeadSize
-from foveal.pretrain.start import fill_from_start
-from foveal.pretrain.start_settings import Gate, Gram, LoRA, Start, start_misfit
+from foveal.pretrain.start.settings import Gate, Gram, LoRA, Start, start_misfit
+from foveal.pretrain.start.weights import fill_from_start
 from foveal.pretrain.step import ObjectiveSettings
-from foveal.pretrain.views import ViewSettings
 
 
 class _Settings(BaseModel):

@@ -24,9 +24,9 @@ from foveal.errors import BadImageError, RunError
 from foveal.features.pictures import RED, displayed, picture_grid
 from foveal.files import write_atomically
 from foveal.images.imageset import ImageSet
-from foveal.pretrain.distill import build_learner
+from foveal.pretrain.data.loader import MicroBatches, RawBatch, StepBatches, finished
+from foveal.pretrain.distillation.learner import build_learner
 from foveal.pretrain.learner import Learner
-from foveal.pretrain.loader import MicroBatches, RawBatch, StepBatches, finished
 from foveal.pretrain.optimizer import clip_each
 from foveal.pretrain.recipe import Recipe, build_recipe
 from foveal.pretrain.trace import Finding, traced

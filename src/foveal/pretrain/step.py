@@ -25,7 +25,7 @@ from foveal.pretrain.network import (
     student_tokens,
     teacher_tokens,
 )
-from foveal.pretrain.parallel import ALONE, World
+from foveal.pretrain.processes.parallel import ALONE, World
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,10 +20,10 @@ from foveal.features.labels import split_by_uri
 from foveal.features.neighbours import top_k
 from foveal.files import write_atomically
 from foveal.images.imageset import ImageSet
+from foveal.pretrain.data.views import ViewSettings, make_views
 from foveal.pretrain.loop import Progress, pretrain
 from foveal.pretrain.recipe import Recipe, build_recipe, load_recipe
-from foveal.pretrain.start import open_start
-from foveal.pretrain.views import ViewSettings, make_views
+from foveal.pretrain.start.weights import open_start
 
 _HELD_OUT = 0.3
 _MOST_TESTED = 1000  # held-out images of the score without labels

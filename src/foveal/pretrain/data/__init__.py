@@ -1,0 +1,1 @@
+"""From image numbers to micro-batches of views: order, decoding, crops, colours, masks."""

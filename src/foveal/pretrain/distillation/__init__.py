@@ -1,0 +1,1 @@
+"""Distillation: a frozen teacher, its students, and what they are taught."""
