@@ -183,3 +183,17 @@ def test_relative_root_survives_a_change_of_folder(folder, monkeypatch):
     images = ImageSet.open("photos")
     monkeypatch.chdir("/")
     assert first_level(images) == 0
+
+
+def test_files_of_a_folder_become_a_set_in_the_order_given(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jpg").write_bytes(b"12345")
+    images = ImageSet.of_files(tmp_path, ["b.jpg", "a.jpg"], labels=["y", "x"])
+    assert [images.uri(0), images.uri(1)] == ["b.jpg", "a.jpg"]
+    assert images.labels == ["y", "x"]
+    (tmp_path / "list.txt").write_text("b.jpg\ty\na.jpg\tx\n")
+    assert images.hash == ImageSet.open(tmp_path / "list.txt").hash
+    with pytest.raises(ImageSetError, match=r"lacks 4 of 5 files: 0, 1, 2 and 1 more"):
+        ImageSet.of_files(tmp_path, ["0", "1", "2", "3", "a.jpg"])
+    with pytest.raises(ImageSetError, match="is listed"):
+        ImageSet.of_files(tmp_path, [])

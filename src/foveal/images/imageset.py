@@ -16,7 +16,7 @@ from foveal.errors import BadImageError, ImageSetError
 from foveal.files import publish
 from foveal.images.decode import DEFAULT_LIMITS, DecodeLimits, decode
 from foveal.images.shards import Reader
-from foveal.images.sources import SCHEMA, scan
+from foveal.images.sources import SCHEMA, listed_rows, scan
 
 CARD_NAME = "imageset.json"
 CARD_KIND = "foveal image set"
@@ -78,6 +78,20 @@ class ImageSet:
             return cls._load(Path(source))
         listing = scan(source)
         return cls(listing.rows, root=listing.root, num_ignored=listing.num_ignored)
+
+    @classmethod
+    def of_files(cls, root: str | Path, uris: Sequence[str], *, labels: Sequence[str] | None = None) -> "ImageSet":
+        """Make a set of some files of a folder, in this order; a list in memory.
+
+        Args:
+            root: the folder.
+            uris: paths relative to it.
+            labels: one for each.
+
+        Raises:
+            ImageSetError: files that do not exist, or none at all; the message names the first.
+        """
+        return cls(listed_rows(Path(root), uris, labels=labels), root=Path(root))
 
     def __len__(self) -> int:
         return self.rows.num_rows

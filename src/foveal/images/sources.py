@@ -163,6 +163,25 @@ def _scan_list(path: Path) -> Listing:
     return Listing(path.parent, _table(rows))
 
 
+def listed_rows(root: Path, uris: Sequence[str], *, labels: Sequence[str] | None = None) -> pa.Table:
+    """Return the rows of some files below a folder, in their order.
+
+    Raises:
+        ImageSetError: files that do not exist, or none at all.
+    """
+    if missing := [uri for uri in uris if not (root / uri).is_file()]:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise ImageSetError(
+            f"{root} lacks {len(missing)} of {len(uris)} files: {', '.join(missing[:3])}{more}; copy the data set again"
+        )
+    if not uris:
+        raise ImageSetError(f"no image of {root} is listed; check the lists of the data set")
+    stats = [_stat(root / uri) for uri in uris]
+    names: Sequence[str | None] = labels or [None] * len(uris)
+    named = zip(uris, stats, names, strict=True)
+    return _table([(uri, status.st_size, status.st_mtime, label) for uri, status, label in named])
+
+
 def _scan_shards(paths: list[Path], root: Path | None = None) -> Listing:
     """List tar or Parquet shards in the order given."""
     root = root or Path(os.path.commonpath([path.parent for path in paths]))
