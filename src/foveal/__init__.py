@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from foveal.features.extract import Features, Model, load
+    from foveal.tasks.head import load_head
 
     __version__: str
 
-__all__ = ["Features", "Model", "__version__", "load"]
+__all__ = ["Features", "Model", "__version__", "load", "load_head"]
 
 
 def __getattr__(name: str) -> Any:
@@ -17,4 +18,6 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module("importlib.metadata").version("foveal")
     if name in ("Features", "Model", "load"):
         return getattr(importlib.import_module("foveal.features.extract"), name)
+    if name == "load_head":
+        return importlib.import_module("foveal.tasks.head").load_head
     raise AttributeError(f"module 'foveal' has no attribute '{name}'")

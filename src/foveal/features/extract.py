@@ -10,7 +10,7 @@ from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +29,16 @@ from foveal.features.tokens import Token, check_tokens, concatenate, encode_arra
 from foveal.images.imageset import ImageSet
 from foveal.images.ledger import BadImageLedger, listed
 from foveal.images.preprocess import ImageLike, Mode, Preprocess, Size
+
+_Attached = TypeVar("_Attached", covariant=True)
+
+
+class Attachable(Protocol[_Attached]):
+    """Something that is fitted on a backbone, such as `foveal.tasks.head.Head`."""
+
+    def attach(self, model: "Model") -> _Attached:
+        """Return it together with a model."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -79,6 +89,14 @@ class Model:
     def identity(self) -> str:
         """The hash of the weights and the configuration, which tells one model from another whatever the files."""
         return self.engine.identity
+
+    def with_head(self, head: Attachable[_Attached]) -> _Attached:
+        """Return this model with a head on it, which predicts; see `foveal.load_head`.
+
+        Raises:
+            WeightsError: the head was fitted on another backbone.
+        """
+        return head.attach(self)
 
     def preprocessing(self, *, size: Size | None = None, fit: Mode = "crop") -> Preprocess:
         """Return the transform that `extract` applies for these arguments."""

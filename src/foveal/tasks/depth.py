@@ -1,0 +1,154 @@
+"""Depth from frozen features: linear bins and DPT, with the losses of the public heads.
+
+Shapes: B images, D width, H W pixels.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from foveal.errors import FovealError
+from foveal.tasks.dense import Level
+from foveal.tasks.dpt import DPT, DptForm
+
+NUM_BINS = 256
+WARM_UP_STEPS = 100
+_LOG_OFFSET = 1e-3
+_MEAN_SHARE = 0.15
+_GRADIENT_STEPS = (1, 2, 4, 6)
+
+DepthOutput = Literal["relu", "sigmoid"]
+
+
+class LinearDepth(nn.Module):
+    """A linear layer on patch and class tokens whose outputs weigh depths between two bounds.
+
+    p = (relu(z) + 0.1) / sum(relu(z) + 0.1); depth = sum_k p_k c_k, the c evenly spaced from min_depth to max_depth
+    (the "lin." heads of arXiv 2304.07193, section 7.4; bins as in AdaBins, arXiv 2011.14141). The logits are upsampled
+    to four times the patch grid. They are formed on the patch grid first, which gives the same numbers as upsampling
+    the features, the layer being linear and the weights of the interpolation summing to 1.
+
+    Args:
+        width: D of the backbone.
+        num_levels: 1 or 4 blocks.
+        min_depth: of the range, metres.
+        max_depth: of the range, metres.
+        num_bins: K.
+    """
+
+    def __init__(
+        self, width: int, *, num_levels: int, min_depth: float, max_depth: float, num_bins: int = NUM_BINS
+    ) -> None:
+        super().__init__()
+        check_range(min_depth, max_depth)
+        self.conv_depth = nn.Conv2d(2 * width * num_levels, num_bins, 1)
+        self.min_depth, self.max_depth = min_depth, max_depth
+
+    def forward(self, levels: Sequence[Level]) -> Tensor:
+        """Return depths (B, 1, 4 grid_h, 4 grid_w), metres."""
+        maps = [
+            part for level in levels for part in (level.patches, level.cls[:, :, None, None].expand_as(level.patches))
+        ]
+        logits = self.conv_depth(torch.cat(maps, dim=1))
+        logits = F.interpolate(logits, scale_factor=4, mode="bilinear", align_corners=False)
+        weights = F.relu(logits) + 0.1
+        bins = torch.linspace(self.min_depth, self.max_depth, weights.shape[1], device=weights.device)
+        return torch.einsum("bkhw,k->bhw", weights / weights.sum(dim=1, keepdim=True), bins).unsqueeze(1)
+
+
+class DptDepth(DPT):
+    """A DPT decoder whose one map is a depth: relu + min_depth, or sigmoid * max_depth.
+
+    Args:
+        width: D of the backbone.
+        channels: see `DPT`.
+        fusion_width: see `DPT`.
+        form: see `DPT`.
+        patch_size: pixels.
+        output: "relu", or "sigmoid" for the metric heads of Depth Anything V2.
+        min_depth: added after the relu; 0 for relative depth.
+        max_depth: factor of the sigmoid; None for relative depth, whose unit is none.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        channels: Sequence[int] | None = None,
+        fusion_width: int = 256,
+        form: DptForm = "dinov2",
+        patch_size: int = 14,
+        output: DepthOutput = "relu",
+        min_depth: float = 0.0,
+        max_depth: float | None = None,
+    ) -> None:
+        levels = channels or [max(width // share, 1) for share in (8, 4, 2, 1)]
+        super().__init__(width, levels, fusion_width=fusion_width, form=form, patch_size=patch_size)
+        if output not in get_args(DepthOutput) or (output == "sigmoid" and max_depth is None):
+            raise FovealError(f"output='{output}' with max_depth={max_depth}; choose relu, or sigmoid with a max_depth")
+        if max_depth is not None:
+            check_range(min_depth, max_depth)
+        self.output, self.min_depth, self.max_depth = output, min_depth, max_depth
+
+    def forward(self, levels: Sequence[Level]) -> Tensor:
+        """Return depths (B, 1, h, w)."""
+        found = super().forward(levels)
+        if self.output == "sigmoid":
+            assert self.max_depth is not None  # checked above
+            return found.sigmoid() * self.max_depth
+        return F.relu(found) + self.min_depth
+
+
+def check_range(min_depth: float, max_depth: float) -> None:
+    """Refuse a range of depths that is none."""
+    if not 0 <= min_depth < max_depth:
+        raise FovealError(f"depths from {min_depth} to {max_depth}; give 0 <= min_depth < max_depth, in metres")
+
+
+def valid_depth(target: Tensor, *, max_depth: float | None) -> Tensor:
+    """Return where a depth is known: above 0, and at most `max_depth`."""
+    known = target > 0
+    return known if max_depth is None else known & (target <= max_depth)
+
+
+def sig_loss(predicted: Tensor, target: Tensor, *, max_depth: float | None, warm_up: bool = False) -> Tensor:
+    """Return the scale-invariant loss on logarithms: sqrt(var(g) + 0.15 mean(g)^2).
+
+    g = log(predicted + 0.001) - log(target + 0.001) over the known pixels of the batch (arXiv 1406.2283, as in
+    arXiv 2011.14141); during warm-up sqrt(0.15 mean(g)^2) alone, which brings the mean right first.
+
+    Args:
+        predicted: (B, 1, H, W), metres.
+        target: likewise; 0 is not known.
+        max_depth: beyond it a target is not known.
+        warm_up: for the first 100 steps.
+    """
+    known = valid_depth(target, max_depth=max_depth)
+    if int(known.sum()) < 2:
+        return predicted.sum() * 0
+    g = torch.log(predicted[known] + _LOG_OFFSET) - torch.log(target[known] + _LOG_OFFSET)
+    mean = _MEAN_SHARE * g.mean() ** 2
+    return torch.sqrt(mean if warm_up else g.var() + mean)
+
+
+def gradient_loss(predicted: Tensor, target: Tensor, *, max_depth: float | None) -> Tensor:
+    """Return the mean difference of the gradients of log depth, summed over strides 1, 2, 4 and 6.
+
+    At each stride the error of the logarithms is differenced over two pixels of the thinned picture, where both are
+    known: sum(|g[y] - g[y + 2]|) + sum(|g[x] - g[x + 2]|), divided by the known pixels (arXiv 1804.00607, equation 4).
+    """
+    loss = predicted.sum() * 0
+    for step in _GRADIENT_STEPS:
+        thin, wanted = predicted[..., ::step, ::step], target[..., ::step, ::step]
+        known = valid_depth(wanted, max_depth=max_depth)
+        count = known.sum()
+        if not count:
+            continue
+        g = torch.log(thin + _LOG_OFFSET) - torch.log(wanted.clamp(min=0) + _LOG_OFFSET)
+        rows = (g[..., :-2, :] - g[..., 2:, :]).abs() * (known[..., :-2, :] & known[..., 2:, :])
+        columns = (g[..., :-2] - g[..., 2:]).abs() * (known[..., :-2] & known[..., 2:])
+        loss = loss + (rows.sum() + columns.sum()) / count
+    return loss
