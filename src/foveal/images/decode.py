@@ -155,6 +155,38 @@ def from_pillow(image: Image.Image, *, channels: int = 3, limits: DecodeLimits =
         return _upright(image, limits, channels)
 
 
+def decode_ids(data: bytes, *, limits: DecodeLimits = DEFAULT_LIMITS) -> tuple[np.ndarray, bool]:
+    """Decode a mask, whose pixels are numbers of classes or objects: those of a palette, or grey values, as stored.
+
+    Args:
+        data: the bytes of one file without loss (PNG and the like).
+        limits: what the image may cost.
+
+    Returns:
+        (H, W) uint8 or uint16, and whether the numbers are those of a palette.
+
+    Raises:
+        BadImageError: as `decode`; "wrong_channels" where the picture has colours instead of numbers, and
+            "format_not_allowed" for a JPEG, which blurs them.
+
+    Example:
+        >>> decode_ids(b"P5 3 1 255 \\x00\\x07\\xff")
+        (array([[  0,   7, 255]], dtype=uint8), False)
+    """
+    format_name = _check_format(data, limits)
+    if format_name in ("JPEG", "DICOM"):
+        raise BadImageError("format_not_allowed", f"a mask as {format_name}; save its numbers as PNG")
+    with _border(format_name), _strict_libraries(max_pixels=limits.max_pixels), _open(data, format_name) as image:
+        _check_pixels(*image.size, limits)
+        if image.mode not in ("1", "L", "P", "I;16"):
+            raise BadImageError(
+                "wrong_channels",
+                f"a mask of mode {image.mode}; a mask holds one number a pixel: save it as a grey or a palette PNG",
+            )
+        numbers = np.array(image)
+        return numbers.astype(np.uint8) if image.mode == "1" else numbers, image.mode == "P"
+
+
 def read_size(data: bytes, *, channels: int = 3, limits: DecodeLimits = DEFAULT_LIMITS) -> tuple[int, int]:
     """Return (width, height) in pixels as `decode` would give them (upright), from the header alone.
 
