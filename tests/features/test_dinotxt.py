@@ -12,79 +12,9 @@ from foveal.backbone.vit import Tokens
 from foveal.errors import FovealError, WeightsError
 from foveal.features.dinotxt import open_dinotxt, read_vocabulary
 
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("transformers")
 
-WIDTH, TEXT_WIDTH, DEPTH, CONTEXT, HIDDEN = 64, 128, 2, 16, 96
-MERGES = ["t h", "th e</w>", "c a", "ca t</w>", "d o", "do g</w>", "o f</w>", "p h", "ph o", "pho t"]
-
-
-@pytest.fixture
-def vocabulary(tmp_path: Path) -> Path:
-    path = tmp_path / "merges.txt.gz"
-    path.write_bytes(gzip.compress(("#version: 0.2\n" + "\n".join(MERGES) + "\n").encode()))
-    return path
-
-
-def _clip() -> "transformers.CLIPTextModelWithProjection":
-    """CLIP's text model is dino.txt's, but for the biases of queries, keys and values, which are 0 here."""
-    config = transformers.CLIPTextConfig(
-        vocab_size=2 * 256 + len(MERGES) + 2, hidden_size=TEXT_WIDTH, intermediate_size=4 * TEXT_WIDTH,
-        num_hidden_layers=DEPTH, num_attention_heads=TEXT_WIDTH // 64, max_position_embeddings=CONTEXT,
-        hidden_act="gelu", projection_dim=2 * WIDTH, layer_norm_eps=1e-5, eos_token_id=2,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = transformers.CLIPTextModelWithProjection(config).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.normal_(std=0.3 if "embedding" in name else 0.1).add_(
-                1.0 if "norm" in name and "weight" in name else 0
-            )
-            if name.endswith(("q_proj.bias", "k_proj.bias", "v_proj.bias")):
-                parameter.zero_()
-    return model
-
-
-def _text_file(model: "transformers.CLIPTextModelWithProjection", path: Path) -> Path:
-    own = {name.removeprefix("text_model."): tensor for name, tensor in model.state_dict().items()}
-    named = {
-        "backbone.token_embedding.weight": own["embeddings.token_embedding.weight"],
-        "backbone.positional_embedding": own["embeddings.position_embedding.weight"],
-        "head.linear_projection.weight": own["text_projection.weight"],
-    }
-    for kind in ("weight", "bias"):
-        named[f"backbone.ln_final.{kind}"] = own[f"final_layer_norm.{kind}"]
-        for number in range(DEPTH):
-            there, here = f"encoder.layers.{number}", f"backbone.blocks.{number}"
-            for new, old in {
-                "attention_norm": "layer_norm1", "attention.proj": "self_attn.out_proj", "ffn_norm": "layer_norm2",
-                "feed_forward.fc1": "mlp.fc1", "feed_forward.fc2": "mlp.fc2",
-            }.items():  # fmt: skip
-                named[f"{here}.{new}.{kind}"] = own[f"{there}.{old}.{kind}"]
-            parts = [own[f"{there}.self_attn.{part}_proj.weight"] for part in "qkv"]
-            named[f"{here}.attention.qkv.weight"] = torch.cat(parts)
-    torch.save(named, path)
-    return path
-
-
-def _head_weights() -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(1)
-
-    def drawn(*shape: int, mean: float = 0.0) -> Tensor:
-        return mean + 0.2 * torch.randn(shape, generator=generator)
-
-    named = {"ln_final.weight": drawn(WIDTH, mean=1.0), "ln_final.bias": drawn(WIDTH)}
-    for number in range(2):
-        block = {
-            "norm1.weight": drawn(WIDTH, mean=1.0), "norm1.bias": drawn(WIDTH),
-            "attn.qkv.weight": drawn(3 * WIDTH, WIDTH), "attn.proj.weight": drawn(WIDTH, WIDTH),
-            "attn.proj.bias": drawn(WIDTH), "ls1.gamma": drawn(WIDTH, mean=1.0),
-            "norm2.weight": drawn(WIDTH, mean=1.0), "norm2.bias": drawn(WIDTH),
-            "mlp.w1.weight": drawn(HIDDEN, WIDTH), "mlp.w1.bias": drawn(HIDDEN),
-            "mlp.w2.weight": drawn(HIDDEN, WIDTH), "mlp.w2.bias": drawn(HIDDEN),
-            "mlp.w3.weight": drawn(WIDTH, HIDDEN), "mlp.w3.bias": drawn(WIDTH), "ls2.gamma": drawn(WIDTH, mean=1.0),
-        }  # fmt: skip
-        named |= {f"block_list.{number}.{name}": tensor for name, tensor in block.items()}
-    return named
+from dinotxt_files import MERGES, WIDTH, clip_text_model, head_weights, write_dinotxt, write_vocabulary
 
 
 def _head_by_hand(w: dict[str, Tensor], x: Tensor, *, num_registers: int) -> Tensor:
@@ -104,10 +34,8 @@ def _head_by_hand(w: dict[str, Tensor], x: Tensor, *, num_registers: int) -> Ten
 
 
 @pytest.fixture
-def files(tmp_path: Path, vocabulary: Path) -> dict[str, Path]:
-    torch.save(_head_weights(), tmp_path / "head.pth")
-    text = _text_file(_clip(), tmp_path / "text.pth")
-    return {"vision_head": tmp_path / "head.pth", "text_encoder": text, "vocabulary": vocabulary}
+def files(tmp_path: Path) -> dict[str, Path]:
+    return write_dinotxt(tmp_path)
 
 
 def test_texts_are_those_of_transformers(files: dict[str, Path], tmp_path: Path) -> None:
@@ -117,13 +45,13 @@ def test_texts_are_those_of_transformers(files: dict[str, Path], tmp_path: Path)
     with torch.inference_mode():
         for text, vector in zip(texts, found.encode_texts(texts), strict=True):
             numbers = torch.tensor([tokenizer(text)["input_ids"]])
-            expected = _clip()(input_ids=numbers).text_embeds[0]
+            expected = clip_text_model()(input_ids=numbers).text_embeds[0]
             torch.testing.assert_close(vector, F.normalize(expected, dim=0), atol=1e-5, rtol=0)
 
 
-def test_numbers_of_tokens_are_those_of_clip(vocabulary: Path) -> None:
+def test_numbers_of_tokens_are_those_of_clip(tmp_path: Path) -> None:
     """Bytes first (in CLIP's order "!" is 0), then bytes that end a word, then merges, then start and end."""
-    tokenizer = read_vocabulary(vocabulary)
+    tokenizer = read_vocabulary(write_vocabulary(tmp_path / "merges.txt.gz"))
     first_merge, end = 2 * 256, 2 * 256 + len(MERGES) + 1
     assert tokenizer("the cat!")["input_ids"] == [end - 1, first_merge + 1, first_merge + 3, 256, end]
     assert tokenizer("b")["input_ids"] == [end - 1, 256 + ord("b") - ord("!"), end]
@@ -143,7 +71,7 @@ def test_images_are_those_of_the_head_written_out(files: dict[str, Path], num_re
     x = torch.randn(2, 1 + num_registers + 5, WIDTH, generator=torch.Generator().manual_seed(2))
     tokens = Tokens(x[:, 0], x[:, 1 : 1 + num_registers], x[:, 1 + num_registers :])
     found = open_dinotxt(**files, width=WIDTH).encode_tokens(tokens)
-    torch.testing.assert_close(found, _head_by_hand(_head_weights(), x, num_registers=num_registers), atol=1e-5, rtol=0)
+    torch.testing.assert_close(found, _head_by_hand(head_weights(), x, num_registers=num_registers), atol=1e-5, rtol=0)
 
 
 def test_files_that_do_not_fit_are_named(files: dict[str, Path], tmp_path: Path) -> None:
@@ -155,7 +83,7 @@ def test_files_that_do_not_fit_are_named(files: dict[str, Path], tmp_path: Path)
         open_dinotxt(**(files | {"text_encoder": files["vision_head"]}), width=WIDTH)
     with pytest.raises(WeightsError, match=r"head.pth is no vocabulary"):
         open_dinotxt(**(files | {"vocabulary": files["vision_head"]}), width=WIDTH)
-    broken = _head_weights()
+    broken = head_weights()
     del broken["block_list.1.ls2.gamma"]
     torch.save(broken, tmp_path / "broken.pth")
     with pytest.raises(WeightsError, match=r"broken.pth does not fit dino.txt: .*blocks.1.ls2.gamma"):
