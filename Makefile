@@ -38,4 +38,4 @@ bench: .venv/dev
 	touch $@
 
 clean:
-	rm -rf .venv .venv-peers foveal-demo
+	rm -rf .venv .venv-* foveal-demo
