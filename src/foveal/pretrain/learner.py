@@ -201,9 +201,8 @@ class SelfDistillation:
         student = dict(tensors["student"])
         self.student.load_state_dict(check_tensors(student, self.student.state_dict(), where=where))
         self.teacher.load_state_dict(check_tensors(teacher, self.teacher.state_dict(), where=where))
-        if self.anchor is not None and self.anchor.tensors():
-            anchor = dict(tensors.get("anchor", {}))
-            self.anchor.backbone.load_state_dict(check_tensors(anchor, self.anchor.tensors(), where=where))
+        if self.anchor is not None:
+            self.anchor.restore(tensors.get("anchor", {}), where=where)
 
 
 def _say_what_the_scope_costs(recipe: Recipe, world: World) -> None:

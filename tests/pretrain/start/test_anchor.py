@@ -46,6 +46,23 @@ def test_the_teacher_is_copied_when_the_term_begins_and_so_many_times_more() -> 
     assert copied_at(Gram(anchor="start"), 15) == []
 
 
+def test_a_copy_whose_step_was_left_out_is_taken_at_the_next() -> None:
+    teacher = network()
+    anchor = GramAnchor(Gram(anchor="teacher", start_step=2, refresh_every_steps=3), teacher=teacher)
+    before = {name: tensor.clone() for name, tensor in anchor.tensors().items()}
+    for step in (2, 3, 5):
+        anchor.follow(step)
+    anchor.restore(before, where="here")  # the guard goes back to a checkpoint of step 1, and on with step 6
+    torch.nn.init.constant_(teacher.cls_token, 7.0)
+    anchor.follow(6)
+    assert anchor.backbone.cls_token[0, 0, 0] == 7
+    torch.nn.init.constant_(teacher.cls_token, 8.0)
+    anchor.follow(7)
+    assert anchor.backbone.cls_token[0, 0, 0] == 7
+    anchor.follow(8)
+    assert anchor.backbone.cls_token[0, 0, 0] == 8
+
+
 def test_the_weight_is_zero_before_its_step() -> None:
     anchor = GramAnchor(Gram(anchor="teacher", start_step=2, weight=0.5), teacher=network())
     assert [anchor.weight_at(step) for step in range(4)] == [0.0, 0.0, 0.5, 0.5]

@@ -1,14 +1,18 @@
 """What the Gram term holds the student's patches to: a frozen backbone, from the start or from the run itself."""
 
 import copy
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from foveal.backbone.vit import VisionTransformer
+from foveal.backbone.weights import check_tensors
 from foveal.pretrain.network import Batch
 from foveal.pretrain.start.settings import Gram
+
+_COPIES = "copies"  # how many were taken, beside the tensors of the newest
 
 
 class GramAnchor:
@@ -27,6 +31,7 @@ class GramAnchor:
         self.settings = settings
         self._teacher = teacher
         self.backbone = copy.deepcopy(teacher).requires_grad_(False).eval()
+        self._copies = torch.zeros((), dtype=torch.int64)  # taken so far
 
     def weight_at(self, step: int) -> float:
         """Return the weight of the Gram term in a step."""
@@ -34,13 +39,18 @@ class GramAnchor:
 
     @torch.no_grad()
     def follow(self, step: int) -> None:
-        """Copy the teacher if it is time; depends on the step alone, and so may be called again for the same step."""
+        """Copy the teacher if a copy is due that was not taken; again for the same step it does nothing.
+
+        Copies are counted and not found by the number of the step, since the guard may leave out that very step.
+        """
         settings = self.settings
         since, every = step - settings.start_step, settings.refresh_every_steps
         if settings.anchor == "start" or since < 0:
             return
-        if since == 0 or (every and since % every == 0 and since // every <= settings.max_refreshes):
+        due = 1 + (min(since // every, settings.max_refreshes) if every else 0)
+        if self._copies < due:
             self.backbone.load_state_dict(self._teacher.state_dict())
+            self._copies.fill_(due)
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Tensor:
@@ -59,4 +69,13 @@ class GramAnchor:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what a checkpoint holds: nothing where the anchor is the start, which is read again."""
-        return {} if self.settings.anchor == "start" else dict(self.backbone.state_dict())
+        if self.settings.anchor == "start":
+            return {}
+        return dict(self.backbone.state_dict()) | {_COPIES: self._copies}
+
+    def restore(self, tensors: Mapping[str, Tensor], *, where: str) -> None:
+        """Take over the tensors of a checkpoint; WeightsError, naming `where`, if they do not fit."""
+        if wanted := self.tensors():
+            found = dict(check_tensors(dict(tensors), wanted, where=where))
+            self._copies.copy_(found.pop(_COPIES))
+            self.backbone.load_state_dict(found)
