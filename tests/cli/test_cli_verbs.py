@@ -77,3 +77,13 @@ def test_model_folder_one_too_high_is_pointed_out(
 ) -> None:
     assert main(["evaluate", "knn", "--model", str(model_folder.parent), "--data", str(photos)]) == 2
     assert f"did you mean {model_folder}?" in capsys.readouterr().err
+
+
+def test_logistic_regression_by_the_command(
+    model_folder: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["evaluate", "logistic", "--model", str(model_folder), "--data", str(photos), "--engine", "torch"]
+    assert main([*arguments, "--out", str(tmp_path / "results")]) == 0
+    assert [line.split("\t")[0] for line in capsys.readouterr().out.splitlines()] == ["top-1", "C"]
+    assert main([*arguments, "--split", "0.95"]) == 2
+    assert "give at least 10" in capsys.readouterr().err

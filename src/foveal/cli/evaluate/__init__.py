@@ -5,7 +5,11 @@ import importlib
 import typer
 
 # Each protocol is the function of that name in the module of that name, dashes written as underscores.
-PROTOCOLS = ("knn", "zero-shot")
+PROTOCOLS = (
+    "knn",
+    "logistic",
+    "zero-shot",
+)
 
 evaluate = typer.Typer(help="Measure a frozen model by a public protocol.", no_args_is_help=True)
 

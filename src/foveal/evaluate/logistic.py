@@ -1,0 +1,105 @@
+"""Logistic regression on frozen features: the published protocol, with the strength of the penalty chosen on train."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from foveal.errors import FovealError
+from foveal.evaluate.knn import Labelled
+from foveal.evaluate.results import Measure, measured_mean
+from foveal.evaluate.softmax_regression import Fit, fit_path
+from foveal.features.batches import Progress
+from foveal.features.extract import Model
+from foveal.features.labels import check_apart, number_labels
+from foveal.images.imageset import ImageSet
+
+CS = tuple((10.0 ** np.linspace(-6, 5, 45)).tolist())
+_HELD_OUT = 10  # one in so many train images chooses C
+
+
+def run(
+    model: Model,
+    train: ImageSet,
+    test: ImageSet,
+    *,
+    cs: Sequence[float] = CS,
+    seed: int = 0,
+    batch_size: int = 32,
+    progress: Progress | None = None,
+    fitted: Callable[[Fit, float], None] | None = None,
+) -> list[Measure]:
+    """Evaluate a model by logistic regression on the class token after the final norm, not normalised.
+
+    The short side of an image is resized to the card's crop size, as published: only the long side is cut.
+
+    Args:
+        model: a loaded model.
+        train: labelled images; a tenth of them, drawn with seed 0 as published, chooses C, all are then fitted.
+        test: labelled images that are classified.
+        cs: inverse strengths of the penalty to choose from.
+        seed: of the intervals.
+        batch_size: images at a time.
+        progress: called with (images done, images in all), first for train, then for test.
+        fitted: called with each fit of the choice and its accuracy in percent on the tenth.
+
+    Returns:
+        Top-1 and, from 5 classes on, top-5 accuracy in percent, and the chosen C.
+
+    Raises:
+        ImageSetError: labels missing or not matching, or images in both sets.
+        FovealError: too few images or classes.
+
+    Source: arXiv 2304.07193, section 7.1 (the 12 small data sets).
+    """
+    check_apart(train, test)
+    train_labels, test_labels, _ = number_labels(train, test)
+    uncropped = Model(model.engine, model.card.model_copy(update={"resize_size": model.card.crop_size}))
+
+    def extract(images: ImageSet, labels: Tensor) -> Labelled:
+        found = uncropped.extract_set(images, batch_size=batch_size, progress=progress)
+        return Labelled(found.arrays["cls"], labels[found.indices])
+
+    return score(extract(train, train_labels), extract(test, test_labels), cs=cs, seed=seed, fitted=fitted)
+
+
+def score(
+    train: Labelled,
+    test: Labelled,
+    *,
+    cs: Sequence[float] = CS,
+    seed: int = 0,
+    fitted: Callable[[Fit, float], None] | None = None,
+) -> list[Measure]:
+    """Evaluate features that are already extracted; arguments and result as for `run`."""
+    fit = fit_all(train, choose(train, cs=cs, fitted=fitted))
+    order = fit.classes.to(test.labels)[fit.scores(test.features).topk(min(5, len(fit.classes)), dim=1).indices]
+    right = (order == test.labels[:, None]).double().numpy()
+    found = [measured_mean("top-1", 100 * right[:, 0], unit="%", seed=seed)]
+    if len(fit.classes) >= 5:
+        found.append(measured_mean("top-5", 100 * right.sum(axis=1), unit="%", seed=seed))
+    return [*found, Measure("C", fit.c, "", fit.c, fit.c)]
+
+
+def choose(train: Labelled, *, cs: Sequence[float] = CS, fitted: Callable[[Fit, float], None] | None = None) -> Fit:
+    """Return the fit to nine tenths of the train samples that is best on the last; of equal ones the one of least C."""
+    order = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(0))
+    held_out, kept = order.split([len(order) // _HELD_OUT, len(order) - len(order) // _HELD_OUT])
+    if not len(held_out):
+        raise FovealError(f"{len(order)} readable train images; C is chosen on a tenth of them, give at least 10")
+    best, most = None, -1.0
+    for fit in fit_path(train.features[kept], train.labels[kept], cs):
+        accuracy = 100 * float((fit.predict(train.features[held_out]) == train.labels[held_out]).double().mean())
+        if fitted is not None:
+            fitted(fit, accuracy)
+        if accuracy > most:
+            best, most = fit, accuracy
+    assert best is not None  # cs is not empty, and no accuracy is below 0
+    return best
+
+
+def fit_all(train: Labelled, chosen: Fit) -> Fit:
+    """Return the fit to all train samples with the C of `chosen`, from where that stands if it knows all classes."""
+    start = chosen if torch.equal(chosen.classes, train.labels.unique()) else None
+    return next(fit_path(train.features, train.labels, [chosen.c], start=start))
