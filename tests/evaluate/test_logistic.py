@@ -92,12 +92,12 @@ def test_classes_that_the_choice_does_not_see_are_fitted_in_the_end() -> None:
 
 def test_a_warm_start_ends_where_a_cold_one_does() -> None:
     train = _samples(60, 3)
-    warm = list(fit_path(*train, [0.5, 1.0, 1.0]))
+    _, warm = fit_path(*train, [0.5, 1.0])
     (cold,) = fit_path(*train, [1.0])
-    assert warm[1].objective == pytest.approx(cold.objective, rel=1e-7)
-    assert warm[2].steps == 0
-    (again,) = fit_path(*train, [1.0], start=warm[1])
-    assert again.steps == 0
+    (again,) = fit_path(*train, [1.0], start=warm)
+    assert warm.objective == pytest.approx(cold.objective, rel=1e-7)
+    assert again.objective <= warm.objective
+    assert again.steps < cold.steps
 
 
 def _fit(features: Tensor, labels: Tensor, c: float) -> list[Fit]:

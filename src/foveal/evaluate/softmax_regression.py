@@ -13,6 +13,7 @@ from torch import Tensor
 from foveal.errors import FovealError
 
 _MEMORY = 10  # pairs that the Hessian is approximated from
+_WINDOW = 10
 _RENEW = 30  # steps after which the scale is that of other weights
 _BLOCK_NUMBERS = 2**26  # logits at a time: half a GB
 
@@ -121,14 +122,23 @@ class _Problem:
             gradient += excess[:, self.num_classes - self.num_rows :].T @ inputs
         return float(loss + penalty / 2 * theta[:, :-1].square().sum()), gradient
 
-    def curvature(self, theta: Tensor, penalty: float) -> Tensor:
-        """Return the diagonal of the Hessian (M, D + 1)."""
+    def scale(self, theta: Tensor, penalty: float) -> Tensor:
+        """Return one over the diagonal of the Hessian, (M, D + 1)."""
         diagonal = torch.full_like(theta, penalty)
         diagonal[:, -1] = 0
         for inputs, squares in zip(self.inputs.split(self.block), self.squares.split(self.block), strict=True):
             share = _all_logits(inputs @ theta.T).softmax(dim=1)[:, self.num_classes - self.num_rows :]
             diagonal += (share * (1 - share)).T @ squares
-        return diagonal.clamp_(min=1e-12 * float(diagonal.max()))
+        return diagonal.clamp_(min=1e-12 * float(diagonal.max())).reciprocal_()
+
+
+def _scaled(gradient: Tensor, scale: Tensor) -> Tensor:
+    """Return a scaled gradient whose rows sum to 0, as those of the optimum and of every gradient on the way do.
+
+    Along a sum of all rows only the penalty bends the objective: steps must not go there.
+    """
+    step = gradient * scale
+    return step if len(step) == 1 else step - step.mean(dim=0)
 
 
 def _all_logits(logits: Tensor) -> Tensor:
@@ -137,21 +147,23 @@ def _all_logits(logits: Tensor) -> Tensor:
 
 
 def _minimise(
-    problem: _Problem, theta: Tensor, penalty: float, max_steps: int, *, rtol: float = 3e-9
+    problem: _Problem, theta: Tensor, penalty: float, max_steps: int, *, rtol: float = 1e-8
 ) -> tuple[Tensor, float, int]:
     """Return the optimum, its objective and the steps that it took.
 
-    It ends where the decrease that the model of the objective still promises is below `rtol` of the objective.
+    It ends where the last ten steps lowered the objective by less than `rtol` of it, or where the gradient promises
+    nothing that rounding would leave.
     """
     value, gradient = problem.evaluate(theta, penalty)
-    scale = problem.curvature(theta, penalty)
+    scale = problem.scale(theta, penalty)
     pairs: deque[tuple[Tensor, Tensor, float]] = deque(maxlen=_MEMORY)
+    values: deque[float] = deque(maxlen=_WINDOW)
     for step in range(max_steps):
         if step and step % _RENEW == 0:
-            scale = problem.curvature(theta, penalty)
+            scale = problem.scale(theta, penalty)
         direction = _direction(gradient, pairs, scale)
         slope = float((direction * gradient).sum())
-        if -slope <= rtol * value:
+        if -slope <= 1e-14 * value or (len(values) == _WINDOW and values[0] - value <= rtol * value):
             return theta, value, step
         length = 1.0
         while True:
@@ -165,6 +177,7 @@ def _minimise(
         change, bend = tried - theta, new_gradient - gradient
         if (product := float((change * bend).sum())) > 0:
             pairs.append((change, bend, product))
+        values.append(value)
         theta, value, gradient = tried, new_value, new_gradient
     return theta, value, max_steps
 
@@ -175,10 +188,10 @@ def _direction(gradient: Tensor, pairs: Sequence[tuple[Tensor, Tensor, float]], 
     for change, bend, product in reversed(pairs):
         weights.append(float((change * direction).sum()) / product)
         direction = direction - weights[-1] * bend
-    direction = direction / scale
+    direction = _scaled(direction, scale)
     if pairs:
         _, bend, product = pairs[-1]
-        direction *= product / float((bend * bend / scale).sum())
+        direction *= product / float((bend * _scaled(bend, scale)).sum())
     for (change, bend, product), weight in zip(pairs, reversed(weights), strict=True):
         direction = direction + (weight - float((bend * direction).sum()) / product) * change
     return direction
