@@ -12,7 +12,8 @@ from foveal.backbone.layers import Group
 from foveal.backbone.licence import Licence
 from foveal.backbone.variants import BackboneConfig, multiple_of_patch
 from foveal.backbone.vit import Tokens, VisionTransformer, layer_numbers
-from foveal.engine.foreign import RANDOM, is_foreign, open_tower
+from foveal.engine.foreign import is_foreign, open_tower
+from foveal.engine.tower import RANDOM
 from foveal.errors import FovealError, RecipeError
 
 
