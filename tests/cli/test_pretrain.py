@@ -14,7 +14,7 @@ from PIL import Image
 
 import foveal
 from foveal.cli.main import main
-from foveal.cli.pretrain import training_progress
+from foveal.cli.training import training_progress
 from foveal.pretrain.loop import Progress
 from foveal.pretrain.run import read_metrics
 

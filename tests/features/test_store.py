@@ -4,9 +4,7 @@ import hashlib
 import json
 import logging
 import os
-import resource
 import shutil
-import signal
 import tarfile
 import tracemalloc
 from copy import deepcopy
@@ -19,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from disks import no_file_above
 from PIL import Image
 
 import foveal
@@ -496,15 +495,8 @@ def test_a_disk_that_fills_up_keeps_the_finished_shards(model: Model, many: Path
     extraction = open_extraction(tmp_path / "store", model, ImageSet.open(many), replace(SMALL, tokens=("patches",)))
     extraction.run([0])
     before = contents(tmp_path / "store")
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4000, limits[1]))
-        with pytest.raises(FovealError, match=r"cannot be written .*finished shards stay"):
-            extraction.run()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, ignored)
+    with no_file_above(4000), pytest.raises(FovealError, match=r"cannot be written .*finished shards stay"):
+        extraction.run()
     assert contents(tmp_path / "store") == before
     assert extraction.run() is not None
 

@@ -3,15 +3,14 @@
 import json
 import logging
 import os
-import resource
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from disks import no_file_above
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -351,20 +350,9 @@ def test_a_model_folder_that_cannot_be_replaced_is_no_loss(tiny: Any, tmp_path: 
     assert pretrain(tiny()).step == 6
 
 
-@contextmanager
-def _no_file_above(num_bytes: int) -> Iterator[None]:
-    """Let the operating system refuse to write larger files, as a full disk would."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 def test_a_full_disk_keeps_the_run_and_it_continues_later(tiny: Any, tmp_path: Path) -> None:
     pretrain(tiny(), stop_after=3)
-    with _no_file_above(100_000), pytest.raises(CheckpointError, match=r"it needs [\d,]+ bytes, [\d,]+ are free"):
+    with no_file_above(100_000), pytest.raises(CheckpointError, match=r"it needs [\d,]+ bytes, [\d,]+ are free"):
         pretrain(tiny())
     assert _checkpoints(tmp_path / "run") == ["step_00000003"]
     assert pretrain(tiny()).step == 6
@@ -396,7 +384,7 @@ def test_a_disk_too_full_for_the_model_keeps_the_checkpoint(trainer: Trainer) ->
     trainer.checkpoints.wait()
     model = trainer.folder.path / "model" / "model.safetensors"
     before = model.read_bytes()
-    with _no_file_above(100_000), pytest.raises(RunError, match=r"cannot write the model folder .*step 0 is safe"):
+    with no_file_above(100_000), pytest.raises(RunError, match=r"cannot write the model folder .*step 0 is safe"):
         trainer.save()
     assert model.read_bytes() == before
     assert _checkpoints(trainer.folder.path) == ["step_00000000"]

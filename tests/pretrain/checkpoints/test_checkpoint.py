@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from disks import mounted_disk
 
 from foveal.errors import CheckpointError
 from foveal.pretrain.checkpoints.reader import (
@@ -190,19 +191,8 @@ def test_torn_temporary_folders_are_ignored_and_cleaned_up(tmp_path: Path) -> No
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A real disk of one megabyte; needs the right to mount."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)]
-    try:
-        done = subprocess.run(mount, capture_output=True, timeout=30)
-    except OSError:
-        pytest.skip("no mount command")
-    if done.returncode:
-        pytest.skip("not allowed to mount a small disk")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True, timeout=30)
+    with mounted_disk(tmp_path / "disk", size="1m") as disk:
+        yield disk
 
 
 def test_full_disk_leaves_the_last_good_one(small_disk: Path) -> None:

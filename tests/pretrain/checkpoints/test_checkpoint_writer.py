@@ -1,17 +1,14 @@
 """Checkpoints written beside the training: nothing waits, nothing is lost, nothing is hidden."""
 
 import logging
-import resource
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from disks import make_read_only, mounted_disk, no_file_above
 
 from foveal.errors import CheckpointError, RunError
 from foveal.pretrain.checkpoints.reader import list_checkpoints, newest_intact, open_checkpoint
@@ -29,19 +26,9 @@ def _steps(folder: Path) -> list[int]:
     return [open_checkpoint(path).step for path in list_checkpoints(folder)]
 
 
-@contextmanager
-def _no_file_above(num_bytes: int) -> Iterator[None]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 def _fail(writer: CheckpointWriter, step: int) -> None:
     """Let a save fail in its thread."""
-    with _no_file_above(100_000):
+    with no_file_above(100_000):
         writer.save(step, tensors=_tensors(step), state={})
         deadline = time.monotonic() + DEADLINE_S
         while not writer.failed:
@@ -99,7 +86,7 @@ def test_two_failures_in_a_row_are_an_error_and_the_last_good_one_stays(tmp_path
     writer.save(1, tensors=_tensors(1), state={})
     writer.wait()
     _fail(writer, 2)
-    with _no_file_above(100_000), pytest.raises(CheckpointError, match=r"step_00000003: .*it needs 1,200,000 bytes"):
+    with no_file_above(100_000), pytest.raises(CheckpointError, match=r"step_00000003: .*it needs 1,200,000 bytes"):
         writer.save(3, tensors=_tensors(3), state={})
     assert _steps(tmp_path) == [1]
 
@@ -138,22 +125,11 @@ def test_an_interrupt_leaves_at_once(tmp_path: Path) -> None:
 @pytest.fixture
 def read_only_disk(tmp_path: Path) -> Iterator[Path]:
     """A real disk with a checkpoint on it that then became read-only; needs the right to mount."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount: list[Any] = ["mount", "-t", "tmpfs", "-o", "size=9m", "none", folder]
-    try:
-        done = subprocess.run(mount, capture_output=True, timeout=30)
-    except OSError:
-        pytest.skip("no mount command")
-    if done.returncode:
-        pytest.skip("not allowed to mount a small disk")
-    try:
-        with CheckpointWriter(folder, keep=1) as writer:
+    with mounted_disk(tmp_path / "disk", size="9m") as disk:
+        with CheckpointWriter(disk, keep=1) as writer:
             writer.save(1, tensors=_tensors(1), state={})
-        subprocess.run(["mount", "-o", "remount,ro", folder], check=True, timeout=30)
-        yield folder
-    finally:
-        subprocess.run(["umount", folder], check=True, timeout=30)
+        make_read_only(disk)
+        yield disk
 
 
 def test_a_disk_that_became_read_only_keeps_the_last_good_one(read_only_disk: Path) -> None:
