@@ -4,23 +4,15 @@ from typing import Annotated
 
 import typer
 
-from foveal.cli.pretrain import train_and_tell
+from foveal.cli.training import AllowChange, Overrides, Steps, train_and_tell
 
 
 def adapt(
     model: Annotated[str, typer.Argument(help="Run, model folder, checkpoint, or name in `foveal models`.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(help="key=value, such as images=photos out=run total_steps=500", metavar="key=value"),
-    ] = None,
+    overrides: Overrides = None,
     recipe: Annotated[str, typer.Option(help="adapt, adapt_lora, or the path of a YAML file.")] = "adapt",
-    steps: Annotated[
-        int | None, typer.Option(help="Stop after so many steps of this call; the schedules do not change.", min=1)
-    ] = None,
-    allow_change: Annotated[
-        list[str] | None,
-        typer.Option(help="A recipe key that may differ from the run's so far; repeat it for more.", metavar="KEY"),
-    ] = None,
+    steps: Steps = None,
+    allow_change: AllowChange = None,
 ) -> None:
     """Continue from a trained backbone on one's own images; run the same command again to continue.
 

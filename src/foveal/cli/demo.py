@@ -5,16 +5,15 @@ from typing import Annotated
 
 import typer
 
+from foveal.cli.training import Overrides, training_progress
+
 
 def demo(
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="Recipe overrides, key=value.", metavar="key=value")
-    ] = None,
+    overrides: Overrides = None,
     out: Annotated[Path, typer.Option(help="Folder of the demo.", file_okay=False)] = Path("foveal-demo"),
     images: Annotated[str | None, typer.Option(help="Your own images instead of the packaged photographs.")] = None,
 ) -> None:
     """Pretrain a small backbone on real photographs and show what it learned, without labels and without a network."""
-    from foveal.cli.pretrain import training_progress
     from foveal.studies.demo import run_demo
 
     with training_progress() as listener:
