@@ -3,27 +3,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_demo import FAST
 
 from foveal.cli.main import main
-
-FAST = [
-    "total_steps=2",
-    "batch_size=8",
-    "backbone.variant=vit_nano",
-    "backbone.width=48",
-    "backbone.depth=1",
-    "backbone.num_heads=3",
-    "backbone.patch_size=8",
-    "backbone.image_size=32",
-    "views.global_size=32",
-    "views.local_size=16",
-    "views.num_local=1",
-    "features.crop_size=32",
-    "features.resize_size=32",
-    "heads.dino.num_prototypes=16",
-    "optimizer.warmup_steps=1",
-    "teacher.temperature_warmup_steps=1",
-]
 
 
 def test_demo_prints_the_numbers_and_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
