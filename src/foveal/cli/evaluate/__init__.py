@@ -8,6 +8,8 @@ import typer
 PROTOCOLS = (
     "knn",
     "logistic",
+    "retrieval",
+    "video",
     "zero-shot",
 )
 
