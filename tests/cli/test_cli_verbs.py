@@ -87,3 +87,12 @@ def test_logistic_regression_by_the_command(
     assert [line.split("\t")[0] for line in capsys.readouterr().out.splitlines()] == ["top-1", "C"]
     assert main([*arguments, "--split", "0.8"]) == 2
     assert "give at least 10" in capsys.readouterr().err
+
+
+def test_linear_classifiers_by_the_command(
+    model_folder: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["evaluate", "linear-cached", "--model", str(model_folder), "--data", str(photos), "--engine", "torch"]
+    assert main([*arguments, "--num-steps", "2"]) == 0
+    names = [line.split("\t")[0] for line in capsys.readouterr().out.splitlines()]
+    assert names == ["top-1", "learning rate", "blocks", "mean patch token"]

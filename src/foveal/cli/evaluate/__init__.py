@@ -8,6 +8,7 @@ import typer
 PROTOCOLS = (
     "knn",
     "logistic",
+    "linear-cached",
     "retrieval",
     "video",
     "zero-shot",

@@ -1,0 +1,56 @@
+"""`foveal evaluate linear-cached`: linear classifiers on features computed once."""
+
+from typing import Annotated
+
+import typer
+
+from foveal.cli.evaluate.classification import DataOption, SplitOption, TestOption, TrainOption
+from foveal.cli.evaluate.results import BatchSizeOption, OutOption, SeedOption, check_results, report_results
+from foveal.cli.loading import EngineOption, FastOption, ModelOption, NumHeadsOption, PrecisionOption, open_model
+from foveal.cli.terminal import progress_of
+
+
+def linear_cached(
+    context: typer.Context,
+    model: ModelOption,
+    data: DataOption = None,
+    train: TrainOption = None,
+    test: TestOption = None,
+    split: SplitOption = None,
+    num_steps: Annotated[int, typer.Option(help="Steps of 128 images.", min=1)] = 1250,
+    seed: SeedOption = 0,
+    batch_size: BatchSizeOption = 32,
+    out: OutOption = None,
+    engine: EngineOption = "auto",
+    precision: PrecisionOption = None,
+    fast: FastOption = False,
+    num_heads: NumHeadsOption = None,
+) -> None:
+    """Train a grid of linear classifiers on fixed views, choose one on a tenth of train, and classify."""
+    from foveal.evaluate.layouts.classification import open_classification
+    from foveal.evaluate.linear_cached import run
+
+    check_results(out)
+    loaded = open_model(model, engine=engine, precision=precision, fast=fast, num_heads=num_heads)
+    found = open_classification(data, train=train, test=test, split=split)
+    with progress_of("extracting") as progress, progress_of("training") as trained:
+        measures = run(
+            loaded,
+            found.train,
+            found.test,
+            num_steps=num_steps,
+            seed=seed,
+            batch_size=batch_size,
+            progress=progress,
+            trained=trained,
+        )
+    report_results(
+        context,
+        measures,
+        protocol="linear-cached",
+        model=loaded,
+        data=found.name,
+        data_hash=found.hash,
+        out=out,
+        title=f"Linear classifiers on fixed views, {found.sizes}",
+    )
