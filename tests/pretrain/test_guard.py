@@ -95,12 +95,12 @@ def test_three_in_a_row_go_back_and_leave_the_steps_between_out(
     assert _weights(tmp_path / "by_hand") == _weights(tmp_path / "run")
 
 
-@pytest.mark.parametrize("stops", [(5, 1), (7, 1), (8, 3)])
+@pytest.mark.parametrize(("keep", "stops"), [(9, (5, 1)), (9, (7, 1)), (9, (8, 3)), (2, (4, 1)), (2, (2, 1, 1, 1, 1))])
 def test_a_run_that_went_back_in_pieces_equals_the_run_in_one(
-    tiny: Any, tmp_path: Path, break_steps: Break, stops: tuple[int, ...]
+    tiny: Any, tmp_path: Path, break_steps: Break, keep: int, stops: tuple[int, ...]
 ) -> None:
     """Interruptions between checkpoint and way back, right after it, and later: their checkpoints change nothing."""
-    settings = ["total_steps=12", "checkpoints.every_steps=3", "checkpoints.keep=9"]
+    settings = ["total_steps=12", "checkpoints.every_steps=3", f"checkpoints.keep={keep}"]
     break_steps(4, 5, 6, 10)
     pretrain(tiny(*settings, out="whole"))
     for steps in stops:

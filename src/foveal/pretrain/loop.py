@@ -179,7 +179,11 @@ class Trainer:
         self.probe = KNNProbe(recipe.knn, device=self.device) if recipe.knn and world.is_main else None
         self.gate = None
         self.checkpoints = CheckpointWriter(
-            folder.path / CHECKPOINTS, keep=recipe.checkpoints.keep, world=world, then=self._write_models
+            folder.path / CHECKPOINTS,
+            keep=recipe.checkpoints.keep,
+            every_steps=recipe.checkpoints.every_steps,
+            world=world,
+            then=self._write_models,
         )
         self.health = (
             HealthMonitor(recipe, run=folder.path, images=images, device=self.device)

@@ -114,7 +114,7 @@ class Optimizer(_Settings):
 
 
 class Checkpoints(_Settings):
-    """A checkpoint every `every_steps` steps and at the end; the newest `keep` stay."""
+    """A checkpoint every `every_steps` steps, of which the newest `keep` stay, and at the end or an interruption."""
 
     every_steps: int = Field(default=1250, gt=0)
     keep: int = Field(default=3, gt=0)

@@ -21,7 +21,7 @@ def test_the_report_is_measured_and_the_run_folder_is_not_touched(report: Prefli
     assert report.num_images == 11
     assert report.memory == memory_bytes(report.recipe)
     assert report.checkpoint_bytes == checkpoint_bytes(report.recipe)
-    assert report.disk_needed == 3 * report.checkpoint_bytes  # two are kept, one is written
+    assert report.disk_needed == 4 * report.checkpoint_bytes  # two are kept, one of an interruption, one is written
     assert report.peak_bytes
     assert report.peak_bytes > sum(report.memory.values()) / 2
     assert report.step_s
@@ -50,7 +50,7 @@ def test_a_run_that_does_not_fit_is_not_measured_and_says_what_is_missing(tiny: 
     assert report.step_s is None
     assert report.hours is None
     assert "GB of memory and" in report.problems[0]
-    assert "checkpoints and the one being written take" in report.problems[1]
+    assert "2 checkpoints, one of an interruption and the one being written take" in report.problems[1]
     assert "time" not in dict(report.rows())
 
 

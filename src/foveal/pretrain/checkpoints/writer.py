@@ -49,15 +49,22 @@ class CheckpointWriter:
 
     Args:
         folder: the run's checkpoint folder.
-        keep: how many checkpoints stay.
+        keep, every_steps: see `write_checkpoint`.
         world: the processes; all make the same calls.
         then: called with each finished checkpoint, in the thread of rank 0.
     """
 
     def __init__(
-        self, folder: Path, *, keep: int, world: World = ALONE, then: Callable[[Path], None] | None = None
+        self,
+        folder: Path,
+        *,
+        keep: int,
+        every_steps: int = 1,
+        world: World = ALONE,
+        then: Callable[[Path], None] | None = None,
     ) -> None:
-        self._folder, self._keep, self._world, self._then = folder, keep, world, then
+        self._folder, self._world, self._then = folder, world, then
+        self._keep, self._every_steps = keep, every_steps
         # The thread's messages must not get between those of training.
         group = None if world.group is None else dist.new_group(backend="gloo")
         self._thread_world = replace(world, group=group)
@@ -107,7 +114,9 @@ class CheckpointWriter:
 
     def _write(self, snapshot: Snapshot, pending: "Future[None]") -> None:
         try:
-            path = write_checkpoint(self._folder, snapshot, keep=self._keep, world=self._thread_world)
+            path = write_checkpoint(
+                self._folder, snapshot, keep=self._keep, every_steps=self._every_steps, world=self._thread_world
+            )
             if self._then and self._world.is_main:
                 self._then(path)
         except Exception as error:  # whoever waits for it raises it
@@ -116,8 +125,10 @@ class CheckpointWriter:
             pending.set_result(None)
 
 
-def write_checkpoint(folder: Path, snapshot: Snapshot, *, keep: int, world: World = ALONE) -> Path:
-    """Write a snapshot as one checkpoint and remove the oldest beyond `keep`.
+def write_checkpoint(
+    folder: Path, snapshot: Snapshot, *, keep: int, every_steps: int = 1, world: World = ALONE
+) -> Path:
+    """Write a snapshot as one checkpoint and remove those that are no longer kept.
 
     Everything goes to a temporary folder, is fsynced and hashed; the manifest comes last and one rename publishes it.
     A process killed at any moment leaves either the whole checkpoint or an ignored temporary folder.
@@ -125,7 +136,9 @@ def write_checkpoint(folder: Path, snapshot: Snapshot, *, keep: int, world: Worl
     Args:
         folder: the run's checkpoint folder, on a disk that all processes share.
         snapshot: of this process.
-        keep: how many checkpoints stay.
+        keep: how many regular checkpoints stay, those at multiples of `every_steps`; others stay while there are
+            fewer, and the one written here, so that interruptions leave the guard as many ways back as it has without.
+        every_steps: of the regular checkpoints.
         world: the processes; all call this, and all succeed or fail.
 
     Raises:
@@ -147,10 +160,17 @@ def write_checkpoint(folder: Path, snapshot: Snapshot, *, keep: int, world: Worl
             "Earlier checkpoints are untouched: make room and run the same command again"
         ) from error
     if world.is_main:
-        # A later checkpoint can only be a damaged one that the run went back from: it must not push out a good one.
-        for old in [path for path in list_checkpoints(folder) if path.name <= final.name][:-keep]:
+        for old in _no_longer_kept(folder, final, keep=keep, every_steps=every_steps):
             shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+def _no_longer_kept(folder: Path, final: Path, *, keep: int, every_steps: int) -> list[Path]:
+    # A later checkpoint can only be a damaged one that the run went back from: it must not push out a good one.
+    there = [path for path in list_checkpoints(folder) if path.name <= final.name]
+    regular = [path for path in there if int(path.name.removeprefix(PREFIX)) % every_steps == 0][-keep:]
+    others = [path for path in there if path not in regular and path != final]
+    return others[: max(0, len(others) + len({*regular, final}) - keep)]
 
 
 def _agreed(world: World, action: Callable[[], Any]) -> list[Any]:

@@ -74,7 +74,7 @@ class Preflight:
             )
         if self.disk_needed > self.disk_free:
             found.append(
-                f"{self.recipe.checkpoints.keep} checkpoints and the one being written take "
+                f"{self.recipe.checkpoints.keep} checkpoints, one of an interruption and the one being written take "
                 f"{self.disk_needed / _GB:.1f} GB and {self.disk_free / _GB:.1f} are free: "
                 "make room, or use a smaller checkpoints.keep"
             )
@@ -154,7 +154,7 @@ def preflight(recipe: Recipe) -> Preflight:
         step_s=step_s,
         load_s=load_s,
         checkpoint_bytes=one,
-        disk_needed=one * (recipe.checkpoints.keep + 1),
+        disk_needed=one * (recipe.checkpoints.keep + 2),
         disk_free=shutil.disk_usage(on_disk).free,
         step_tflop=sum(step_flops(recipe).values()) / 1e12,
     )
