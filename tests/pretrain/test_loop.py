@@ -149,6 +149,8 @@ def test_a_change_on_purpose_counts_from_the_next_step_and_is_in_the_card(tiny: 
     assert rates[2:] == [line["lr"] for line in read_metrics(tmp_path / "after")][2:]
     card = json.loads((tmp_path / "run" / "model" / "model.json").read_text())
     assert card["lineage"]["changes"] == [{"step": 2, "changed": {"optimizer.base_lr": [0.01, 0.02]}}]
+    noted = [(line["step"], line["changed"]) for line in read_metrics(tmp_path / "run") if "changed" in line]
+    assert noted == [(2, {"optimizer.base_lr": [0.01, 0.02]})]
     with pytest.raises(RecipeError, match=r"unknown recipe key 'optimizer.lr'; did you mean"):
         pretrain(changed, allowed_changes=["optimizer.lr"])
 

@@ -301,8 +301,11 @@ class Trainer:
         recipe = self.recipe
         if recipe.knn and (self.step % recipe.knn.every_steps == 0 or self.step == recipe.total_steps):
             metrics |= self._probed()
-        if logged or self.step % recipe.log_every_steps == 0 or "knn" in metrics or "skipped" in metrics:
-            self.folder.log({"step": self.step - 1, **metrics})
+        changed = [change["changed"] for change in self.changes if change["step"] == self.step - 1]
+        logged = logged or bool(changed) or "knn" in metrics or "skipped" in metrics
+        if logged or self.step % recipe.log_every_steps == 0:
+            noted = {"changed": changed[-1]} if changed else {}
+            self.folder.log({"step": self.step - 1, **metrics, **noted})
             self.loggers.log(self.step - 1, metrics)
         if recipe.health and (self.step % recipe.health.every_steps == 0 or self.step == recipe.total_steps):
             self._measure_health()
