@@ -142,6 +142,18 @@ def test_labels_take_the_place_of_the_other_limits(gated: MakeRecipe, tmp_path: 
     assert all(found.scores["knn"] == 100 for found in outcome.judgements)  # each image is its own neighbour
 
 
+@pytest.mark.parametrize("begins_with", [False, True])
+def test_labels_may_not_come_or_go_when_a_run_continues(gated: MakeRecipe, tmp_path: Path, begins_with: bool) -> None:
+    lines = [f"{tmp_path / 'photos'}/{i:02d}.{'png' if i % 2 else 'jpg'}\t{i % 3}" for i in range(6)]
+    (tmp_path / "labels.txt").write_text("\n".join(lines) + "\n")
+    labels = tmp_path / "labels.txt"
+    knn = (f"knn.train={labels}", f"knn.test={labels}", "knn.every_steps=6", "knn.k=1")
+    limits = ("gate.min_agreement=0", "gate.min_rank_share=0")
+    pretrain(gated(*limits, *(knn if begins_with else ())), stop_after=1)
+    with pytest.raises(RecipeError, match="with knn, by which" if begins_with else "without knn, by which"):
+        pretrain(gated(*limits, *(() if begins_with else knn)))
+
+
 def test_two_processes_come_to_the_judgements_and_the_bits_of_one(gated: MakeRecipe, tmp_path: Path) -> None:
     settings = ("parallel.canonical=true", "device=cpu", "gate.min_agreement=0", "gate.min_rank_share=0")
     settings += ("lora.rank=2", "gram={anchor: start}", "optimizer.freeze_backbone_steps=1")

@@ -56,7 +56,7 @@ class Gate:
         device: of the networks.
 
     Raises:
-        RecipeError: fewer images than neighbours.
+        RecipeError: fewer images than neighbours; or kNN was there at the start and is not now, or the other way round.
         RunError: the file is damaged.
     """
 
@@ -80,6 +80,11 @@ class Gate:
                 f"gate.num_neighbours={settings.num_neighbours} of {count} images; give more images or fewer neighbours"
             )
         self.judgements = self._read()
+        if self.judgements and ("knn" in self.judgements[0].scores) != (probe is not None):
+            raise RecipeError(
+                f"the gate of {path.parent} began {'without' if probe else 'with'} knn, by which it judges; "
+                f"{'leave knn out' if probe else 'give knn again'}, or choose another out="
+            )
         start = self._features(backbone, card)
         self._neighbours = self._nearest(start)
         if not self.judgements:
