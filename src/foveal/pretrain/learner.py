@@ -153,8 +153,11 @@ class SelfDistillation:
     def accumulate(self, micro_batches: Sequence[Batch], *, step: int, rates: Mapping[str, float]) -> dict[str, Tensor]:
         """See `Learner`."""
         recipe, settings = self.recipe, self.recipe.objective.settings()
+        trained = step >= recipe.optimizer.freeze_backbone_steps
         for parameter in self._trained:  # frozen at first, so that new heads do not pull good features apart
-            parameter.requires_grad_(step >= recipe.optimizer.freeze_backbone_steps)
+            parameter.requires_grad_(trained)
+        if not trained:  # its gradient would reach nothing, and its second pass takes time
+            settings = replace(settings, koleo_weight=0.0)
         if self.anchor is not None:
             self.anchor.follow(step)
             settings = replace(settings, gram_weight=self.anchor.weight_at(step))

@@ -163,4 +163,6 @@ def test_heads_warm_up_while_the_backbone_keeps_still(settings: str, photos: Pat
     assert moved()[0]
     rates = [(line["lr"], line["backbone_lr"]) for line in read_metrics(tmp_path / "run")]
     assert [backbone for _, backbone in rates[:3]] == [0, 0, 0]
+    # What moves the backbone alone is not computed for nothing.
+    assert ["koleo" in line for line in read_metrics(tmp_path / "run")] == [False, False, True, True]
     assert rates[3][1] == pytest.approx(recipe.lr)
