@@ -143,7 +143,7 @@ def communication_bytes(recipe: Recipe, *, num_devices: int, sharded: bool = Fal
 
     Collectives in their ring form: an all-reduce of S bytes sends 2 S (n - 1) / n, a gather or a reduce-scatter half of
     that. Sharded weights travel in the precision of the products: twice for the student (forward, backward), once for
-    the teacher, every micro-batch; gradients travel in float32, once a step.
+    the teacher; their gradients travel in float32. Both do so every micro-batch, gradients of whole copies once a step.
     """
     share = (num_devices - 1) / num_devices
     parameters = sum(num_parameters(recipe).values())
@@ -153,7 +153,7 @@ def communication_bytes(recipe: Recipe, *, num_devices: int, sharded: bool = Fal
     sinkhorn = 3 * (dino.num_prototypes + ibot.num_prototypes) * _FP32
     return {
         "weights": round(3 * wide * parameters * per_device * share) if sharded else 0,
-        "gradients": round((1 if sharded else 2) * _FP32 * parameters * share),
+        "gradients": round((per_device if sharded else 2) * _FP32 * parameters * share),
         "Sinkhorn-Knopp": round(2 * sinkhorn * share),
         "KoLeo": round(2 * recipe.batch_size * recipe.backbone.width * _FP32 * share),
     }
