@@ -104,6 +104,28 @@ def test_memory_on_more_devices_by_hand() -> None:
     assert cost.checkpoint_bytes(recipe) == 16 * parameters
 
 
+def test_a_gram_anchor_is_counted_with_its_finer_crops(tiny: Any) -> None:
+    plain, held = tiny(), tiny("gram={anchor: teacher, resolution_factor: 2}")
+    backbone = 4 * cost.num_parameters(plain)["backbone"]
+    before, after = cost.memory_bytes(plain), cost.memory_bytes(held)
+    assert after.pop("Gram anchor") == backbone
+    finer = 4 * 3 * 2 * 64**2 * plain.micro_batch
+    assert after == before | {"images": before["images"] + finer}
+    assert cost.checkpoint_bytes(held) == cost.checkpoint_bytes(plain) + backbone
+    flops = cost.step_flops(held)
+    assert flops.pop("Gram anchor") == 2 * plain.batch_size * cost.forward_flops(plain.backbone, 64)
+    assert flops == cost.step_flops(plain)
+
+
+def test_mixed_resolutions_take_the_memory_of_the_largest_and_the_operations_of_the_mean(tiny: Any) -> None:
+    small, large = tiny(), tiny("views.global_size=64", "views.local_size=24")
+    mixed = tiny("views.other_sizes=[[64, 24, 0.25]]")
+    assert cost.memory_bytes(mixed) == cost.memory_bytes(large)
+    assert sum(cost.memory_bytes(large).values()) > sum(cost.memory_bytes(small).values())
+    low, high = cost.step_flops(small), cost.step_flops(large)
+    assert cost.step_flops(mixed) == pytest.approx({name: 0.75 * low[name] + 0.25 * high[name] for name in low})
+
+
 def test_a_device_alone_sends_nothing_and_two_send_half_of_all_gradients_twice() -> None:
     recipe = load_recipe("vitl16_in1k_short", ["images=a", "out=b"])
     assert set(cost.communication_bytes(recipe, num_devices=1).values()) == {0}

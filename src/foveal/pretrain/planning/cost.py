@@ -27,11 +27,20 @@ def forward_flops(config: BackboneConfig, size: int) -> float:
 
 
 def step_flops(recipe: Recipe) -> dict[str, float]:
-    """Return the operations of one step of the whole batch, by part.
+    """Return the operations of one step of the whole batch, by part; of mixed resolutions, on average.
 
-    Only matrix products and attention count: norms, softmax and the optimizer are bytes, not operations. The student's
-    last feed-forward is counted in full, though it runs only on the tokens that the losses read.
+    A Gram anchor is counted as if it were there from the first step. Only matrix products and attention count: norms,
+    softmax and the optimizer are bytes, not operations. The student's last feed-forward is counted in full, though it
+    runs only on the tokens that the losses read.
     """
+    flops = dict[str, float]()
+    for probability, each in _resolutions(recipe):
+        for name, value in _flops_of_one_resolution(each).items():
+            flops[name] = flops.get(name, 0.0) + probability * value
+    return flops
+
+
+def _flops_of_one_resolution(recipe: Recipe) -> dict[str, float]:
     config, views, images = recipe.backbone, recipe.views, recipe.batch_size
     of_global = 2 * images * forward_flops(config, views.global_size)
     of_local = views.num_local * images * forward_flops(config, views.local_size)
@@ -40,12 +49,34 @@ def step_flops(recipe: Recipe) -> dict[str, float]:
     dino, ibot = recipe.heads.dino, recipe.heads.ibot or recipe.heads.dino
     teacher_heads = image_rows * _row_flops(dino, config.width) + patch_rows * _row_flops(ibot, config.width)
     student_heads = teacher_heads + views.num_local * images * _row_flops(dino, config.width)
+    gram = recipe.gram
+    of_anchor = 2 * images * forward_flops(config, views.global_size * gram.resolution_factor) if gram else 0.0
     return {
         "teacher backbone": of_global,
         "student backbone": _GEMM_PASSES * kept * (of_global + of_local),
         "teacher heads": teacher_heads,
         "student heads": _GEMM_PASSES * student_heads,
+        **({"Gram anchor": of_anchor} if gram else {}),
     }
+
+
+def _resolutions(recipe: Recipe) -> list[tuple[float, Recipe]]:
+    """Return the recipe at each of its resolutions alone, with the share of micro-batches that have it."""
+    views, others = recipe.views, recipe.views.other_sizes
+    sizes = [(views.global_size, views.local_size, 1 - sum(share for *_, share in others)), *others]
+    return [
+        (
+            share,
+            recipe.model_copy(
+                update={
+                    "views": views.model_copy(
+                        update={"global_size": global_size, "local_size": local_size, "other_sizes": ()}
+                    )
+                }
+            ),
+        )
+        for global_size, local_size, share in sizes
+    ]
 
 
 def batch_scope_flops(recipe: Recipe, *, num_devices: int = 1) -> dict[str, float]:
@@ -90,20 +121,33 @@ def memory_bytes(
             device holds them whole.
         recomputed: activations are recomputed in the backward pass (activation checkpointing).
 
-    What a library takes for itself (a CUDA context, communication buffers, fragmentation) is not in it.
+    Of mixed resolutions the one that takes most counts. What a library takes for itself (a CUDA context, communication
+    buffers, fragmentation) is not in it.
     """
+    found = (
+        _memory_of_one_resolution(each, num_devices=num_devices, sharded=sharded, recomputed=recomputed)
+        for _, each in _resolutions(recipe)
+    )
+    return max(found, key=lambda held: sum(held.values()))
+
+
+def _memory_of_one_resolution(recipe: Recipe, *, num_devices: int, sharded: bool, recomputed: bool) -> dict[str, int]:
     config = recipe.backbone
-    parameters = sum(num_parameters(recipe).values())
+    counted, gram = num_parameters(recipe), recipe.gram
+    parameters = sum(counted.values())
     held = math.ceil(parameters / num_devices) if sharded else parameters
     wide = 2 if recipe.precision == "bf16" else _FP32
     gathered = 2 * wide * block_parameters(config) if sharded else 0  # a block in use, and the next on its way
     views, images = recipe.views, recipe.micro_batch
     pixels = 2 * views.global_size**2 + views.num_local * views.local_size**2
+    if gram and gram.resolution_factor > 1:  # its crops come beside the others
+        pixels += 2 * (gram.resolution_factor * views.global_size) ** 2
     return {
         "student": _FP32 * held,
         "gradients": _FP32 * held,
         "AdamW": 2 * _FP32 * held,
         "teacher": _FP32 * held,
+        **({"Gram anchor": _FP32 * counted["backbone"]} if gram else {}),
         "gathered blocks": gathered,
         "images": _FP32 * config.channels * pixels * images,
         "activations": activation_bytes(recipe, recomputed=recomputed),
@@ -134,8 +178,10 @@ def activation_bytes(recipe: Recipe, *, recomputed: bool = False) -> int:
 
 
 def checkpoint_bytes(recipe: Recipe) -> int:
-    """Return the bytes of one checkpoint: student, teacher and AdamW's two moments, all float32."""
-    return 4 * _FP32 * sum(num_parameters(recipe).values())
+    """Return the bytes of one checkpoint: student, teacher, AdamW's two moments, a copied anchor, all float32."""
+    counted = num_parameters(recipe)
+    anchor = counted["backbone"] if recipe.gram and recipe.gram.anchor == "teacher" else 0
+    return _FP32 * (4 * sum(counted.values()) + anchor)
 
 
 def communication_bytes(recipe: Recipe, *, num_devices: int, sharded: bool = False) -> dict[str, int]:
