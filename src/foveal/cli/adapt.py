@@ -18,7 +18,7 @@ def adapt(
 
     New heads are warmed up first; the backbone moves slowly, its patches held to those of the start, and is judged
     every few hundred steps: by kNN where knn.train= and knn.test= give labelled images, else without labels. Where it
-    has become worse than the start allows, the run ends, and RUN/model is the last one that passed.
+    has become worse than the start allows, the run ends with exit code 3, and RUN/model is the last one that passed.
     """
     from foveal.errors import RecipeError
     from foveal.pretrain.recipe import load_recipe

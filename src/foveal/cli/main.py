@@ -86,7 +86,8 @@ for _verb in VERBS:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0, 2 for an error of the user, 130 when interrupted.
+    """Run the command line and return its exit code: 0, 2 for an error of the user, 3 where a gate has ended
+    the run, 130 when interrupted.
 
     Args:
         arguments: without the program's name; None takes those of the process.

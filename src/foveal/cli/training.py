@@ -28,6 +28,8 @@ AllowChange = Annotated[
     typer.Option(help="A recipe key that may differ from the run's so far; repeat it for more.", metavar="KEY"),
 ]
 
+GATE_FAILED = 3  # exit code: the run has ended and its model is sound, but not the one that was asked for
+
 
 def train_and_tell(recipe: "Recipe", *, steps: int | None, allowed_changes: Sequence[str]) -> None:
     """Train as the recipe says, tell how it goes and how it ended, and leave with the exit code of that."""
@@ -38,11 +40,12 @@ def train_and_tell(recipe: "Recipe", *, steps: int | None, allowed_changes: Sequ
     done = f"step {outcome.step} of {recipe.total_steps}; model: {outcome.run / 'model'}"
     if outcome.stopped_by is not None:
         done = f"stopped and saved at {done}; run the same command again to continue"
+    failed = outcome.judgements[-1].failed if outcome.judgements else ""
     if is_first_process():
         for judgement in outcome.judgements:
             scores = "  ".join(f"{name} {value:.4g}" for name, value in sorted(judgement.scores.items()))
             typer.echo(f"step {judgement.step:6d}  {scores}  {judgement.failed or 'kept'}")
-        if outcome.judgements and (failed := outcome.judgements[-1].failed):
+        if failed:
             passed = max(found.step for found in outcome.judgements if not found.failed)
             whose = f"that of step {passed}" if passed else "the start"
             done = f"ended at step {outcome.judgements[-1].step}: {failed}; {outcome.run / 'model'} is {whose}. "
@@ -50,6 +53,8 @@ def train_and_tell(recipe: "Recipe", *, steps: int | None, allowed_changes: Sequ
         typer.echo(done)
     if outcome.stopped_by == signal.SIGINT:
         raise typer.Exit(128 + signal.SIGINT)  # as a shell tells it; a batch system that asked for the end sees success
+    if failed:
+        raise typer.Exit(GATE_FAILED)
 
 
 @contextmanager
