@@ -66,6 +66,28 @@ def run(
 
     Source: arXiv 2304.07193, section 7.1, and arXiv 2104.14294, appendix F.
     """
+    return score(
+        *_extracted(model, train, test, batch_size=batch_size, progress=progress),
+        ks=ks,
+        temperature=temperature,
+        n_per_class=n_per_class,
+        n_tries=n_tries,
+        seed=seed,
+    )
+
+
+def right_of_each(model: Model, train: ImageSet, test: ImageSet, *, k: int, temperature: float = 0.07) -> np.ndarray:
+    """Return (N,) float64 of each readable test image whether kNN names its class, 1.0 or 0.0: to compare models on it.
+
+    Arguments and errors as for `run`, whose top-1 is the mean.
+    """
+    return _right(*_extracted(model, train, test), [k], temperature)[f"knn-{k} top-1"]
+
+
+def _extracted(
+    model: Model, train: ImageSet, test: ImageSet, *, batch_size: int = 32, progress: Progress | None = None
+) -> tuple[Labelled, Labelled]:
+    """Return features and class numbers of both sets, for what can be read of them."""
     check_apart(train, test)
     train_labels, test_labels, _ = number_labels(train, test)
 
@@ -73,15 +95,7 @@ def run(
         found = model.extract_set(images, batch_size=batch_size, progress=progress)
         return Labelled(found.arrays["cls"], labels[found.indices])
 
-    return score(
-        extract(train, train_labels),
-        extract(test, test_labels),
-        ks=ks,
-        temperature=temperature,
-        n_per_class=n_per_class,
-        n_tries=n_tries,
-        seed=seed,
-    )
+    return extract(train, train_labels), extract(test, test_labels)
 
 
 def run_pixels(

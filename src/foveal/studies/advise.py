@@ -14,7 +14,8 @@ import torch
 
 from foveal.engine.torch_engine import TorchEngine
 from foveal.errors import BadImageError, FovealError
-from foveal.evaluate.knn import run as run_knn
+from foveal.evaluate.knn import right_of_each
+from foveal.evaluate.results import measured_mean
 from foveal.features.extract import Model, load
 from foveal.features.labels import split_by_uri
 from foveal.features.neighbours import top_k
@@ -34,14 +35,32 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Row:
-    """One way: its score in percent, what it gains over frozen features, its minutes here, and hours on all images."""
+    """One way to features.
+
+    Attributes:
+        way: its name.
+        score: in percent.
+        gain: over frozen features, in points.
+        low: lower end of the gain's paired 95 % bootstrap interval over the held-out images.
+        high: its upper end.
+        minutes: that it took here.
+        hours_on_all: that as many epochs on all images would take.
+        note: how it ended, where the gate stopped it.
+    """
 
     way: str
     score: float
     gain: float
+    low: float
+    high: float
     minutes: float
     hours_on_all: float
     note: str = ""
+
+    @property
+    def within_noise(self) -> bool:
+        """Whether the held-out images are too few to tell this way from frozen features."""
+        return self.low <= 0 <= self.high
 
 
 def advise(
@@ -62,7 +81,8 @@ def advise(
 
     With labels the score is the accuracy of kNN (k=10). Without, it is how often a crop finds the other crop of its
     image among those of all held-out images; since training asks for just that, it flatters whatever was trained on
-    the images, and only says which of the trained ways is ahead.
+    the images, and only says which of the trained ways is ahead. The interval of a gain is that of the held-out
+    images; how much another seed of the training would change is not in it.
 
     Args:
         source: the images; with labels, if they have some.
@@ -90,16 +110,18 @@ def advise(
     out.mkdir(parents=True, exist_ok=True)
     train.save(out / "train")
     start = open_start(model)
-    frozen = _score(Model(TorchEngine(start.backbone), start.card), train, test)
-    rows = [Row("frozen", frozen, 0.0, 0.0, 0.0)]
+    frozen = _right(Model(TorchEngine(start.backbone), start.card), train, test)
+    rows = [Row("frozen", 100 * frozen.mean(), 0.0, 0.0, 0.0, 0.0, 0.0)]
     for way, recipe in _recipes(model, train=str(out / "train"), out=out, overrides=overrides).items():
         began = time.perf_counter()
         outcome = pretrain(recipe, listener=partial(listener, way) if listener else None)
         minutes = (time.perf_counter() - began) / 60
-        score = _score(load(outcome.run / "model", engine="torch"), train, test)
+        right = _right(load(outcome.run / "model", engine="torch"), train, test)
+        gain = measured_mean("gain", 100 * (right - frozen), unit="points")
         hours = minutes / 60 * len(images) / len(train)
         note = outcome.judgements[-1].failed if outcome.judgements else ""
-        rows.append(Row(way, score, score - frozen, minutes, hours, note and f"stopped: {note}"))
+        said = note and f"stopped: {note}"
+        rows.append(Row(way, 100 * right.mean(), gain.value, gain.low, gain.high, minutes, hours, said))
     rows.sort(key=lambda row: row.score, reverse=True)
     kind = f"kNN accuracy (k={_K})" if images.labels else "crops that find the other crop of their image"
     kind += f", {len(test)} held-out images, {len(train)} trained on, of {len(images)}"
@@ -148,14 +170,15 @@ def _of_known_classes(train: ImageSet, test: ImageSet) -> ImageSet:
     return test.subset([number for number, label in enumerate(test.labels) if label in known])
 
 
-def _score(model: Model, train: ImageSet, test: ImageSet) -> float:
+def _right(model: Model, train: ImageSet, test: ImageSet) -> np.ndarray:
+    """Return (N,) of each held-out image whether the model gets it right, 1.0 or 0.0."""
     if train.labels and test.labels:
-        return run_knn(model, train, test, ks=[_K])[0].value
+        return right_of_each(model, train, test, k=_K)
     return _crops_found(model, test.subset(np.arange(min(len(test), _MOST_TESTED))))
 
 
-def _crops_found(model: Model, images: ImageSet) -> float:
-    """Return how often the nearest of all second crops of the images is that of the same image, in percent."""
+def _crops_found(model: Model, images: ImageSet) -> np.ndarray:
+    """Return (N,) of each image whether the nearest of all second crops to its first is its own, 1.0 or 0.0."""
     settings = ViewSettings(global_size=model.card.crop_size, num_local=0)
     pairs = []
     for index in range(len(images)):
@@ -167,4 +190,4 @@ def _crops_found(model: Model, images: ImageSet) -> float:
         pairs.append(make_views(pixels, settings=settings, seed=0, epoch=0, index=index).global_crops)
     first, second = (model.extract([pair[view] for pair in pairs], fit="resize").cls for view in (0, 1))
     _, nearest = top_k(first, second, k=1)
-    return 100 * (nearest[:, 0] == torch.arange(len(first))).double().mean().item()
+    return (nearest[:, 0] == torch.arange(len(first))).double().numpy()
