@@ -57,7 +57,8 @@ def test_every_way_has_a_row_and_the_best_comes_first(model: str, tmp_path: Path
 
 def test_without_labels_crops_are_looked_for(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     photos = write_photos(tmp_path / "photos", classes=("",))
-    assert main(["advise", photos, "--model", model, "--out", str(tmp_path / "study"), *SHORT]) == 0
+    run = str(Path(model).parent)  # a run holds its model in the folder model
+    assert main(["advise", photos, "--model", run, "--out", str(tmp_path / "study"), *SHORT]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].startswith("crops that find the other crop of their image, ")
     assert {line.split()[0] for line in printed[2:7]} == {"frozen", "adapt", "lora", "distil", "scratch"}

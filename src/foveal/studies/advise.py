@@ -24,7 +24,7 @@ from foveal.images.imageset import ImageSet
 from foveal.pretrain.data.views import ViewSettings, make_views
 from foveal.pretrain.loop import Progress, pretrain
 from foveal.pretrain.recipe import Recipe, build_recipe, load_recipe
-from foveal.pretrain.start.weights import open_start
+from foveal.pretrain.start.weights import model_path, open_start
 
 _HELD_OUT = 0.3
 _MOST_TESTED = 1000  # held-out images of the score without labels
@@ -150,7 +150,7 @@ def _recipes(model: str, *, train: str, out: Path, overrides: tuple[str, ...]) -
         **{key: value for key, value in plain.items() if key not in ("heads", "objective", "masks", "teacher")},
         "backbone": backbone,
         "out": str(out / "distil"),
-        "distill": {"teacher": model, "objective": "features"},
+        "distill": {"teacher": str(model_path(model)) if Path(model).exists() else model, "objective": "features"},
         "views": plain["views"] | {"num_local": 0},
         "teacher": {key: plain["teacher"][key] for key in ("momentum_start", "momentum_end")},
     }

@@ -55,7 +55,7 @@ def open_start(source: str) -> StartWeights:
     Raises:
         WeightsError, DownloadError: as `open_backbone`; also for a run that has not saved a model yet.
     """
-    path = _model_path(source)
+    path = model_path(source)
     if not path.exists():
         backbone, card = open_backbone(source)
         return StartWeights(source, backbone, card, {})
@@ -79,7 +79,7 @@ def fill_from_start(values: dict[str, Any]) -> dict[str, Any]:
         return values
     if {"width", "variant"} & given.keys():
         return values
-    path = _model_path(source)
+    path = model_path(source)
     card, heads = (read_card(path), _heads_of(path)) if (path / CARD).is_file() else _opened(source)
     # A network keeps the way in which its positions are resized, also when registers come to it.
     inherited = card.backbone.model_dump() | {"pos_embed_resize": card.backbone.resize_mode}
@@ -159,7 +159,7 @@ def inherited_card(card: Card, start: StartWeights, *, new: list[str]) -> Card:
     return inherit(card.model_copy(update={"lineage": lineage}), [start.card])
 
 
-def _model_path(source: str) -> Path:
+def model_path(source: str) -> Path:
     """Return the model folder of a run, or the path itself."""
     path = Path(source)
     inside = path / "model"
