@@ -79,3 +79,15 @@ def test_video_writes_masks_and_rows(base: list[str], tmp_path: Path, capsys: py
     assert "choose another split" in capsys.readouterr().err
     assert main([*base, "--short-side", "28", "--masks", str(masks / "dog" / "00000.png")]) == 2
     assert "is a file; give a folder" in capsys.readouterr().err
+
+
+def test_clips_are_classified(base: list[str], photos: Path, tmp_path: Path) -> None:
+    base[1] = "video-classify"
+    for number, path in enumerate(sorted(photos.glob("*/*.png"))):
+        clip = tmp_path / "clips" / ("train" if number % 3 else "test") / path.parent.name / path.stem
+        clip.mkdir(parents=True)
+        path.rename(clip / "0.png")
+    command = [*base[:-1], "--train", str(tmp_path / "clips" / "train"), "--test", str(tmp_path / "clips" / "test")]
+    assert main([*command, "--k", "1", "--num-frames", "2", "--out", str(tmp_path / "out")]) == 0
+    row = _rows(tmp_path / "out")["knn-1 top-1"]
+    assert (row["protocol"], row["data"]) == ("video-classify, knn, mean of 2", "clips")

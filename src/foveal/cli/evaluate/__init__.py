@@ -11,6 +11,7 @@ PROTOCOLS = (
     "linear-cached",
     "retrieval",
     "video",
+    "video-classify",
     "zero-shot",
 )
 
