@@ -124,7 +124,7 @@ def sig_loss(predicted: Tensor, target: Tensor, *, max_depth: float | None, warm
         predicted: (B, 1, H, W), metres.
         target: likewise; 0 is not known.
         max_depth: beyond it a target is not known.
-        warm_up: for the first 100 steps.
+        warm_up: for the first 100 steps, or the first tenth of a short fit.
     """
     known = valid_depth(target, max_depth=max_depth)
     if int(known.sum()) < 2:
