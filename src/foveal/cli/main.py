@@ -36,6 +36,7 @@ VERBS = (
     "extract",
     "index",
     "search",
+    "head",
     "evaluate",
     "pca",
     "attention",

@@ -70,6 +70,11 @@ class DenseData:
     test: DenseSet
 
     @property
+    def classes(self) -> list[str]:
+        """Names of the classes of masks; none for depth."""
+        return list(self.train.reader.classes) if isinstance(self.train.reader, Masks) else []
+
+    @property
     def hash(self) -> str:
         """The hash of both sets."""
         return f"{self.train.hash[:32]}{self.test.hash[:32]}"
