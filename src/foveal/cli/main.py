@@ -38,6 +38,7 @@ VERBS = (
     "search",
     "head",
     "evaluate",
+    "compare",
     "pca",
     "attention",
     "match",

@@ -46,21 +46,29 @@ def progress_of(label: str, *, every_s: float = 10.0) -> Iterator[Callable[[int,
 
 def print_measures(measures: "Sequence[Measure]", *, title: str) -> None:
     """Print numbers with their intervals: a table on a terminal, else one line each, separated by tabs."""
+    rows = [(one.metric, one.text, one.unit, one.interval) for one in measures]
     if not sys.stdout.isatty():
-        for one in measures:
-            typer.echo("\t".join((one.metric, one.text, one.unit, one.interval)))
+        for row in rows:
+            typer.echo("\t".join(row))
+        return
+    print_table(("metric", "value", "unit", "95 % interval"), rows, title=title)
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str) -> None:
+    """Print rows of words: a table on a terminal, else one line each, separated by tabs."""
+    if not sys.stdout.isatty():
+        for row in (header, *rows):
+            typer.echo("\t".join(row))
         return
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table(title=Text(title))
-    table.add_column("metric")
-    table.add_column("value", justify="right")
-    table.add_column("unit")
-    table.add_column("95 % interval", justify="right")
-    for one in measures:
-        table.add_row(Text(one.metric), one.text, Text(one.unit), one.interval)
+    for number, name in enumerate(header):
+        table.add_column(name, justify="right" if number else "left")
+    for row in rows:
+        table.add_row(*map(Text, row))
     Console().print(table)
 
 
