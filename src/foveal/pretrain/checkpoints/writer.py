@@ -14,7 +14,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import safetensors
 import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
@@ -178,8 +177,8 @@ def _agreed(world: World, action: Callable[[], Any]) -> list[Any]:
     value, problem = None, None
     try:
         value = action()
-    except (OSError, safetensors.SafetensorError, CheckpointError) as error:
-        problem = str(error)
+    except Exception as error:  # whatever it is, the other processes wait for an answer
+        problem = str(error) or repr(error)
     answers = world.gather([value, problem])
     if problems := [problem for _, problem in answers if problem is not None]:
         raise _NotWrittenError(problems[0])

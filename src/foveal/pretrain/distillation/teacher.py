@@ -18,6 +18,7 @@ from foveal.engine.foreign import ForeignEngine, holds_foreign, is_foreign, load
 from foveal.engine.torch_engine import TorchEngine
 from foveal.errors import RecipeError, WeightsError
 from foveal.objectives.heads import DINOHead
+from foveal.pretrain.start.weights import model_path
 
 Grid = tuple[int, int]
 
@@ -89,7 +90,7 @@ class Teacher:
     multiple of the teacher's patch size, the teacher sees it resized (bicubic, antialiased) to the nearest that is.
 
     Args:
-        source: see `open_teacher`.
+        source: see `open_teacher`; or a run, whose model is taken.
         mean: of each channel, as the student's crops are normalised.
         std: of each channel, likewise.
         device: where it runs.
@@ -109,6 +110,8 @@ class Teacher:
         device: torch.device,
         precision: Precision = "fp32",
     ) -> None:
+        folder = model_path(source)
+        source = str(folder) if folder.exists() else source
         self.source = source
         self.engine, self.card = open_teacher(source, device=device, precision=precision)
         if len(mean) != len(self.card.mean):
