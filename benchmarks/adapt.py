@@ -1,6 +1,7 @@
 """Adapt a backbone to images of another kind, beside the naive continuation: what is gained there, and what is lost.
 
     python benchmarks/adapt.py --model FOLDER --general FOLDER --own FOLDER [--out benchmarks/out/adapt] [--seed 0]
+                               [--steps 600]
 
 FOLDER of --general and of --own holds train.txt and test.txt, one path and, after a tab, its class a line. --model was
 trained on the images of --general. Each row is the kNN accuracy (k=20) on both, by the same protocol: the start; the
@@ -21,10 +22,8 @@ from foveal.pretrain.loop import Outcome, pretrain
 from foveal.pretrain.recipe import load_recipe
 
 K = 20
-# What the four blocks of a small network want, and a few hundred steps; the rest is as in the recipes.
-STEPS = 120
+# What the few blocks of a small network want; the rest is as in the recipes.
 SHORT = [
-    f"total_steps={STEPS}",
     "optimizer.warmup_steps=10",
     "teacher.temperature_start=0.03",
     "teacher.temperature_end=0.03",
@@ -64,6 +63,7 @@ def main() -> None:
     parser.add_argument("--own", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/out/adapt"))
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
@@ -77,7 +77,7 @@ def main() -> None:
         recipe, settings = WAYS[way]
         out = arguments.out / f"{way}_{arguments.seed}"
         knn = [f"knn.train={arguments.general}/train.txt", f"knn.test={arguments.general}/test.txt"]
-        knn += [f"knn.k={K}", f"knn.every_steps={STEPS}"]
+        knn += [f"knn.k={K}", f"knn.every_steps={arguments.steps}", f"total_steps={arguments.steps}"]
         overrides = [f"images={arguments.own}/train.txt", f"out={out}", f"seed={arguments.seed}", *SHORT, *VIEWS]
         started = time.perf_counter()
         outcome = pretrain(load_recipe(recipe, [f"start={arguments.model}", *overrides, *knn, *settings]))
