@@ -52,7 +52,7 @@ def test_lists_what_is_there_and_verify_reads_it(run: Path, capsys: pytest.Captu
     assert rows[2][4] == "complete"  # sizes do not tell
     code, rows, said = _call(capsys, "verify", run)
     assert (code, rows[2][4], rows[3][4]) == (2, "teacher.safetensors is damaged", "intact")
-    assert "2 of 3 checkpoints are damaged: step_00000001, step_00000002; a run continues from the newest" in said
+    assert "damaged are 2 of 3 checkpoints: step_00000001, step_00000002; a run continues from the newest" in said
 
 
 def test_exports_the_model_of_any_step(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,6 +24,9 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "message"),
     [
         (["nkn"], "No such command 'nkn'"),
+        (["pretrian"], "No such command 'pretrian'; did you mean 'pretrain'?"),
+        (["knn"], "No such command 'knn'; it is foveal evaluate knn"),
+        (["distill"], "No such command 'distill'; it is foveal pretrain --recipe distill_vits14"),
         (["evaluate", "knn"], "Missing option '--model'"),
         (
             ["evaluate", "knn", "--modle", "x"],

@@ -188,7 +188,7 @@ def test_published_values(name: str) -> None:
         ("backbone=vits", "backbone: Input should be a valid dictionary"),
         ("heads.dino.num_prototypes=1", "heads.dino.num_prototypes: Input should be greater than 1"),
         ("masks.ratio_min=0.6", "masks.ratio_min=0.6 is above masks.ratio_max=0.5"),
-        ("micro_batch_size=3", "batch_size=4 is not a multiple of micro_batch_size=3"),
+        ("micro_batch_size=3", "batch_size=4 is not a multiple of micro_batch_size=3.*use 2 or 4"),
         ("batch_size=1 micro_batch_size=1", "objective.koleo_weight has no effect with batch_size=1"),
         ("micro_batch_size=1 objective.batch_scope=micro_batch", "has no effect with micro_batch_size=1"),
         ("objective.koleo_group=3", "batch_size=4 is not a multiple of objective.koleo_group=3"),

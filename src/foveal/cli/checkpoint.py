@@ -36,7 +36,7 @@ def verify(run: Run) -> None:
     _print([_row(path, problem or "intact") for path, problem in problems.items()])
     if damaged := [path.name for path, problem in problems.items() if problem]:
         raise CheckpointError(
-            f"{len(damaged)} of {len(problems)} checkpoints are damaged: {', '.join(damaged)}; a run continues from "
+            f"damaged are {len(damaged)} of {len(problems)} checkpoints: {', '.join(damaged)}; a run continues from "
             "the newest that is intact"
         )
 

@@ -18,6 +18,7 @@ from typing import Annotated
 import typer
 
 import foveal
+from foveal.cli.evaluate import PROTOCOLS
 from foveal.cli.terminal import is_first_process
 from foveal.errors import FovealError, nearest
 
@@ -149,5 +150,16 @@ def explain_usage(error: typer.TyperException) -> str:
     message = message.replace("Value error, ", "").rstrip(".")
     if found := re.search(r"'([^']*)' is not one of ('.*')$", message):
         message += nearest(found[1], re.findall(r"'([^']*)'", found[2]))
+    if found := re.search(r"^No such command '([^']*)'", message):
+        message = f"No such command '{found[1]}'{_instead_of(found[1])}"
     context = getattr(error, "ctx", None)
     return f"error: {message}" + (f"; see {context.command_path} --help" if context else "")
+
+
+def _instead_of(verb: str) -> str:
+    """Return what somebody who typed an unknown verb may have meant."""
+    if verb in PROTOCOLS:
+        return f"; it is foveal evaluate {verb}"
+    if verb == "distill":
+        return "; it is foveal pretrain --recipe distill_vits14 (docs/distill.md)"
+    return nearest(verb, VERBS)

@@ -217,7 +217,8 @@ class Trainer:
             self.changes = state["changes"]
             if changed := differences(state["settings"], self._settings()):
                 self.changes.append({"step": self.step, "changed": changed})
-                logger.info("from step %d on: %s", self.step, changed)
+                text = "; ".join(f"{key} was {old}, is {new}" for key, (old, new) in changed.items())
+                logger.info("from step %d on: %s", self.step, text)
             logger.info("continuing %s at step %d", self.folder.path, self.step)
         if self.world.is_main:
             self.folder.keep_metrics_before(self.step)

@@ -244,9 +244,11 @@ class Recipe(_Settings):
                 f"use {crop_size} or more"
             )
         if self.batch_size % self.micro_batch:
+            sizes = [n for n in range(1, self.batch_size + 1) if self.batch_size % n == 0]
+            near = sorted(sizes, key=lambda n: abs(n - self.micro_batch))[:2]
             raise ValueError(
-                f"batch_size={self.batch_size} is not a multiple of micro_batch_size={self.micro_batch_size}; "
-                "the micro-batches of a step must be equal"
+                f"batch_size={self.batch_size} is not a multiple of micro_batch_size={self.micro_batch_size}; the "
+                f"micro-batches of a step must be equal: use {' or '.join(map(str, sorted(near)))}"
             )
         if self.masks.ratio_min > self.masks.ratio_max:
             raise ValueError(f"masks.ratio_min={self.masks.ratio_min} is above masks.ratio_max={self.masks.ratio_max}")

@@ -43,8 +43,8 @@ class HeadObjective:
         if not (Path(teacher.source) / HEADS).is_file():
             raise RecipeError(
                 f"distill.objective=heads needs a teacher with heads, and {teacher.source} has no {HEADS} (public "
-                "checkpoints have none); use distill.objective=features, or train heads for it first with "
-                "distill.objective=relearn_heads"
+                "checkpoints have none); use distill.objective=features, or train heads for it first: "
+                f"foveal pretrain --recipe relearn_heads start={teacher.source}"
             )
         heads = open_heads(teacher.source)
         _check_heads(recipe, heads)
