@@ -18,7 +18,7 @@ from foveal.backbone.weights import Card, save_model
 
 ROOT = Path(__file__).resolve().parents[2]
 # A page starts a dozen processes, each of which imports torch.
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = [pytest.mark.full, pytest.mark.timeout(1200)]
 PHOTOGRAPHS = ("astronaut", "cat", "coffee", "rocket")
 
 
