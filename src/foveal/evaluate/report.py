@@ -9,6 +9,7 @@ from importlib import resources
 from pathlib import Path
 
 import jinja2
+from markupsafe import Markup
 
 import foveal
 from foveal.errors import FovealError
@@ -145,11 +146,18 @@ def csv_of(rows: Sequence[Row]) -> str:
 
 def page_of(rows: Sequence[Row]) -> str:
     """Return rows as one HTML page: a table for each protocol and data, models beside each other."""
-    template = jinja2.Template((resources.files("foveal") / "evaluate" / "results.html").read_text(), autoescape=True)
     tables: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
         tables.setdefault((row.protocol, row.data, row.data_hash), []).append(row)
-    return template.render(version=foveal.__version__, tables=[_table(found) for found in tables.values()])
+    return table_page("evaluate/results.html", tables=[_table(found) for found in tables.values()])
+
+
+def table_page(template: str, **values: object) -> str:
+    """Return a page of tables from a template of the package, in the style that all of them have."""
+    files = resources.files("foveal")
+    page = jinja2.Template((files / template).read_text(encoding="utf-8"), autoescape=True)
+    style = Markup((files / "evaluate" / "tables.css").read_text(encoding="utf-8"))
+    return page.render(version=foveal.__version__, style=style, **values)
 
 
 def _table(rows: Sequence[Row]) -> dict[str, object]:

@@ -6,19 +6,16 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib import resources
 from pathlib import Path
 
-import jinja2
 import torch
 
-import foveal
 from foveal.backbone.parameters import backbone_parameters
 from foveal.errors import FovealError
 from foveal.evaluate.knn import run as run_knn
 from foveal.evaluate.layouts.classification import Classification
 from foveal.evaluate.logistic import run as run_logistic
-from foveal.evaluate.report import add_rows, rows_of
+from foveal.evaluate.report import add_rows, rows_of, table_page
 from foveal.evaluate.results import Measure, shown
 from foveal.features.extract import Model
 from foveal.files import write_atomically
@@ -200,10 +197,9 @@ def _cell(measure: Measure) -> str:
 
 
 def _page(compared: Sequence[Compared], data: Classification, *, command: str) -> str:
-    template = jinja2.Template((resources.files("foveal") / "studies" / "compare.html").read_text(), autoescape=True)
     header, rows = table(compared)
-    return template.render(
-        version=foveal.__version__,
+    return table_page(
+        "studies/compare.html",
         data=data.name,
         sizes=data.sizes,
         header=header,

@@ -1,8 +1,17 @@
-"""The options of labelled images that the protocols of classification share."""
+"""What the protocols of classification share: the options of labelled images, and the call that reports."""
 
-from typing import Annotated
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from foveal.cli.evaluate.results import report_results
+
+if TYPE_CHECKING:
+    from foveal.evaluate.layouts.classification import Classification
+    from foveal.evaluate.results import Measure
+    from foveal.features.extract import Model
 
 DataOption = Annotated[
     str | None,
@@ -17,3 +26,26 @@ TestOption = Annotated[str | None, typer.Option("--test", help="Labelled images 
 SplitOption = Annotated[
     float | None, typer.Option("--split", help="Of one labelled set: share held out by uri.  [default: 0.2]")
 ]
+
+
+def report_classified(
+    context: typer.Context,
+    measures: "Sequence[Measure]",
+    *,
+    protocol: str,
+    model: "Model",
+    data: "Classification",
+    out: Path | None,
+    title: str,
+) -> None:
+    """Print what a protocol found on labelled images and keep it in `out`; see `report_results`."""
+    report_results(
+        context,
+        measures,
+        protocol=protocol,
+        model=model,
+        data=data.name,
+        data_hash=data.hash,
+        out=out,
+        title=f"{title}, {data.sizes}",
+    )

@@ -4,8 +4,14 @@ from typing import Annotated
 
 import typer
 
-from foveal.cli.evaluate.classification import DataOption, SplitOption, TestOption, TrainOption
-from foveal.cli.evaluate.results import BatchSizeOption, OutOption, SeedOption, check_results, report_results
+from foveal.cli.evaluate.classification import (
+    DataOption,
+    SplitOption,
+    TestOption,
+    TrainOption,
+    report_classified,
+)
+from foveal.cli.evaluate.results import BatchSizeOption, OutOption, SeedOption, check_results
 from foveal.cli.loading import EngineOption, FastOption, ModelOption, NumHeadsOption, PrecisionOption, open_model
 from foveal.cli.terminal import progress_of
 from foveal.errors import FovealError
@@ -56,13 +62,4 @@ def knn(
         )
     if pixels:
         measures += run_pixels(found.train, found.test, ks=ks, n_per_class=n_per_class, n_tries=tries, seed=seed)
-    report_results(
-        context,
-        measures,
-        protocol="knn",
-        model=loaded,
-        data=found.name,
-        data_hash=found.hash,
-        out=out,
-        title=f"kNN, {found.sizes}",
-    )
+    report_classified(context, measures, protocol="knn", model=loaded, data=found, out=out, title="kNN")

@@ -4,8 +4,14 @@ from typing import Annotated
 
 import typer
 
-from foveal.cli.evaluate.classification import DataOption, SplitOption, TestOption, TrainOption
-from foveal.cli.evaluate.results import BatchSizeOption, OutOption, SeedOption, check_results, report_results
+from foveal.cli.evaluate.classification import (
+    DataOption,
+    SplitOption,
+    TestOption,
+    TrainOption,
+    report_classified,
+)
+from foveal.cli.evaluate.results import BatchSizeOption, OutOption, SeedOption, check_results
 from foveal.cli.loading import EngineOption, FastOption, ModelOption, NumHeadsOption, PrecisionOption, open_model
 from foveal.cli.terminal import progress_of
 
@@ -44,13 +50,12 @@ def linear_cached(
             progress=progress,
             trained=trained,
         )
-    report_results(
+    report_classified(
         context,
         measures,
         protocol="linear-cached",
         model=loaded,
-        data=found.name,
-        data_hash=found.hash,
+        data=found,
         out=out,
-        title=f"Linear classifiers on fixed views, {found.sizes}",
+        title="Linear classifiers on fixed views",
     )

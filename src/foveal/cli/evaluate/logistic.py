@@ -2,8 +2,14 @@
 
 import typer
 
-from foveal.cli.evaluate.classification import DataOption, SplitOption, TestOption, TrainOption
-from foveal.cli.evaluate.results import BatchSizeOption, OutOption, SeedOption, check_results, report_results
+from foveal.cli.evaluate.classification import (
+    DataOption,
+    SplitOption,
+    TestOption,
+    TrainOption,
+    report_classified,
+)
+from foveal.cli.evaluate.results import BatchSizeOption, OutOption, SeedOption, check_results
 from foveal.cli.loading import EngineOption, FastOption, ModelOption, NumHeadsOption, PrecisionOption, open_model
 from foveal.cli.terminal import progress_of
 
@@ -41,13 +47,6 @@ def logistic(
         measures = run(
             loaded, found.train, found.test, seed=seed, batch_size=batch_size, progress=progress, fitted=fitted
         )
-    report_results(
-        context,
-        measures,
-        protocol="logistic",
-        model=loaded,
-        data=found.name,
-        data_hash=found.hash,
-        out=out,
-        title=f"Logistic regression, {found.sizes}",
+    report_classified(
+        context, measures, protocol="logistic", model=loaded, data=found, out=out, title="Logistic regression"
     )
