@@ -34,7 +34,21 @@ def test_mask_head_is_fitted_measured_and_used(
     model_folder: Path, street: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     head, model = tmp_path / "head", ("--model", model_folder)
-    fit = ("head", "fit", "linear", *model, "--data", street, "--out", head, "--steps", 30, "--learning-rate", 0.03)
+    fit = (
+        "head",
+        "fit",
+        "segmentation",
+        "linear",
+        *model,
+        "--data",
+        street,
+        "--out",
+        head,
+        "--steps",
+        30,
+        "--learning-rate",
+        0.03,
+    )
     assert run(*fit, "--batch-size", 4) == 0
     assert not list(tmp_path.glob(".head*"))
     capsys.readouterr()
@@ -51,7 +65,21 @@ def test_mask_head_is_fitted_measured_and_used(
 def test_depth_is_written_in_millimetres_with_a_picture(model_folder: Path, street: Path, tmp_path: Path) -> None:
     head, model = tmp_path / "head", ("--model", model_folder)
     rooms = street.with_name("rooms")
-    fit = ("head", "fit", "lin.1", *model, "--data", rooms, "--out", head, "--steps", 60, "--learning-rate", 0.03)
+    fit = (
+        "head",
+        "fit",
+        "depth",
+        "lin.1",
+        *model,
+        "--data",
+        rooms,
+        "--out",
+        head,
+        "--steps",
+        60,
+        "--learning-rate",
+        0.03,
+    )
     assert run(*fit, "--max-depth", 4) == 0
     assert run("head", "evaluate", *model, "--head", head, "--data", rooms) == 0
     assert run("head", "predict", rooms / "test" / "0.png", *model, "--head", head, "--out", tmp_path / "out") == 0
@@ -64,9 +92,10 @@ def test_depth_is_written_in_millimetres_with_a_picture(model_folder: Path, stre
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("fit", "linear", "--unit", 1), "--unit has no effect on masks"),
-        (("fit", "lin.1", "--ignore", 3), "--ignore has no effect on depth"),
-        (("fit", "lin.4"), "a head of four blocks on a network of 1"),
+        (("fit", "segmentation", "linear", "--unit", 1), "--unit has no effect on masks"),
+        (("fit", "depth", "lin.1", "--ignore", 3), "--ignore has no effect on depth"),
+        (("fit", "segmentation", "lin.1"), "no segmentation head is called 'lin.1'; choose linear, ms, mlp, dpt"),
+        (("fit", "depth", "lin.4"), "a head of four blocks on a network of 1"),
         (("evaluate", "--head", "nowhere"), "nowhere is not a head folder"),
     ],
 )

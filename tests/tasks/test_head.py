@@ -71,7 +71,7 @@ def test_damaged_and_foreign_folders_are_refused(model: Model, tmp_path: Path) -
     save_head(folder, make_head(model))
     card = json.loads((folder / "head.json").read_text())
     (folder / "head.json").write_text(json.dumps({**card, "architecture": "forest"}))
-    with pytest.raises(FovealError, match="architecture='forest' for segmentation; choose linear, dpt"):
+    with pytest.raises(FovealError, match="architecture='forest' for segmentation; choose linear, mlp, dpt"):
         load_head(folder)
     (folder / "head.json").write_text(json.dumps(card))
     with open(folder / "head.safetensors", "ab") as file:

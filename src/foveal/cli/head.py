@@ -28,9 +28,9 @@ FlipOption = Annotated[bool, typer.Option("--flip", help="Average with the mirro
 @head.command("fit")
 def fit(
     context: typer.Context,
+    task: Annotated[Literal["segmentation", "depth"], typer.Argument(help="What the head answers.")],
     kind: Annotated[
-        Literal["linear", "ms", "lin.1", "lin.4", "dpt"],
-        typer.Argument(help="linear, ms: masks; lin.1, lin.4, dpt: depth."),
+        str, typer.Argument(help="segmentation: linear, ms, mlp, dpt; depth: lin.1, lin.4, dpt.", show_default=False)
     ],
     model: ModelOption,
     data: DataOption,
@@ -51,9 +51,10 @@ def fit(
     from foveal.evaluate.layouts.dense import open_depths, open_masks
     from foveal.tasks.fit import FitSettings, fit_head
     from foveal.tasks.head import check_target, save_head
-    from foveal.tasks.kinds import head_card, task_of
+    from foveal.tasks.kinds import find_kind, head_card
 
-    masks = task_of(kind) == "segmentation"
+    find_kind(task, kind)
+    masks = task == "segmentation"
     _check_options(context, masks=masks)
     check_target(out)
     settings = FitSettings(
@@ -66,7 +67,7 @@ def fit(
     )
     found = open_masks(data, ignored=ignore or (255,)) if masks else open_depths(data, unit=unit)
     loaded = open_model(model)
-    card = head_card(loaded, kind, classes=found.classes, max_depth=max_depth)
+    card = head_card(loaded, task, kind, classes=found.classes, max_depth=max_depth)
     state = out.absolute().with_name(f".{out.name}.fit.safetensors")
     state.parent.mkdir(parents=True, exist_ok=True)
     with progress_of("fitting") as progress:

@@ -85,8 +85,7 @@ class DptDepth(DPT):
         min_depth: float = 0.0,
         max_depth: float | None = None,
     ) -> None:
-        levels = channels or [max(width // share, 1) for share in (8, 4, 2, 1)]
-        super().__init__(width, levels, fusion_width=fusion_width, form=form, patch_size=patch_size)
+        super().__init__(width, channels, fusion_width=fusion_width, form=form, patch_size=patch_size)
         if output not in get_args(DepthOutput) or (output == "sigmoid" and max_depth is None):
             raise FovealError(f"output='{output}' with max_depth={max_depth}; choose relu, or sigmoid with a max_depth")
         if max_depth is not None:

@@ -30,7 +30,7 @@ class DPT(nn.Module):
 
     Args:
         width: D of the backbone.
-        channels: of the four levels after the 1x1 convolutions, from the shallowest.
+        channels: of the four levels after the 1x1 convolutions, from the shallowest; None is D/8, D/4, D/2, D.
         fusion_width: F.
         form: see above.
         out_channels: maps that come out; 1 for depth, else one a class.
@@ -41,7 +41,7 @@ class DPT(nn.Module):
     def __init__(
         self,
         width: int,
-        channels: Sequence[int],
+        channels: Sequence[int] | None = None,
         *,
         fusion_width: int = 256,
         form: DptForm = "dinov2",
@@ -50,6 +50,7 @@ class DPT(nn.Module):
         hidden: int = 32,
     ) -> None:
         super().__init__()
+        channels = channels or [max(width // share, 1) for share in (8, 4, 2, 1)]
         if form not in get_args(DptForm):
             raise FovealError(f"form='{form}' of a DPT head is not known; choose {', '.join(get_args(DptForm))}")
         if len(channels) != 4:

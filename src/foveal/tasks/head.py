@@ -17,8 +17,7 @@ from foveal.backbone.weights import check_tensors, load_tensors
 from foveal.errors import FovealError, WeightsError
 from foveal.files import publish, sha256_of
 from foveal.tasks.depth import DptDepth, LinearDepth
-from foveal.tasks.dpt import DPT
-from foveal.tasks.segment import LinearSegmenter
+from foveal.tasks.segment import DptSegmenter, LinearSegmenter, MlpSegmenter
 
 if TYPE_CHECKING:
     from foveal.features.extract import Model
@@ -35,7 +34,7 @@ class HeadCard(BaseModel):
     Attributes:
         name: of the head.
         task: what it answers.
-        architecture: "linear" or "dpt".
+        architecture: "linear", "mlp" or "dpt".
         settings: arguments of that architecture.
         layers: the blocks that it reads, numbered from 0.
         norm: whether it reads them after the final norm.
@@ -85,7 +84,8 @@ class Head:
 
 _NETWORKS: dict[tuple[str, str], Callable[..., nn.Module]] = {
     ("segmentation", "linear"): LinearSegmenter,
-    ("segmentation", "dpt"): DPT,
+    ("segmentation", "mlp"): MlpSegmenter,
+    ("segmentation", "dpt"): DptSegmenter,
     ("depth", "linear"): LinearDepth,
     ("depth", "dpt"): DptDepth,
 }

@@ -1,26 +1,58 @@
-"""The dense heads that can be fitted, by the names under which they are published."""
+"""The dense heads that can be fitted: by task, under the names by which they are published."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple
 
 from foveal.errors import FovealError
 from foveal.features.extract import Model
 from foveal.tasks.dense import quarter_layers
 from foveal.tasks.head import HeadCard, Task
 
-Kind = Literal["linear", "ms", "lin.1", "lin.4", "dpt"]
+Blocks = Literal["last", "last_four", "quarters"]
 
 
-def task_of(kind: str) -> Task:
-    """Return what a kind of head answers; FovealError for an unknown one."""
-    if kind not in get_args(Kind):
-        raise FovealError(f"no head is called '{kind}'; choose linear or ms for masks, lin.1, lin.4 or dpt for depth")
-    return "segmentation" if kind in ("linear", "ms") else "depth"
+class Kind(NamedTuple):
+    """What a head is and what it reads.
+
+    Attributes:
+        architecture: of the network; see `foveal.tasks.head`.
+        blocks: the last one, the last four, or the ends of the four quarters.
+        norm: whether they are read after the final norm.
+    """
+
+    architecture: str
+    blocks: Blocks
+    norm: bool
+
+
+KINDS: dict[Task, dict[str, Kind]] = {
+    "segmentation": {
+        "linear": Kind("linear", "last", norm=True),
+        "ms": Kind("linear", "last_four", norm=True),
+        "mlp": Kind("mlp", "last", norm=True),
+        "dpt": Kind("dpt", "quarters", norm=False),
+    },
+    "depth": {
+        "lin.1": Kind("linear", "last", norm=False),
+        "lin.4": Kind("linear", "quarters", norm=False),
+        "dpt": Kind("dpt", "quarters", norm=False),
+    },
+}
+
+
+def find_kind(task: Task, name: str) -> Kind:
+    """Return a kind of head by its name; FovealError names those of the task."""
+    if task not in KINDS:
+        raise FovealError(f"no head is fitted for '{task}'; choose {' or '.join(KINDS)}")
+    if name not in KINDS[task]:
+        raise FovealError(f"no {task} head is called '{name}'; choose {', '.join(KINDS[task])}")
+    return KINDS[task][name]
 
 
 def head_card(
     model: Model,
-    kind: Kind,
+    task: Task,
+    name: str,
     *,
     classes: Sequence[str] = (),
     min_depth: float = 0.001,
@@ -30,8 +62,8 @@ def head_card(
 
     Args:
         model: the backbone.
-        kind: "linear" and "ms" read the last one or four blocks for masks; "lin.1" reads the last block for depth,
-            "lin.4" and "dpt" the ends of the four quarters, before the final norm.
+        task: what the head answers.
+        name: of the kind, a key of `KINDS[task]`.
         classes: names, for masks.
         min_depth: of the range, metres.
         max_depth: of the range, metres.
@@ -39,27 +71,32 @@ def head_card(
     Raises:
         FovealError: an unknown kind, or one that reads more blocks than there are.
     """
-    task, backbone = task_of(kind), model.card.backbone
-    single = kind in ("linear", "lin.1")
-    layers = (backbone.depth - 1,) if single else quarter_layers(backbone.depth)
-    settings: dict[str, Any] = {"num_levels": len(layers)}
+    kind, backbone = find_kind(task, name), model.card.backbone
+    layers = _layers(kind.blocks, backbone.depth)
+    settings: dict[str, Any] = {"num_levels": len(layers)} if kind.architecture == "linear" else {}
     if task == "segmentation":
-        layers = tuple(range(backbone.depth - len(layers), backbone.depth))
         settings["num_classes"] = len(classes)
     else:
-        settings = {"min_depth": min_depth, "max_depth": max_depth, **({} if kind == "dpt" else settings)}
+        settings |= {"min_depth": min_depth, "max_depth": max_depth}
     return HeadCard(
-        name=f"{kind} on {model.card.name}",
+        name=f"{name} on {model.card.name}",
         task=task,
-        architecture="dpt" if kind == "dpt" else "linear",
+        architecture=kind.architecture,
         settings=settings,
         layers=list(layers),
-        norm=task == "segmentation",
+        norm=kind.norm,
         backbone=model.identity,
         backbone_name=model.card.name,
         width=backbone.width,
         depth=backbone.depth,
         classes=list(classes),
         licence=model.card.licence,
-        lineage={"kind": kind},
+        lineage={"kind": name},
     )
+
+
+def _layers(blocks: Blocks, depth: int) -> tuple[int, ...]:
+    if blocks == "last":
+        return (depth - 1,)
+    quarters = quarter_layers(depth)
+    return quarters if blocks == "quarters" else tuple(range(depth - len(quarters), depth))

@@ -1,4 +1,4 @@
-"""Segmentation from frozen features: batch norm and a linear layer on patch tokens.
+"""Segmentation from frozen features: a linear layer or an MLP on patch tokens, or the DPT decoder.
 
 Shapes: B images, D width, K classes; grid_h x grid_w patches.
 """
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from foveal.tasks.dense import Level, resized
+from foveal.tasks.dpt import DPT
 
 IGNORED = -1  # in a target: pixels that count neither in training nor in evaluation
 
@@ -36,6 +37,42 @@ class LinearSegmenter(nn.Module):
     def forward(self, levels: Sequence[Level]) -> Tensor:
         """Return logits (B, K, grid_h, grid_w)."""
         return self.conv_seg(self.bn(torch.cat([level.patches for level in levels], dim=1)))
+
+
+class MlpSegmenter(nn.Module):
+    """Two layers on every patch token of the last block: batch norm, 1x1 convolution, GELU, 1x1 convolution.
+
+    Args:
+        width: D of the backbone, and of the layer between.
+        num_classes: K.
+    """
+
+    def __init__(self, width: int, *, num_classes: int) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm2d(width)
+        self.hidden = nn.Conv2d(width, width, 1)
+        self.conv_seg = nn.Conv2d(width, num_classes, 1)
+
+    def forward(self, levels: Sequence[Level]) -> Tensor:
+        """Return logits (B, K, grid_h, grid_w)."""
+        (level,) = levels
+        return self.conv_seg(F.gelu(self.hidden(self.bn(level.patches))))
+
+
+class DptSegmenter(DPT):
+    """The DPT decoder of the official depth heads with one map a class, of 16 times the patch grid.
+
+    It reads what those read: the ends of the four quarters with their class tokens, before the final norm. The layer
+    before the last has half the fusion width, as many classes would not fit through the 32 channels that depth has.
+
+    Args:
+        width: D of the backbone.
+        num_classes: K.
+        fusion_width: see `DPT`.
+    """
+
+    def __init__(self, width: int, *, num_classes: int, fusion_width: int = 256) -> None:
+        super().__init__(width, fusion_width=fusion_width, out_channels=num_classes, hidden=fusion_width // 2)
 
 
 def segmentation_loss(logits: Tensor, target: Tensor) -> Tensor:
