@@ -11,7 +11,6 @@ Legend: H W pixels, C channels, L local views, S and s size of a global and a lo
 """
 
 import itertools
-import math
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import numpy as np
@@ -20,16 +19,16 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from foveal.errors import BadImageError
+from foveal.images.crops import CROP_RATIO, NUM_CROP_DRAWS, random_box
 from foveal.pretrain.data import augment
 from foveal.pretrain.data.augment import Image
 from foveal.pretrain.data.photometric import plan_row
 
 _NUM_GLOBAL = 2
-_CROP_TRIES = 10
 _VIEW_STREAM = 1  # keeps these draws apart from those of masks.py
 _CHANNEL_STREAM = 4  # the factors of channels other than RGB; 2 and 3 are masks and stochastic depth
 _SIZE_STREAM = 5
-_NUM_DRAWS = 2 * _CROP_TRIES + 13
+_NUM_DRAWS = NUM_CROP_DRAWS + 11
 _JITTER_ORDERS = tuple(itertools.permutations(range(4)))
 _JITTER = (augment.adjust_brightness, augment.adjust_contrast, augment.adjust_saturation, augment.adjust_hue)
 _BLUR_PROBABILITIES = {"as_trained": (0.0, 0.9, 0.5), "as_intended": (1.0, 0.1, 0.5)}
@@ -59,7 +58,7 @@ class ViewSettings(BaseModel):
     enlarge: bool = False
     global_scale: Range = (0.32, 1.0)
     local_scale: Range = (0.05, 0.32)
-    ratio: Range = (3 / 4, 4 / 3)
+    ratio: Range = CROP_RATIO
     hflip_probability: Probability = 0.5
     jitter_probability: Probability = 0.8
     brightness: Probability = 0.4
@@ -230,35 +229,16 @@ def _plan(draws: list[float], height: int, width: int, *, view: int, settings: V
     """Return the plan of one view from its uniforms in [0, 1), whose places are fixed."""
     scale = settings.global_scale if view < _NUM_GLOBAL else settings.local_scale
     blur_probability = _BLUR_PROBABILITIES[settings.blur][min(view, _NUM_GLOBAL)]
-    flip, jitter, order, *factors, grey, blur, sigma, solarize = draws[2 * _CROP_TRIES + 2 :]
+    flip, jitter, order, *factors, grey, blur, sigma, solarize = draws[NUM_CROP_DRAWS:]
     sigma_low, sigma_high = settings.blur_sigma
     return ViewPlan(
-        box=_crop_box(draws, height, width, scale=scale, ratio=settings.ratio),
+        box=random_box(draws, height, width, scale=scale, ratio=settings.ratio),
         hflip=flip < settings.hflip_probability,
         jitter=_jitter(order, factors, settings) if jitter < settings.jitter_probability else (),
         grayscale=grey < settings.grayscale_probability,
         blur_sigma=sigma_low + (sigma_high - sigma_low) * sigma if blur < blur_probability else None,
         solarize=view == 1 and solarize < settings.solarize_probability,
     )
-
-
-def _crop_box(draws: list[float], height: int, width: int, *, scale: Range, ratio: Range) -> tuple[int, int, int, int]:
-    """Return (top, left, height, width) of a random box: its share of the area in `scale`, width/height in `ratio`.
-
-    Ten tries of (uniform area, log-uniform ratio); an image too narrow for all of them gives its centre at the
-    nearest allowed ratio. This is torchvision's RandomResizedCrop.
-    """
-    log_low, log_high = math.log(ratio[0]), math.log(ratio[1])
-    for k in range(0, 2 * _CROP_TRIES, 2):
-        area = height * width * (scale[0] + (scale[1] - scale[0]) * draws[k])
-        aspect = math.exp(log_low + (log_high - log_low) * draws[k + 1])
-        box_w, box_h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if 0 < box_w <= width and 0 < box_h <= height:
-            top_draw, left_draw = draws[2 * _CROP_TRIES : 2 * _CROP_TRIES + 2]
-            return int(top_draw * (height - box_h + 1)), int(left_draw * (width - box_w + 1)), box_h, box_w
-    box_w = min(width, max(1, round(height * ratio[1])))
-    box_h = min(height, max(1, round(width / ratio[0])))
-    return (height - box_h) // 2, (width - box_w) // 2, box_h, box_w
 
 
 def _jitter(order: float, factors: list[float], settings: ViewSettings) -> tuple[tuple[int, float], ...]:
