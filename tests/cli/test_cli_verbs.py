@@ -96,3 +96,26 @@ def test_linear_classifiers_by_the_command(
     assert main([*arguments, "--num-steps", "2"]) == 0
     names = [line.split("\t")[0] for line in capsys.readouterr().out.splitlines()]
     assert names == ["top-1", "learning rate", "blocks", "mean patch token"]
+
+
+def test_linear_as_published_by_the_command_goes_on_where_it_failed(
+    model_folder: Path,
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    out = tmp_path / "results"
+    arguments = ["evaluate", "linear", "--model", str(model_folder), "--data", str(photos), "--engine", "torch"]
+    arguments += ["--num-steps", "3", "--batch-size", "4", "--out", str(out)]
+    (out / "results.jsonl").mkdir(parents=True)  # nothing can be written there, which only the end finds out
+    assert main(arguments) == 2
+    assert "cannot be written" in capsys.readouterr().err
+    assert len(list((out / "unfinished").glob("linear-*/classifiers.safetensors"))) == 1
+    (out / "results.jsonl").rmdir()
+    with caplog.at_level("INFO"):
+        assert main(arguments) == 0
+    assert "going on with step 3" in caplog.text
+    assert not (out / "unfinished").exists()
+    row = json.loads((out / "results.jsonl").read_text().splitlines()[0])
+    assert (row["protocol"], row["metric"], row["unit"]) == ("linear, 3 steps of 4", "top-1", "%")

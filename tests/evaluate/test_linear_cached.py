@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foveal.errors import FovealError
-from foveal.evaluate.linear_cached import Inputs, inputs_of, run, score, train_grid
+from foveal.evaluate.linear_cached import run, score, train_grid
+from foveal.evaluate.linear_grid import Inputs, inputs_of
 from foveal.features.extract import Model
 from foveal.images.imageset import ImageSet
 
@@ -21,7 +22,7 @@ def _samples(num: int, *, width: int = 6, seed: int = 0) -> tuple[Tensor, Tensor
 def test_each_classifier_is_trained_as_by_sgd_with_autograd() -> None:
     features, labels = _samples(20)
     rates = (0.01, 0.5)
-    weight, bias = train_grid(features, labels, num_classes=5, num_steps=7, learning_rates=rates, seed=3)
+    trained = train_grid(features, labels, num_classes=5, num_steps=7, learning_rates=rates, seed=3)
     for number, rate in enumerate(rates):
         start = 0.01 * torch.randn(5, 6, generator=torch.Generator().manual_seed(3))
         linear = nn.Linear(6, 5)
@@ -34,8 +35,8 @@ def test_each_classifier_is_trained_as_by_sgd_with_autograd() -> None:
             F.cross_entropy(linear(features), labels).backward()
             optimizer.step()
             schedule.step()
-        torch.testing.assert_close(weight[number], linear.weight.data, atol=1e-6, rtol=1e-5)
-        torch.testing.assert_close(bias[number], linear.bias.data, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(trained.weight[number], linear.weight.data, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(trained.bias[number], linear.bias.data, atol=1e-6, rtol=1e-5)
 
 
 def test_inputs_are_last_class_tokens_and_the_last_mean() -> None:

@@ -8,6 +8,7 @@ import typer
 PROTOCOLS = (
     "knn",
     "logistic",
+    "linear",
     "linear-cached",
     "retrieval",
     "video",

@@ -1,6 +1,9 @@
 """What all protocols share: the options of their results, and the call that prints and keeps them."""
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,6 +28,25 @@ def check_results(out: Path | None) -> None:
         from foveal.evaluate.report import check_out
 
         check_out(out)
+
+
+@contextmanager
+def unfinished_work(
+    context: typer.Context, *, model: "Model", data_hash: str, out: Path | None
+) -> Iterator[Path | None]:
+    """Give a folder below `out` for the work of this command, so that the same command goes on after an interruption.
+
+    It is named after the command, the model and the data. It is removed when the command ends well, and kept otherwise.
+    """
+    if out is None:
+        yield None
+        return
+    key = sha256("\n".join((context.obj.command, model.identity, data_hash)).encode()).hexdigest()
+    folder = out / "unfinished" / f"{context.info_name}-{key[:16]}"
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):  # work of other commands is in it
+        folder.parent.rmdir()
 
 
 def report_results(

@@ -1,0 +1,111 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import nn
+
+from foveal.errors import FovealError
+from foveal.evaluate.linear import Grid, LinearSettings, cross_chosen, run
+from foveal.evaluate.linear_grid import Inputs
+from foveal.features.extract import Model
+from foveal.features.random_views import RandomViews
+from foveal.images.imageset import ImageSet
+
+_SETTINGS = LinearSettings(num_steps=12, batch_size=8, learning_rates=(1.0, 30.0))
+
+
+@pytest.fixture
+def sets(colours: Path) -> tuple[ImageSet, ImageSet]:
+    return ImageSet.open(colours / "train"), ImageSet.open(colours / "test")
+
+
+def test_the_grid_is_trained_as_by_sgd_with_autograd(model: Model, sets: tuple[ImageSet, ImageSet]) -> None:
+    settings = LinearSettings(num_steps=4, batch_size=6, learning_rates=(0.5, 3.0))
+    grid = Grid(model, num_classes=3, settings=settings)
+    labels = torch.arange(21) % 3
+    assert grid.members == [(rate, Inputs(*key)) for key in ((1, 0), (1, 1), (2, 0), (2, 1)) for rate in (0.5, 3.0)]
+
+    linears, optimizers, schedules = {}, [], []
+    for inputs, part in grid.parts.items():
+        for number, rate in enumerate((0.5, 3.0)):
+            linear = linears[inputs, number] = nn.Linear(part.weight.shape[2], 3)
+            linear.weight.data.copy_(part.weight[number])
+            linear.bias.data.zero_()
+            optimizers.append(torch.optim.SGD(linear.parameters(), lr=rate * 6 / 256, momentum=0.9))
+            schedules.append(torch.optim.lr_scheduler.CosineAnnealingLR(optimizers[-1], 4))
+    views = RandomViews(sets[0], model.preprocessing(), batch_size=6, seed=0)
+    for step, (indices, arrays) in enumerate(views.batches(range(4))):
+        grid.update(arrays, labels[indices], share=(1, 0.8535533905932737, 0.5, 0.14644660940672627)[step])
+        blocks = model.engine.intermediate(torch.from_numpy(np.stack(arrays)), 2)
+        cls, mean = torch.cat([one.cls for one in blocks], dim=1), blocks[-1].patches.mean(dim=1)
+        for (inputs, _), linear in linears.items():
+            read = cls[:, -48 * inputs.num_blocks :]
+            read = torch.cat([read, mean], dim=1) if inputs.avgpool else read
+            F.cross_entropy(linear(read.clone()), labels[indices]).backward()
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+    for (inputs, number), linear in linears.items():
+        torch.testing.assert_close(grid.parts[inputs].weight[number], linear.weight.data, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(grid.parts[inputs].bias[number], linear.bias.data, atol=1e-5, rtol=1e-4)
+
+
+def test_colours_are_told_apart(model: Model, sets: tuple[ImageSet, ImageSet]) -> None:
+    done: list[tuple[int, int]] = []
+    found = run(model, *sets, settings=_SETTINGS, trained=lambda *step: done.append(step))
+    names = ["top-1", "learning rate", "blocks", "mean patch token", "top-1, chosen on the other half"]
+    assert [one.metric for one in found] == names
+    assert (found[0].value, found[-1].value) == (100, 100)
+    assert done == [(step, 12) for step in range(1, 13)]
+
+
+class _Interrupted(Exception):
+    pass
+
+
+def test_an_interrupted_training_goes_on_to_the_bit(
+    model: Model, sets: tuple[ImageSet, ImageSet], tmp_path: Path
+) -> None:
+    def interrupt(done: int, total: int) -> None:
+        if done == 7:
+            raise _Interrupted
+
+    whole = run(model, *sets, settings=_SETTINGS, folder=tmp_path / "whole")
+    with pytest.raises(_Interrupted):
+        run(model, *sets, settings=_SETTINGS, folder=tmp_path / "parts", save_every_s=0, trained=interrupt)
+    with pytest.raises(FovealError, match="was saved with another model, data or settings"):
+        run(model, *sets, settings=LinearSettings(num_steps=12, batch_size=7), folder=tmp_path / "parts")
+    steps: list[int] = []
+    found = run(model, *sets, settings=_SETTINGS, folder=tmp_path / "parts", trained=lambda done, _: steps.append(done))
+    assert steps == [8, 9, 10, 11, 12]
+    assert found == whole
+    ends = [load_file(tmp_path / name / "classifiers.safetensors") for name in ("whole", "parts")]
+    assert len(ends[0]) == 16
+    assert all(torch.equal(values, ends[1][name]) for name, values in ends[0].items())
+    steps.clear()  # interrupted while it was tested
+    assert run(model, *sets, settings=_SETTINGS, folder=tmp_path / "parts", trained=lambda *_: steps.append(0)) == whole
+    assert not steps
+
+
+def test_a_half_is_answered_by_the_best_of_the_other() -> None:
+    halves = [np.sort(half) for half in np.array_split(np.random.default_rng(5).permutation(7), 2)]
+    right = np.zeros((3, 7))
+    right[1, halves[0]] = 1  # best on the first half, wrong on the second
+    right[2, halves[1][:2]] = 1  # best on the second
+    right[2, halves[0][0]] = 1
+    found = cross_chosen(right, seed=5)
+    assert found[halves[0]].tolist() == right[2, halves[0]].tolist()
+    assert found[halves[1]].tolist() == [0, 0, 0]
+
+
+def test_settings_that_train_nothing_are_refused() -> None:
+    with pytest.raises(FovealError, match="num_steps=0"):
+        LinearSettings(num_steps=0)
+    with pytest.raises(FovealError, match="batch_size=0"):
+        LinearSettings(batch_size=0)
+    assert LinearSettings().protocol == "linear"
+    assert LinearSettings(num_steps=100).protocol == "linear, 100 steps of 128"
