@@ -95,6 +95,11 @@ def test_depth_is_written_in_millimetres_with_a_picture(model_folder: Path, stre
         (("fit", "segmentation", "linear", "--unit", 1), "--unit has no effect on masks"),
         (("fit", "depth", "lin.1", "--ignore", 3), "--ignore has no effect on depth"),
         (("fit", "segmentation", "lin.1"), "no segmentation head is called 'lin.1'; choose linear, ms, mlp, dpt"),
+        (("fit", "segmentation", "linear", "--no-distort"), "--distort has no effect on whole pictures"),
+        (
+            ("fit", "depth", "lin.1", "--crop-size", "4y"),
+            "--crop-size 4y; write pixels, such as 224, or height x width",
+        ),
         (("fit", "depth", "lin.4"), "a head of four blocks on a network of 1"),
         (("evaluate", "--head", "nowhere"), "nowhere is not a head folder"),
     ],

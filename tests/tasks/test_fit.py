@@ -1,3 +1,4 @@
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,9 @@ from PIL import Image
 from foveal.errors import BadImageError, FovealError, ImageSetError
 from foveal.evaluate.layouts.dense import open_depths, open_masks
 from foveal.features.extract import Model
-from foveal.tasks.fit import FitSettings, fit_head
+from foveal.tasks.fit import fit_head
 from foveal.tasks.head import Head, HeadCard
+from foveal.tasks.protocols import FitSettings
 from foveal.tasks.samples import DenseSet, Depths, Masks, Pair
 
 
@@ -53,33 +55,67 @@ def same(first: Head, second: Head) -> bool:
     return all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-@pytest.mark.parametrize("crop_size", [0, 42])
+@pytest.mark.parametrize("crop_size", [None, (42, 35)])
 def test_segmentation_head_learns_and_resumes_to_the_bit(
-    model: Model, halves: DenseSet, tmp_path: Path, crop_size: int
+    model: Model, halves: DenseSet, tmp_path: Path, crop_size: tuple[int, int] | None
 ) -> None:
-    settings = FitSettings(steps=24, batch_size=3, learning_rate=0.03, crop_size=crop_size, save_every=9)
+    settings = FitSettings(steps=24, batch_size=3, learning_rate=0.03, crop_size=crop_size, distort=False)
     card = card_of(model, "segmentation", {"num_classes": 2})
     whole = fit_head(model, card, halves, settings)
     pixels, target = halves.load(0)
     found = model.with_head(whole).predict(pixels)
     assert (found == target)[target >= 0].mean() > 0.9
 
+    def interrupt(done: int, total: int) -> None:
+        if done == 20:
+            signal.raise_signal(signal.SIGINT)
+
+    state = tmp_path / "state.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        fit_head(model, card, halves, settings, state=state, progress=interrupt)
+    assert state.is_file()
+    steps: list[int] = []
+    again = fit_head(model, card, halves, settings, state=state, progress=lambda done, _: steps.append(done))
+    assert steps[0] == 22  # the step during which the signal came was finished
+    assert same(whole, again)
+    assert again.card == whole.card
+    assert not state.exists()
+
+
+def test_interrupt_of_the_last_step_loses_nothing(model: Model, halves: DenseSet, tmp_path: Path) -> None:
+    settings = FitSettings(steps=3, batch_size=2)
+    card = card_of(model, "segmentation", {"num_classes": 2})
+    state = tmp_path / "state.safetensors"
+
+    def interrupt(done: int, total: int) -> None:
+        if done == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit_head(model, card, halves, settings, state=state, progress=interrupt)
+    again = fit_head(model, card, halves, settings, state=state)
+    assert again.card == fit_head(model, card, halves, settings).card
+    assert again.card.lineage["last_loss"] > 0  # type: ignore[operator]
+
+
+def test_state_is_saved_by_the_clock_for_a_kill_without_warning(model: Model, halves: DenseSet, tmp_path: Path) -> None:
+    settings = FitSettings(steps=6, batch_size=2, save_every_s=0)
+    card = card_of(model, "segmentation", {"num_classes": 2})
+
     class Killed(Exception):
         pass
 
     def kill(done: int, total: int) -> None:
-        if done == 20:
+        if done == 4:
             raise Killed
 
     state = tmp_path / "state.safetensors"
     with pytest.raises(Killed):
         fit_head(model, card, halves, settings, state=state, progress=kill)
-    assert state.is_file()
     steps: list[int] = []
     again = fit_head(model, card, halves, settings, state=state, progress=lambda done, _: steps.append(done))
-    assert steps[0] == 19
-    assert same(whole, again)
-    assert not state.exists()
+    assert steps == [5, 6]
+    assert same(fit_head(model, card, halves, settings), again)
 
 
 def test_state_of_other_settings_is_refused(model: Model, halves: DenseSet, tmp_path: Path) -> None:
@@ -91,9 +127,9 @@ def test_state_of_other_settings_is_refused(model: Model, halves: DenseSet, tmp_
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fit_head(model, card, halves, FitSettings(steps=4, batch_size=2, save_every=1), state=state, progress=kill)
+        fit_head(model, card, halves, FitSettings(steps=4, batch_size=2, save_every_s=0), state=state, progress=kill)
     with pytest.raises(FovealError, match="another model, data or settings"):
-        fit_head(model, card, halves, FitSettings(steps=5, batch_size=2, save_every=1), state=state)
+        fit_head(model, card, halves, FitSettings(steps=5, batch_size=2, save_every_s=0), state=state)
     assert state.is_file()
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from foveal.cli.evaluate.results import OutOption, SeedOption, check_results, report_results
-from foveal.cli.loading import ModelOption, open_model
+from foveal.cli.loading import ModelOption, open_model, parse_size
 from foveal.cli.pictures import list_pictures, read_pictures
 from foveal.cli.terminal import progress_of, typed_options, write_file
 from foveal.errors import FovealError
@@ -37,11 +37,17 @@ def fit(
     out: Annotated[Path, typer.Option("--out", help="Head folder to write.")],
     steps: Annotated[int, typer.Option(min=1, help="Optimizer updates.")] = 2000,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Pictures a step.")] = 8,
-    learning_rate: Annotated[float, typer.Option(help="Of AdamW.")] = 1e-3,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Of AdamW, the highest.  [default: masks 1e-3, depth 3e-4]")
+    ] = None,
     size: SizeOption = None,
     crop_size: Annotated[
-        int, typer.Option(min=0, help="Side of random crops, pixels; 0 computes the features of whole pictures once.")
-    ] = 0,
+        str | None,
+        typer.Option(
+            help="Random crops, pixels: 512 or 416x544.  [default: whole pictures, whose features are computed once]"
+        ),
+    ] = None,
+    distort: Annotated[bool, typer.Option(help="Change the colours of crops; turn those of depth a little.")] = True,
     ignore: IgnoreOption = None,
     unit: UnitOption = 0.001,
     max_depth: Annotated[float, typer.Option(help="Depth: end of the range, metres.")] = 10.0,
@@ -49,20 +55,25 @@ def fit(
 ) -> None:
     """Fit a head on frozen features; the same command goes on where it was interrupted."""
     from foveal.evaluate.layouts.dense import open_depths, open_masks
-    from foveal.tasks.fit import FitSettings, fit_head
+    from foveal.tasks.fit import fit_head
     from foveal.tasks.head import check_target, save_head
     from foveal.tasks.kinds import find_kind, head_card
+    from foveal.tasks.protocols import fit_settings
 
     find_kind(task, kind)
     masks = task == "segmentation"
     _check_options(context, masks=masks)
+    if crop_size is None and "--distort" in typed_options(context):
+        raise FovealError("--distort has no effect on whole pictures; give a --crop-size too, or leave it out")
     check_target(out)
-    settings = FitSettings(
+    settings = fit_settings(
+        task,
         steps=steps,
         batch_size=batch_size,
         learning_rate=learning_rate,
         size=size,
-        crop_size=crop_size,
+        crop_size=parse_size(crop_size, option="--crop-size"),
+        distort=distort,
         seed=seed,
     )
     found = open_masks(data, ignored=ignore or (255,)) if masks else open_depths(data, unit=unit)
@@ -70,8 +81,13 @@ def fit(
     card = head_card(loaded, task, kind, classes=found.classes, max_depth=max_depth)
     state = out.absolute().with_name(f".{out.name}.fit.safetensors")
     state.parent.mkdir(parents=True, exist_ok=True)
-    with progress_of("fitting") as progress:
-        fitted = fit_head(loaded, card, found.train, settings, state=state, progress=progress)
+    try:
+        with progress_of("fitting") as progress:
+            fitted = fit_head(loaded, card, found.train, settings, state=state, progress=progress)
+    except (KeyboardInterrupt, SystemExit):
+        if state.is_file():
+            typer.echo("the steps made so far are kept; run the same command again to go on", err=True)
+        raise
     save_head(out, fitted)
     typer.echo(f"{out}: {card.name}, fitted on {len(found.train)} pictures of {found.name}")
 

@@ -56,11 +56,11 @@ def open_model(
     return foveal.load(model, engine=engine, precision=precision, fast=fast, num_heads=num_heads)
 
 
-def parse_size(text: str | None) -> "Size | None":
-    """Return the pixels that --size says: of one side, or (height, width); FovealError for anything else."""
+def parse_size(text: str | None, *, option: str = "--size") -> "Size | None":
+    """Return the pixels that an option says: of one side, or (height, width); FovealError for anything else."""
     if text is None:
         return None
     found = re.fullmatch(r"([0-9]+)(?:[xX]([0-9]+))?", text.strip())
     if found is None or 0 in (sides := [int(side) for side in found.groups() if side is not None]):
-        raise FovealError(f"--size {text}; write pixels, such as 224, or height x width, such as 224x448")
+        raise FovealError(f"{option} {text}; write pixels, such as 224, or height x width, such as 224x448")
     return sides[0] if len(sides) == 1 else (sides[0], sides[1])

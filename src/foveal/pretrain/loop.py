@@ -33,7 +33,6 @@ from foveal.pretrain.probe import KNNProbe
 from foveal.pretrain.processes.launch import joined
 from foveal.pretrain.processes.parallel import ALONE, GradientSum, World
 from foveal.pretrain.processes.sharding import whole_backbone
-from foveal.pretrain.processes.signals import caught_signals
 from foveal.pretrain.recipe import Recipe, check_keys
 from foveal.pretrain.replay import write_replay
 from foveal.pretrain.run import (
@@ -51,6 +50,7 @@ from foveal.pretrain.schedules import scheduled_rates
 from foveal.pretrain.start.gate import Gate, Judgement
 from foveal.pretrain.start.weights import StartWeights
 from foveal.pretrain.step import is_finite
+from foveal.signals import caught_signals
 
 OPTIMIZER = "optimizer"  # its file stem in a checkpoint
 

@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 from foveal.errors import FovealError, RunError
 from foveal.pretrain.processes.parallel import World
-from foveal.pretrain.processes.signals import caught_signals
+from foveal.signals import caught_signals
 
 _JOIN_S = 600.0  # for all processes to start; imports are slow on a busy file server
 _BEAT_S = 1.0
