@@ -104,6 +104,24 @@ def test_list_keeps_order_repeats_and_labels(encode, tmp_path):
     assert images.labels is None
 
 
+def test_lists_with_commas_read_the_first_label_and_paths_alone_the_folder(tmp_path):
+    for name in ("a/1.png", "a/2, 3.png", "b/3.png", "c,d.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "ids.txt").write_text("a/1.png, 7, 2\na/2, 3.png,8\nc,d.png, 9\nc,d.png\n")
+    images = ImageSet.open(tmp_path / "ids.txt")
+    assert images.rows["uri"].to_pylist() == ["a/1.png", "a/2, 3.png", "c,d.png", "c,d.png"]
+    assert images.rows["label"].to_pylist() == ["7", "8", "9", None]
+    assert images.labels is None
+    (tmp_path / "paths.txt").write_text("a/1.png\nb/3.png\na/2, 3.png\n")
+    images = ImageSet.open(tmp_path / "paths.txt")
+    assert images.labels == ["a", "b", "a"]
+    assert images.rows["label"].null_count == 3  # the hash of such a list is what it was
+    assert images.subset([0, 2]).labels is None  # one folder is no class
+    (tmp_path / "paths.txt").write_text("a/1.png\nc,d.png\n")
+    assert ImageSet.open(tmp_path / "paths.txt").labels is None
+
+
 def test_list_with_missing_files_names_the_first_line(tmp_path):
     (tmp_path / "list.txt").write_text("\nabsent.png 3 5\nabsent2.png\n")
     with pytest.raises(ImageSetError, match=r"names 2 files that do not exist, first 'line 2: absent.png 3 5'.*tab"):

@@ -129,9 +129,25 @@ class ImageSet:
 
     @property
     def labels(self) -> list[str] | None:
-        """The label of every image, or None unless every image has one (`rows["label"]` holds the partial ones)."""
+        """The label of every image, or None unless every image has one (`rows["label"]` holds the partial ones).
+
+        Where the source names no label at all, as a list of paths does not, files that lie at CLASS/name, in two or
+        more folders, have that of their folder.
+        """
         column = self.rows.column("label")
-        return None if column.null_count else column.to_pylist()
+        if not column.null_count:
+            return column.to_pylist()
+        return self._folders() if column.null_count == len(self) else None
+
+    def _folders(self) -> list[str] | None:
+        """Return the folder of each file, or None where there is but one or some lie elsewhere than at CLASS/name."""
+        found = []
+        for uri in self.rows.column("uri").to_pylist():
+            parts = uri.split("/")
+            if len(parts) != 2 or "#" in uri:  # a place within a shard
+                return None
+            found.append(parts[0])
+        return found if len(set(found)) > 1 else None
 
     @cached_property
     def hash(self) -> str:

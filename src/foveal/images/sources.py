@@ -52,7 +52,8 @@ def scan(source: str | Path) -> Listing:
     Args:
         source: one of
             a folder, searched recursively for `IMAGE_SUFFIXES`, or, where it holds no image, for tar or Parquet files;
-            a `.txt` list, one path a line relative to the list's folder, optionally a tab and a label;
+            a `.txt` list, one path a line relative to the list's folder, optionally a tab and a label, or a comma and
+            labels, of which the first is read;
             one image file;
             a `.tar` or `.parquet` file; a pattern of such files: `data/shard-{000..012}.tar`, `data/*.parquet`.
 
@@ -136,7 +137,10 @@ def _stat(path: str | Path) -> os.stat_result:
 
 
 def _scan_list(path: Path) -> Listing:
-    """Read `path[<tab>label]` lines. Listed files count as images whatever their suffix; order and repeats are kept."""
+    """Read lines of `path`, `path<tab>label` or `path, label, ...`; order and repeats are kept.
+
+    Listed files count as images whatever their suffix.
+    """
     rows = []
     missing = []
     try:
@@ -146,21 +150,32 @@ def _scan_list(path: Path) -> Listing:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        uri, _, label = line.partition("\t")
-        uri = uri.strip()
+        uri, label = _listed(line, path.parent)
         if not (path.parent / uri).is_file():
             missing.append(f"line {number}: {uri}")
             continue
         status = _stat(path.parent / uri)
-        rows.append((uri, status.st_size, status.st_mtime, label.strip() or None))
+        rows.append((uri, status.st_size, status.st_mtime, label or None))
     if missing:
         raise ImageSetError(
             f"{path} names {len(missing)} files that do not exist, first {missing[0]!r}; "
-            f"paths are relative to {path.parent}, a label follows after a tab"
+            f"paths are relative to {path.parent}, a label follows after a tab or a comma"
         )
     if not rows:
         raise ImageSetError(f"{path} lists no image; write one path a line, relative to {path.parent}")
     return Listing(path.parent, _table(rows))
+
+
+def _listed(line: str, folder: Path) -> tuple[str, str]:
+    """Return path and label of one line; a comma ends the path only where a file is called what stands before it."""
+    uri, tab, label = line.partition("\t")
+    if tab or "," not in line or (folder / uri.strip()).is_file():
+        return uri.strip(), label.strip()
+    fields = line.split(",")
+    for count in range(len(fields) - 1, 0, -1):
+        if (folder / (name := ",".join(fields[:count]).strip())).is_file():
+            return name, fields[count].strip()
+    return line.strip(), ""
 
 
 def listed_rows(root: Path, uris: Sequence[str], *, labels: Sequence[str] | None = None) -> pa.Table:

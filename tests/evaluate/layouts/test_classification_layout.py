@@ -4,6 +4,7 @@ import pytest
 
 from foveal.errors import FovealError, ImageSetError
 from foveal.evaluate.layouts.classification import open_classification
+from foveal.features.labels import number_labels
 
 SYNSETS = ("n01440764", "n01443537")
 
@@ -32,6 +33,25 @@ def test_lists(tmp_path: Path) -> None:
         open_classification(str(tmp_path))
     (tmp_path / "test.txt").write_text("2.jpg\ta\n")
     assert open_classification(str(tmp_path)).test.uri(0) == "2.jpg"
+
+
+def test_lists_come_before_folders_of_the_same_names(tmp_path: Path) -> None:
+    _images(tmp_path, "train/deep/a/1.jpg", "test/deep/b/2.jpg")
+    (tmp_path / "train.txt").write_text("train/deep/a/1.jpg, 5, 1\n")
+    assert open_classification(str(tmp_path)).train.labels is None  # half of a pair of lists
+    (tmp_path / "test.txt").write_text("test/deep/b/2.jpg, 6, 1\n")
+    found = open_classification(str(tmp_path))
+    assert (found.train.labels, found.test.labels) == (["5"], ["6"])
+
+
+@pytest.mark.parametrize(
+    ("name", "num_train", "num_test", "num_classes"), [("caltech101", 3450, 1723, 99), ("grocery", 2640, 2485, 81)]
+)
+def test_public_lists_are_read(real_images: Path, name: str, num_train: int, num_test: int, num_classes: int) -> None:
+    found = open_classification(str(real_images / name))
+    assert (len(found.train), len(found.test)) == (num_train, num_test)
+    train, test, classes = number_labels(found.train, found.test)
+    assert len(classes) == num_classes == len(train.unique()) == len(test.unique())
 
 
 def test_one_set_is_split(tmp_path: Path) -> None:

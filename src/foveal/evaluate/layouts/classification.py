@@ -44,8 +44,8 @@ def open_classification(
     """Open labelled images of a layout that is recognised, or two sets by name.
 
     Args:
-        data: a folder with train/ and test/ or val/ (test/ where both are there) of CLASS/name.jpg or shards; a folder
-            with train.txt and test.txt or val.txt; ImageNet as distributed, that is, with ILSVRC/Data/CLS-LOC and
+        data: a folder with train.txt and test.txt or val.txt (test where both are there), or else with train/ and test/
+            or val/ of CLASS/name.jpg or shards; ImageNet as distributed, that is, with ILSVRC/Data/CLS-LOC and
             LOC_val_solution.csv; or any one labelled set, of which a share is held out.
         train: instead of `data`: any labelled set.
         test: the set that is classified; None holds out a share of `train`.
@@ -80,7 +80,8 @@ def open_classification(
 def _parts(data: Path) -> tuple[str, str | None]:
     """Return the sources of the train and the test set in a folder; None where it is one set."""
     for folder in (data / _CLS_LOC, data / _CLS_LOC.relative_to("ILSVRC"), data):
-        for ending in ("", ".txt"):
+        missing = []
+        for ending in (".txt", ""):  # lists know more than the folders beside them
             tests = [folder / f"{name}{ending}" for name in _TESTS]
             if folder.name == _CLS_LOC.name:
                 tests = tests[1:]  # the labels of its test images were never published
@@ -88,10 +89,10 @@ def _parts(data: Path) -> tuple[str, str | None]:
             if train.exists() and found:
                 return str(train), str(found[0])
             if train.exists() or (found and folder != data):
-                missing = " or ".join(str(path) for path in tests) if train.exists() else str(train)
-                raise ImageSetError(
-                    f"{folder} has {train.name if train.exists() else found[0].name}, but not {missing}"
-                )
+                there, lacking = (train, tests) if train.exists() else (found[0], [train])
+                missing.append(f"{folder} has {there.name}, but not {' or '.join(map(str, lacking))}")
+        if missing:
+            raise ImageSetError(missing[-1])
     return str(data), None
 
 
