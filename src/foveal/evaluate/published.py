@@ -10,6 +10,7 @@ _PLAIN = tuple(f"dinov2_vit{size}14" for size in _SIZES)
 _REGISTERS = tuple(f"dinov2_vit{size}14_reg" for size in _SIZES)
 
 IMAGENET = "ImageNet-1k"
+IMAGENET_C = "ImageNet-C"
 
 # (protocol, data, metric): a figure for each of S, B, L and g.
 _WITHOUT_REGISTERS = {
@@ -23,7 +24,7 @@ _WITHOUT_REGISTERS = {
     ("linear", "iNaturalist 2018", "top-1"): (69.0, 76.4, 80.4, 81.6),
     ("linear", "iNaturalist 2021", "top-1"): (74.2, 81.1, 85.1, 85.7),
     ("linear", "Places205", "top-1"): (62.9, 66.2, 67.3, 67.5),
-    ("robustness", "ImageNet-C", "mCE"): (54.4, 42.7, 31.5, 28.2),
+    ("robustness", IMAGENET_C, "mCE"): (54.4, 42.7, 31.5, 28.2),
     ("retrieval", "revisited Oxford", "mAP medium"): (68.8, 72.9, 75.1, 73.6),
     ("retrieval", "revisited Oxford", "mAP hard"): (43.2, 49.5, 54.0, 52.3),
     ("retrieval", "revisited Paris", "mAP medium"): (84.6, 90.3, 92.7, 92.1),

@@ -14,6 +14,7 @@ PROTOCOLS = (
     "video",
     "video-classify",
     "zero-shot",
+    "robustness",
 )
 
 evaluate = typer.Typer(help="Measure a frozen model by a public protocol.", no_args_is_help=True)

@@ -1,0 +1,87 @@
+"""`foveal evaluate robustness`: accuracy under the common corruptions."""
+
+import hashlib
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from foveal.cli.evaluate.classification import DataOption, SplitOption, TestOption, TrainOption
+from foveal.cli.evaluate.results import BatchSizeOption, OutOption, SeedOption, check_results, report_results
+from foveal.cli.loading import EngineOption, FastOption, ModelOption, NumHeadsOption, PrecisionOption, open_model
+from foveal.cli.terminal import progress_of
+from foveal.errors import FovealError
+
+
+def robustness(
+    context: typer.Context,
+    model: ModelOption,
+    data: DataOption = None,
+    train: TrainOption = None,
+    test: TestOption = None,
+    split: SplitOption = None,
+    corrupted: Annotated[
+        Path | None,
+        typer.Option("--corrupted", help="Corrupted pictures as files: CORRUPTION/SEVERITY/CLASS/name, as ImageNet-C."),
+    ] = None,
+    corruption: Annotated[
+        list[str] | None, typer.Option("--corruption", help="One of the 15; repeatable.  [default: all]")
+    ] = None,
+    severity: Annotated[
+        list[int] | None, typer.Option("--severity", help="1 to 5; repeatable.  [default: all]")
+    ] = None,
+    classifier: Annotated[
+        Literal["knn", "logistic"], typer.Option("--classifier", help="What learns from the clean train images.")
+    ] = "knn",
+    k: Annotated[int | None, typer.Option("--k", min=1, help="Neighbours of kNN.  [default: 20]")] = None,
+    seed: SeedOption = 0,
+    batch_size: BatchSizeOption = 32,
+    out: OutOption = None,
+    engine: EngineOption = "auto",
+    precision: PrecisionOption = None,
+    fast: FastOption = False,
+    num_heads: NumHeadsOption = None,
+) -> None:
+    """Classify test images under 15 corruptions at 5 severities, with what was learned from clean ones."""
+    if k is not None and classifier != "knn":
+        raise FovealError(f"--k has no effect on --classifier {classifier}; leave it out")
+    from foveal.evaluate.corruptions.conditions import all_conditions, generate, open_corrupted
+    from foveal.evaluate.corruptions.corrupt import CORRUPTIONS, SEVERITIES
+    from foveal.evaluate.layouts.classification import open_classification
+    from foveal.evaluate.published import IMAGENET, IMAGENET_C
+    from foveal.evaluate.robustness import run
+
+    conditions = all_conditions(corruption or tuple(CORRUPTIONS), severity or SEVERITIES)
+    check_results(out)
+    loaded = open_model(model, engine=engine, precision=precision, fast=fast, num_heads=num_heads)
+    found = open_classification(data, train=train, test=test, split=split)
+    if corrupted is None:
+        margin = loaded.card.resize_size / loaded.card.crop_size
+        shown = generate(found.test, conditions, margin=margin, seed=seed)
+    else:
+        shown = open_corrupted(corrupted, conditions)
+    neighbours = 20 if k is None else k
+    learner = f"knn-{neighbours}" if classifier == "knn" else classifier
+    with progress_of("classifying") as progress:
+        measures = run(
+            loaded,
+            found.train,
+            found.test,
+            shown,
+            classifier=classifier,
+            k=neighbours,
+            seed=seed,
+            batch_size=batch_size,
+            state=None if out is None else out / ".robustness",
+            progress=progress,
+        )
+    report_results(
+        context,
+        measures,
+        protocol="-".join(["robustness", "generated" if shown.generated else "files", learner]),
+        model=loaded,
+        data=IMAGENET_C if not shown.generated and found.name == IMAGENET else found.name,
+        data_hash=hashlib.sha256(f"{found.hash} {shown.hash}".encode()).hexdigest(),
+        out=out,
+        title=f"{len(conditions)} corruptions and severities, {found.sizes}",
+    )

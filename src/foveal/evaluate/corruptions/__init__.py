@@ -1,0 +1,1 @@
+"""The 15 common corruptions of pictures."""
