@@ -10,7 +10,7 @@ from foveal.errors import FovealError, WeightsError
 from foveal.features.extract import Model
 from foveal.tasks.head import Head, HeadCard, build_network, load_head, save_head
 from foveal.tasks.predict import Predictor
-from foveal.tasks.windows import slide, window_starts
+from foveal.tasks.windows import resized_bands, slide, window_starts
 
 
 def make_head(model: Model, *, task: str = "segmentation", seed: int = 0) -> Head:
@@ -93,8 +93,9 @@ def test_windows_cover_a_side_and_end_with_it() -> None:
 def test_bands_are_the_mean_over_windows(height: int, width: int) -> None:
     image = torch.rand(3, height, width, generator=torch.Generator().manual_seed(0))
 
-    def scores(window: Tensor) -> Tensor:  # depends on where the window lies
-        return window[:, :2] + window.mean()
+    def scores(rows: slice, columns: slice) -> Tensor:  # depends on where the window lies
+        window = image[:, rows, columns]
+        return window[:2] + window.mean()
 
     total, counts = np.zeros((2, height, width)), np.zeros((height, width))
     for top in window_starts(height, crop_size=7, stride=4):
@@ -102,9 +103,62 @@ def test_bands_are_the_mean_over_windows(height: int, width: int) -> None:
             part = image[:, top : top + 7, left : left + 7].numpy()
             total[:, top : top + 7, left : left + 7] += part[:2] + part.mean()
             counts[top : top + 7, left : left + 7] += 1
-    tops, bands = zip(*slide(scores, image, crop_size=7, stride=4), strict=True)
-    assert list(tops) == window_starts(height, crop_size=7, stride=4)
+    bands = list(slide(scores, (height, width), crop_size=7, stride=4))
+    starts = [*window_starts(height, crop_size=7, stride=4), height]
+    assert [band.shape[1] for band in bands] == np.diff(starts).tolist()
     np.testing.assert_allclose(torch.cat(bands, dim=1), total / counts, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(11, 29), (4, 3), (5, 7)])
+def test_maps_are_resized_in_bands_as_at_once(shape: tuple[int, int]) -> None:
+    maps = torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(0))
+    bands = list(resized_bands(maps, shape, max_values=3 * 2 * shape[1]))
+    assert max(band.shape[1] for band in bands) == 3
+    wanted = torch.nn.functional.interpolate(maps[None], size=shape, mode="bilinear")[0]
+    torch.testing.assert_close(torch.cat(bands, dim=1), wanted)
+
+
+def test_head_sees_pictures_at_the_size_it_was_fitted_at(model: Model) -> None:
+    head = make_head(model)
+    fitted = Head(head.network, head.card.model_copy(update={"lineage": {"fit": {"size": 56}}}))
+    image = picture(40, 30)
+    np.testing.assert_array_equal(model.with_head(fitted).predict(image), model.with_head(head).predict(image, size=56))
+    assert (model.with_head(fitted).predict(image) != model.with_head(head).predict(image)).any()
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_probabilities_are_those_behind_the_mask(model: Model, tmp_path: Path, flip: bool) -> None:
+    predictor, image = model.with_head(make_head(model)), picture(45, 71)
+    mask = predictor.predict(image, flip=flip, crop_size=28, stride=19, probabilities=tmp_path / "one.npy")
+    found = np.load(tmp_path / "one.npy")
+    assert (found.dtype, found.shape) == (np.float16, (5, 45, 71))
+    np.testing.assert_allclose(found.astype(np.float32).sum(axis=0), 1, atol=2e-3)
+    assert (found.argmax(axis=0) == mask).mean() > 0.99  # but for ties of float16
+    np.testing.assert_array_equal(mask, predictor.predict(image, flip=flip, crop_size=28, stride=19))
+    assert [path.name for path in tmp_path.iterdir()] == ["one.npy"]
+    with pytest.raises(FovealError, match="probabilities are of masks"):
+        model.with_head(make_head(model, task="depth")).predict(image, probabilities=tmp_path / "two.npy")
+
+
+@pytest.mark.parametrize("task", ["segmentation", "depth"])
+def test_large_pictures_are_seen_in_windows_and_answered_in_bands(
+    model: Model, monkeypatch: pytest.MonkeyPatch, task: str
+) -> None:
+    monkeypatch.setattr("foveal.tasks.predict.MAX_WHOLE_PIXELS", 3_000)
+    monkeypatch.setattr("foveal.tasks.predict.CROP_SIZE", 56)
+    monkeypatch.setattr("foveal.tasks.predict.STRIDE", 42)
+    predictor = model.with_head(make_head(model, task=task))
+    seen: list[tuple[int, ...]] = []
+
+    def scores(images: Tensor) -> Tensor:
+        seen.append(tuple(images.shape))
+        return torch.zeros(len(images), 5, *images.shape[2:])
+
+    monkeypatch.setattr(predictor, "scores", scores)
+    bands = predictor.bands(picture(200, 70), size=None, flip=False, crop_size=None, stride=None)
+    assert [band.shape[1] for band in bands] == [42, 42, 42, 18, 56]
+    assert set(seen) == {(1, 3, 56, 56)}
+    assert len(seen) == 10
 
 
 @pytest.mark.parametrize("task", ["segmentation", "depth"])

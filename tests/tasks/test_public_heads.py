@@ -58,8 +58,8 @@ def depth_anything_file(network: nn.Module, path: Path) -> Path:
     return path
 
 
-def images() -> Tensor:
-    return torch.randn(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(3))
+def images(*, height: int = SIDE, width: int = SIDE) -> Tensor:
+    return torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(3))
 
 
 @pytest.mark.parametrize(
@@ -97,10 +97,19 @@ def test_depth_anything_opens_as_transformers_has_it(
     path = depth_anything_file(network, tmp_path / name)
     model = foveal.load(path, engine="torch", num_heads=3)
     head = open_public_head(path, model)
+    assert head.attach(model).fitted_size == 518
     with torch.no_grad():
         wanted = network(images()).predicted_depth
     found = head.attach(model).scores(images())[:, 0]
     assert wanted.std() > 0.05
+    assert (found - wanted).abs().max() <= 1e-4 * max(1, float(wanted.abs().max()))
+    # At another size from our tokens on: position embeddings are resized as the authors do, not as transformers does.
+    pictures = images(height=42, width=98)
+    tokens = model.engine.intermediate(pictures, head.card.layers, norm=True)
+    joined = [torch.cat([one.cls[:, None], one.patches], dim=1).clone() for one in tokens]
+    with torch.no_grad():
+        wanted = network.head(network.neck(joined, 3, 7), 3, 7)
+    found = head.attach(model).scores(pictures)[:, 0]
     assert (found - wanted).abs().max() <= 1e-4 * max(1, float(wanted.abs().max()))
 
 

@@ -1,27 +1,43 @@
 """`foveal head`: masks and depth from frozen features: fit a head, use it, measure it."""
 
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from foveal.cli.evaluate.results import OutOption, SeedOption, check_results, report_results
-from foveal.cli.loading import ModelOption, open_model, parse_size
+from foveal.cli.loading import ModelOption, NumHeadsOption, open_model, parse_size
 from foveal.cli.pictures import list_pictures, read_pictures
 from foveal.cli.terminal import progress_of, typed_options, write_file
 from foveal.errors import FovealError
 
+if TYPE_CHECKING:
+    from foveal.features.extract import Model
+    from foveal.tasks.head import Head
+    from foveal.tasks.public_heads import DepthAnythingVersion
+
 head = typer.Typer(help="Masks and depth from frozen features: fit, predict, evaluate.", no_args_is_help=True)
 
-HeadOption = Annotated[Path, typer.Option("--head", help="Head folder.")]
+HeadOption = Annotated[Path, typer.Option("--head", help="Head folder, or file of a public head.")]
 DataOption = Annotated[str, typer.Option("--data", help="Folder of pictures with masks or depth; see docs/heads.md.")]
 SizeOption = Annotated[
-    int | None, typer.Option("--size", min=1, help="Short side of the pictures, pixels.  [default: their own]")
+    int | None,
+    typer.Option("--size", min=1, help="Short side of the pictures, pixels.  [default: as fitted, else their own]"),
 ]
 IgnoreOption = Annotated[
     list[int] | None, typer.Option("--ignore", help="Masks: value that does not count; repeatable.  [default: 255]")
 ]
 UnitOption = Annotated[float, typer.Option("--unit", help="Depth: metres of the value 1 in the files.")]
+MaxDepthOption = Annotated[
+    float | None, typer.Option("--max-depth", help="Public depth heads: end of the range, metres, if no name tells it.")
+]
+VersionOption = Annotated[
+    Literal["v1", "v2"] | None,
+    typer.Option("--version", help="Depth Anything: which, if the file's name does not tell."),
+]
 FlipOption = Annotated[bool, typer.Option("--flip", help="Average with the mirrored picture.")]
 
 
@@ -40,7 +56,9 @@ def fit(
     learning_rate: Annotated[
         float | None, typer.Option(help="Of AdamW, the highest.  [default: masks 1e-3, depth 3e-4]")
     ] = None,
-    size: SizeOption = None,
+    size: Annotated[
+        int | None, typer.Option(min=1, help="Short side of the pictures, pixels.  [default: their own]")
+    ] = None,
     crop_size: Annotated[
         str | None,
         typer.Option(
@@ -51,6 +69,7 @@ def fit(
     ignore: IgnoreOption = None,
     unit: UnitOption = 0.001,
     max_depth: Annotated[float, typer.Option(help="Depth: end of the range, metres.")] = 10.0,
+    num_heads: NumHeadsOption = None,
     seed: SeedOption = 0,
 ) -> None:
     """Fit a head on frozen features; the same command goes on where it was interrupted."""
@@ -77,7 +96,7 @@ def fit(
         seed=seed,
     )
     found = open_masks(data, ignored=ignore or (255,)) if masks else open_depths(data, unit=unit)
-    loaded = open_model(model)
+    loaded = open_model(model, num_heads=num_heads)
     card = head_card(loaded, task, kind, classes=found.classes, max_depth=max_depth)
     state = out.absolute().with_name(f".{out.name}.fit.safetensors")
     state.parent.mkdir(parents=True, exist_ok=True)
@@ -94,30 +113,52 @@ def fit(
 
 @head.command("predict")
 def predict(
+    context: typer.Context,
     images: Annotated[list[str], typer.Argument(help="Image files, patterns of them, folders, lists, shards.")],
     model: ModelOption,
     folder: HeadOption,
     out: Annotated[Path, typer.Option("--out", help="Folder of the masks (palette PNG) or depths (16-bit PNG).")],
     size: SizeOption = None,
     flip: FlipOption = False,
+    crop_size: Annotated[
+        int | None, typer.Option(min=1, help="Side of sliding windows, pixels.  [default: 512; depth: the picture]")
+    ] = None,
+    stride: Annotated[
+        int | None, typer.Option(min=1, help="Pixels from window to window.  [default: 2/3 of --crop-size]")
+    ] = None,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Masks: also NAME.npy, (classes, height, width) float16.")
+    ] = False,
     unit: UnitOption = 0.001,
+    max_depth: MaxDepthOption = None,
+    version: VersionOption = None,
+    num_heads: NumHeadsOption = None,
     max_images: Annotated[int, typer.Option(min=1, help="Of more, so many, evenly spread.")] = 1_000_000,
 ) -> None:
     """Write a mask, or depth and a picture of it, for every image."""
-    from foveal.tasks.head import load_head
+    from foveal.tasks.windows import check_windows
     from foveal.tasks.written import written_answer
 
     listing = list_pictures(images, max_images=max_images)
-    fitted = load_head(folder)
-    if out.exists() and not out.is_dir():
-        raise FovealError(f"--out {out} is a file; give a folder")
-    loaded = open_model(model)
+    check_windows(crop_size, stride)
+    _check_targets([entry.name for entry in listing.entries], images, out)
+    loaded, fitted = _open(model, folder, max_depth=max_depth, version=version, num_heads=num_heads)
+    masks = fitted.card.task == "segmentation"
+    _check_options(context, masks=masks)
     predictor = loaded.with_head(fitted)
     out.mkdir(parents=True, exist_ok=True)
     for name, pixels in read_pictures(listing, channels=loaded.card.backbone.channels):
-        answer = predictor.predict(pixels, size=size, flip=flip)
+        target = out / Path(name).stem
+        answer = predictor.predict(
+            pixels,
+            size=size,
+            flip=flip,
+            crop_size=crop_size,
+            stride=stride,
+            probabilities=Path(f"{target}.npy") if probabilities else None,
+        )
         for ending, data in written_answer(answer, fitted.card, unit=unit).items():
-            write_file(out / f"{Path(name).stem}{ending}", data)
+            write_file(Path(f"{target}{ending}"), data)
     typer.echo(f"{out}: {fitted.card.task} of {len(listing.entries)} images")
 
 
@@ -134,25 +175,25 @@ def evaluate(
     crop: Annotated[
         Literal["none", "nyu", "eigen", "garg"], typer.Option("--crop", help="Depth: part of a picture that counts.")
     ] = "none",
+    max_depth: MaxDepthOption = None,
+    version: VersionOption = None,
+    num_heads: NumHeadsOption = None,
     seed: SeedOption = 0,
     out: OutOption = None,
 ) -> None:
     """Measure a head on the test pictures of a data set."""
     from foveal.evaluate import depth, segmentation
     from foveal.evaluate.layouts.dense import open_depths, open_masks
-    from foveal.tasks.head import load_head
 
     check_results(out)
-    fitted = load_head(folder)
+    loaded, fitted = _open(model, folder, max_depth=max_depth, version=version, num_heads=num_heads)
     masks = fitted.card.task == "segmentation"
     _check_options(context, masks=masks)
     found = open_masks(data, ignored=ignore or (255,)) if masks else open_depths(data, unit=unit)
-    if masks and found.classes != fitted.card.classes:
-        raise FovealError(
-            f"the head knows {len(fitted.card.classes)} classes, {', '.join(fitted.card.classes[:3])}, ...; {data} has "
-            f"{len(found.classes)}, {', '.join(found.classes[:3])}, ...; measure it on data of the same classes"
-        )
-    loaded = open_model(model)
+    if masks:
+        fitted = _of_classes(fitted, found.classes, data)
+    elif fitted.card.settings.get("max_depth") is None:
+        raise FovealError(f"the head {fitted.card.name} answers relative depth, in no unit; measure a metric one")
     predictor = loaded.with_head(fitted)
     name = str(fitted.card.lineage.get("kind", fitted.card.architecture))
     name = name.upper() if name == "dpt" else name
@@ -162,11 +203,10 @@ def evaluate(
                 predictor, found.test, name=name, size=size, flip=flip, seed=seed, progress=progress
             ).measures
         else:
-            limit = fitted.card.settings.get("max_depth") or 10.0
             measures = depth.run(
                 predictor,
                 found.test,
-                max_depth=limit,
+                max_depth=fitted.card.settings["max_depth"],
                 crop=crop,
                 name=name,
                 size=size,
@@ -186,8 +226,50 @@ def evaluate(
     )
 
 
+def _open(
+    model: str, head: Path, *, max_depth: float | None, version: "DepthAnythingVersion | None", num_heads: int | None
+) -> "tuple[Model, Head]":
+    """Open a model and the head of a folder or file; what is no head is refused before the model is read."""
+    from foveal.tasks.head import load_head
+    from foveal.tasks.public_heads import open_head
+
+    if not head.is_file():
+        load_head(head)
+    loaded = open_model(model, num_heads=num_heads)
+    return loaded, open_head(head, loaded, max_depth=max_depth, version=version)
+
+
+def _of_classes(fitted: "Head", classes: Sequence[str], data: str) -> "Head":
+    """Return a head of the classes of a data set; the file of a public head has their number alone."""
+    known = fitted.card.classes
+    if not known and fitted.card.settings.get("num_classes") == len(classes):
+        return replace(fitted, card=fitted.card.model_copy(update={"classes": list(classes)}))
+    if list(classes) != known:
+        count = len(known) or fitted.card.settings.get("num_classes")
+        raise FovealError(
+            f"the head knows {count} classes, {', '.join(known[:3]) or 'not named'}, ...; {data} has {len(classes)}, "
+            f"{', '.join(classes[:3])}, ...; measure it on data of the same classes"
+        )
+    return fitted
+
+
+def _check_targets(names: Sequence[str], sources: Sequence[str], out: Path) -> None:
+    """Refuse a folder where answers would replace the pictures or each other."""
+    if out.exists() and not out.is_dir():
+        raise FovealError(f"--out {out} is a file; give a folder")
+    for source in map(Path, sources):
+        if out.resolve() == (source if source.is_dir() else source.parent).resolve():
+            raise FovealError(f"--out {out} is where the pictures are, which would be replaced; give another folder")
+    twice = [stem for stem, count in Counter(Path(name).stem for name in names).items() if count > 1]
+    if twice:
+        raise FovealError(
+            f"{len(twice)} names occur more than once, first {twice[0]}; their answers would replace each other: "
+            "predict one folder at a time"
+        )
+
+
 def _check_options(context: typer.Context, *, masks: bool) -> None:
     """Refuse options of the other task."""
-    others = ("--unit", "--max-depth", "--crop") if masks else ("--ignore",)
+    others = ("--unit", "--max-depth", "--crop", "--version") if masks else ("--ignore", "--probabilities")
     if wrong := [option for option in typed_options(context) if option in others]:
         raise FovealError(f"{wrong[0]} has no effect on {'masks' if masks else 'depth'}; leave it out")

@@ -4,6 +4,7 @@ Shapes: B images, C channels, K maps, H W pixels.
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,7 +15,8 @@ from foveal.features.extract import Model
 from foveal.images.preprocess import ImageLike, normalise, resize, short_side_shape, to_array
 from foveal.tasks.dense import levels_of, resized
 from foveal.tasks.head import Head, check_backbone
-from foveal.tasks.windows import CROP_SIZE, STRIDE, slide
+from foveal.tasks.windows import CROP_SIZE, STRIDE, check_windows, resized_bands, slide
+from foveal.tasks.written import kept_probabilities
 
 MAX_WHOLE_PIXELS = 1_500_000  # beyond it depth is predicted in windows too: attention grows with the square
 
@@ -39,6 +41,13 @@ class Predictor:
         check_backbone(head.card, model)
         self.model, self.head = model, head
 
+    @property
+    def fitted_size(self) -> int | None:
+        """The short side at which the head saw pictures while it was fitted, pixels; None is their own."""
+        fit = self.head.card.lineage.get("fit")
+        size = fit.get("size") if isinstance(fit, dict) else None
+        return size if isinstance(size, int) else None
+
     def predict(
         self,
         image: ImageLike,
@@ -47,41 +56,49 @@ class Predictor:
         flip: bool = False,
         crop_size: int | None = None,
         stride: int | None = None,
+        probabilities: Path | None = None,
     ) -> np.ndarray:
         """Return the answer for every pixel of a picture: class ids (H, W) uint16, or depth (H, W) float32.
 
         Args:
             image: a path, a Pillow image or an array.
-            size: short side at which the model sees it, pixels; None is its own.
+            size: short side at which the model sees it, pixels; None is the one that the head was fitted at, else the
+                picture's own.
             flip: average with the mirrored picture.
             crop_size: side of sliding windows, pixels; None is 512 for masks, and the whole picture for depth unless it
                 has more than 1.5 million pixels.
             stride: of the windows, pixels; None is two thirds of `crop_size`.
+            probabilities: of masks: a file for the probability of every class, .npy (K, H, W) float16, written as the
+                bands are computed.
         """
+        masks = self.head.card.task == "segmentation"
+        if probabilities is not None and not masks:
+            raise FovealError("probabilities are of masks; leave them out for depth")
         pixels = to_array(image, channels=self.model.card.backbone.channels)
         bands = self.bands(pixels, size=size, flip=flip, crop_size=crop_size, stride=stride)
+        if probabilities is not None:
+            shares = bands if flip else (band.softmax(dim=0) for band in bands)
+            bands = kept_probabilities(shares, probabilities, shape=(pixels.shape[0], pixels.shape[1]))
         return np.concatenate([self.answer(scores) for scores in bands])
 
     def bands(
         self, pixels: np.ndarray, *, size: int | None, flip: bool, crop_size: int | None, stride: int | None
     ) -> Iterator[Tensor]:
-        """Yield maps (K, rows, W) in bands from the top; see `predict`. With a size there is one band."""
-        original = pixels.shape[:2]
+        """Yield maps (K, rows, W) in bands from the top; see `predict`. With `flip`, masks are probabilities."""
+        original = (pixels.shape[0], pixels.shape[1])
+        size = self.fitted_size if size is None else size
         if size is not None:
             height, width = short_side_shape(*original, size=size)
             pixels = resize(pixels, height=height, width=width)
-        image = self._normalised(pixels)
-        crop_size, stride = self._window(image, crop_size, stride)
+        shape = (pixels.shape[0], pixels.shape[1])
+        crop_size, stride = self._window(shape, crop_size, stride)
 
-        def scores(window: Tensor) -> Tensor:
-            return self.flipped_scores(window) if flip else self.scores(window)
+        def scores(rows: slice, columns: slice) -> Tensor:
+            window = self._normalised(pixels[rows, columns])[None]
+            return (self.flipped_scores(window) if flip else self.scores(window))[0]
 
-        found = (band for _, band in slide(scores, image, crop_size=crop_size, stride=stride))
-        if size is None:
-            yield from found
-        else:
-            whole = torch.cat(list(found), dim=1)
-            yield resized(whole[None], (original[0], original[1]))[0]
+        found = slide(scores, shape, crop_size=crop_size, stride=stride)
+        yield from found if shape == original else resized_bands(torch.cat(list(found), dim=1), original)
 
     @torch.no_grad()
     def scores(self, images: Tensor) -> Tensor:
@@ -118,12 +135,10 @@ class Predictor:
         card = self.model.card
         return torch.from_numpy(normalise(pixels, mean=tuple(card.mean), std=tuple(card.std)))
 
-    def _window(self, image: Tensor, crop_size: int | None, stride: int | None) -> tuple[int, int]:
-        if crop_size is None and stride is not None:
-            raise FovealError(f"stride={stride} without crop_size; give both, or neither")
+    def _window(self, shape: tuple[int, int], crop_size: int | None, stride: int | None) -> tuple[int, int]:
+        check_windows(crop_size, stride)
         if crop_size is not None:
             return crop_size, stride or max(crop_size * 2 // 3, 1)
-        height, width = image.shape[1:]
-        if self.head.card.task == "depth" and height * width <= MAX_WHOLE_PIXELS:
-            return max(height, width), max(height, width)
+        if self.head.card.task == "depth" and shape[0] * shape[1] <= MAX_WHOLE_PIXELS:
+            return max(shape), max(shape)
         return CROP_SIZE, STRIDE

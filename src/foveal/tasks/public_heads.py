@@ -16,10 +16,11 @@ from foveal.backbone.weights import check_tensors
 from foveal.errors import WeightsError
 from foveal.features.extract import Model
 from foveal.tasks.dense import quarter_layers
-from foveal.tasks.head import Head, HeadCard, Task, build_network
+from foveal.tasks.head import Head, HeadCard, Task, build_network, load_head
 
 _MIN_DEPTH = 0.001
 _RANGES = {"nyu": 10.0, "kitti": 80.0}
+_DEPTH_ANYTHING_SIZE = 518  # the short side at which its authors' code shows it pictures
 _METRIC_RANGES = {"hypersim": 20.0, "vkitti": 80.0}
 
 DepthAnythingVersion = Literal["v1", "v2"]
@@ -71,6 +72,25 @@ def open_public_head(
     raise WeightsError(
         f"{path} holds {seen}; public heads hold decode_head.conv_seg, decode_head.conv_depth or depth_head"
     )
+
+
+def open_head(
+    path: str | Path,
+    model: Model,
+    *,
+    max_depth: float | None = None,
+    version: DepthAnythingVersion | None = None,
+) -> Head:
+    """Open a head folder, or the file of a public head; see `load_head` and `open_public_head`.
+
+    Raises:
+        WeightsError: neither opens, or `max_depth` or `version` is given for a head folder, whose card says both.
+    """
+    if Path(path).is_file():
+        return open_public_head(path, model, max_depth=max_depth, version=version)
+    if max_depth is not None or version is not None:
+        raise WeightsError(f"max_depth and version are for files of public heads; leave them out for {path}")
+    return load_head(path)
 
 
 def _segmentation(head: dict[str, Tensor], model: Model, path: Path) -> Head:
@@ -127,7 +147,9 @@ def _depth_anything(
     }
     depth = model.card.backbone.depth
     layers = list(range(depth - 4, depth)) if version == "v1" else list(quarter_layers(depth))
-    return _head("depth", "dpt", settings, head, model, path, layers=layers, norm=True)
+    found_head = _head("depth", "dpt", settings, head, model, path, layers=layers, norm=True)
+    lineage = {**found_head.card.lineage, "fit": {"size": _DEPTH_ANYTHING_SIZE}}
+    return Head(found_head.network, found_head.card.model_copy(update={"lineage": lineage}))
 
 
 def _depth_anything_name(name: str) -> str:

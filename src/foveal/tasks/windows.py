@@ -1,16 +1,26 @@
 """Sliding windows over a picture of any size, in memory that its height does not change.
 
-Shapes: C channels, K maps, H W pixels.
+Shapes: K maps, H W pixels.
 """
 
 from collections.abc import Callable, Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from foveal.errors import FovealError
 
 CROP_SIZE, STRIDE = 512, 341  # of the published segmentation protocol, pixels
+_BAND_VALUES = 16_000_000  # of a band of resized maps: 64 MB
+
+
+def check_windows(crop_size: int | None, stride: int | None) -> None:
+    """Refuse windows that would leave gaps, and a stride without windows."""
+    if crop_size is None and stride is not None:
+        raise FovealError(f"stride={stride} without crop_size; give both, or neither")
+    if crop_size is not None and not 0 < (stride or 1) <= crop_size:
+        raise FovealError(f"windows of {crop_size} pixels every {stride}; give 0 < stride <= crop_size")
 
 
 def window_starts(side: int, *, crop_size: int, stride: int) -> list[int]:
@@ -20,44 +30,66 @@ def window_starts(side: int, *, crop_size: int, stride: int) -> list[int]:
         >>> window_starts(1000, crop_size=512, stride=341)
         [0, 341, 488]
     """
-    if not 0 < stride <= crop_size:
-        raise FovealError(f"windows of {crop_size} pixels every {stride}; give 0 < stride <= crop_size")
+    check_windows(crop_size, stride)
     count = max(side - crop_size + stride - 1, 0) // stride + 1
     return [max(min(number * stride, side - crop_size), 0) for number in range(count)]
 
 
 def slide(
-    scores: Callable[[Tensor], Tensor], image: Tensor, *, crop_size: int = CROP_SIZE, stride: int = STRIDE
-) -> Iterator[tuple[int, Tensor]]:
+    scores: Callable[[slice, slice], Tensor],
+    shape: tuple[int, int],
+    *,
+    crop_size: int = CROP_SIZE,
+    stride: int = STRIDE,
+) -> Iterator[Tensor]:
     """Run a function on windows of a picture and yield its averaged maps, band by band from the top.
 
     A band is yielded once no later window reaches it, so that K maps of one row of windows is all that is kept.
 
     Args:
-        scores: maps (1, C, h, w) to (1, K, h, w).
-        image: (C, H, W).
+        scores: rows and columns of a window to its maps (K, h, w).
+        shape: height and width of the picture, pixels.
         crop_size: side of a window, pixels; smaller where the picture is.
         stride: from one window to the next, pixels.
 
     Yields:
-        The first row of a band, and its maps (K, rows, W); where windows overlap, their mean.
+        Maps (K, rows, W); where windows overlap, their mean.
     """
-    height, width = image.shape[1:]
+    height, width = shape
     rows = window_starts(height, crop_size=crop_size, stride=stride)
     columns = window_starts(width, crop_size=crop_size, stride=stride)
     total = counts = torch.zeros(0, 0, 0)
     for number, top in enumerate(rows):
-        band = image[:, top : top + crop_size]
         for left in columns:
-            found = scores(band[None, :, :, left : left + crop_size])[0]
+            found = scores(slice(top, min(top + crop_size, height)), slice(left, min(left + crop_size, width)))
             if not total.numel():
-                total = found.new_zeros(len(found), band.shape[1], width)
-                counts = found.new_zeros(1, band.shape[1], width)
+                total = found.new_zeros(len(found), found.shape[1], width)
+                counts = found.new_zeros(1, found.shape[1], width)
             total[:, :, left : left + found.shape[2]] += found
             counts[:, :, left : left + found.shape[2]] += 1
         finished = (rows[number + 1] if number + 1 < len(rows) else height) - top
-        yield top, total[:, :finished] / counts[:, :finished]
+        yield total[:, :finished] / counts[:, :finished]
         total, counts = (_moved_up(part, finished) for part in (total, counts))
+
+
+def resized_bands(maps: Tensor, shape: tuple[int, int], *, max_values: int = _BAND_VALUES) -> Iterator[Tensor]:
+    """Yield maps (K, h, w) at another size, in bands (K, rows, W) from the top: bilinear, corners not aligned.
+
+    Args:
+        maps: what is resized.
+        shape: H and W.
+        max_values: of a band, unless one row has more.
+    """
+    height, width = shape
+    rows = max(max_values // (len(maps) * width), 1)
+    source = ((torch.arange(height) + 0.5) * (maps.shape[1] / height) - 0.5).clamp(min=0)
+    above = source.floor().long()
+    below = (above + 1).clamp(max=maps.shape[1] - 1)
+    share = (source - above).to(maps)
+    for top in range(0, height, rows):
+        part = slice(top, top + rows)
+        mixed = torch.lerp(maps[:, above[part]], maps[:, below[part]], share[part, None])
+        yield F.interpolate(mixed[None], size=(mixed.shape[1], width), mode="bilinear", align_corners=False)[0]
 
 
 def _moved_up(values: Tensor, rows: int) -> Tensor:
