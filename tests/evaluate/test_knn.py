@@ -6,7 +6,9 @@ import torch
 from PIL import Image
 
 from foveal.errors import FovealError, ImageSetError
-from foveal.evaluate.knn import Labelled, pixel_features, run, run_pixels, score
+from foveal.evaluate.few_shot import FewShot
+from foveal.evaluate.knn import pixel_features, run, run_pixels, score
+from foveal.evaluate.labelled import Labelled
 from foveal.evaluate.results import Measure
 from foveal.features.extract import Model
 from foveal.features.neighbours import knn_accuracy
@@ -64,7 +66,7 @@ def _noisy(num: int, seed: int) -> Labelled:
 
 def test_few_shot_gives_mean_and_deviation_of_the_draws() -> None:
     train, test = _noisy(50, 0), _noisy(40, 1)
-    rows = score(train, test, ks=[3], n_per_class=2, n_tries=4, seed=7)
+    rows = score(train, test, ks=[3], few_shot=FewShot(2, 4), seed=7)
     assert [row.metric for row in rows] == [
         "knn-3 top-1, 2 per class, mean of 4",
         "knn-3 top-1, 2 per class, deviation",
@@ -82,13 +84,13 @@ def test_few_shot_gives_mean_and_deviation_of_the_draws() -> None:
     assert rows[1].value == pytest.approx(np.std(singles, ddof=1))
     assert rows[1].value > 0
     assert rows[0].low < rows[0].value < rows[0].high
-    assert score(train, test, ks=[3], n_per_class=2, n_tries=4, seed=7) == rows
-    assert score(train, test, ks=[3], n_per_class=2, n_tries=4, seed=8) != rows
+    assert score(train, test, ks=[3], few_shot=FewShot(2, 4), seed=7) == rows
+    assert score(train, test, ks=[3], few_shot=FewShot(2, 4), seed=8) != rows
 
 
 def test_few_shot_with_all_images_is_the_whole_train_set() -> None:
     train, test = _noisy(50, 0), _noisy(40, 1)
-    rows = score(train, test, ks=[10], n_per_class=10, n_tries=1)
+    rows = score(train, test, ks=[10], few_shot=FewShot(10, 1))
     assert rows[0].value == score(train, test, ks=[10])[0].value
     assert rows[1].value == 0
 
@@ -98,7 +100,7 @@ def test_few_shot_with_all_images_is_the_whole_train_set() -> None:
 )
 def test_impossible_draws_are_named(n_per_class: int, n_tries: int, message: str) -> None:
     with pytest.raises(FovealError, match=message):
-        score(_noisy(50, 0), _noisy(40, 1), ks=[3], n_per_class=n_per_class, n_tries=n_tries)
+        score(_noisy(50, 0), _noisy(40, 1), ks=[3], few_shot=FewShot(n_per_class, n_tries))
 
 
 def test_pixel_features_are_the_resized_normalised_pixels(colours: Path) -> None:

@@ -1,11 +1,13 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foveal.errors import FovealError
+from foveal.evaluate.few_shot import FewShot
 from foveal.evaluate.linear_cached import run, score, train_grid
 from foveal.evaluate.linear_grid import Inputs, inputs_of
 from foveal.features.extract import Model
@@ -84,3 +86,30 @@ def test_colours_are_told_apart(model: Model, colours: Path) -> None:
     )
     assert found[0].metric == "top-1"
     assert found[0].value == 100
+
+
+def test_few_shot_is_the_mean_over_classifiers_of_each_draw() -> None:
+    (features, labels), (test_features, test_labels) = _samples(60), _samples(40, seed=1)
+    key, steps = Inputs(1, False), list[tuple[int, int]]()
+    settings = {"num_classes": 5, "num_steps": 20, "learning_rates": (0.3, 3.0), "seed": 2}
+    found = score(
+        {key: features},
+        labels,
+        {key: test_features},
+        test_labels,
+        **settings,  # type: ignore[arg-type]
+        few_shot=FewShot(4, 2),
+        trained=lambda *step: steps.append(step),
+    )
+    singles = []
+    for number in range(2):
+        generator = np.random.default_rng((2, number))
+        drawn = [generator.choice(np.flatnonzero(labels.numpy() == c), 4, replace=False) for c in range(5)]
+        index = torch.from_numpy(np.sort(np.concatenate(drawn)))
+        rows = score({key: features[index]}, labels[index], {key: test_features}, test_labels, **settings)  # type: ignore[arg-type]
+        singles.append([one.value for one in rows[:2]])
+    assert [one.metric for one in found[::2]] == ["top-1, 4 per class, mean of 2", "top-5, 4 per class, mean of 2"]
+    assert [one.value for one in found[::2]] == pytest.approx(np.mean(singles, axis=0))
+    assert steps == [(number + 1, 40) for number in range(40)]
+    with pytest.raises(FovealError, match="n_per_class=1 leaves"):
+        score({key: features}, labels, {key: features}, labels, num_classes=5, few_shot=FewShot(1))

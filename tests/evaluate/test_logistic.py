@@ -6,7 +6,8 @@ from torch import Tensor
 
 from foveal.errors import FovealError
 from foveal.evaluate import logistic
-from foveal.evaluate.knn import Labelled
+from foveal.evaluate.few_shot import FewShot
+from foveal.evaluate.labelled import Labelled
 from foveal.evaluate.softmax_regression import Fit, fit_path
 
 CS = (1e-4, 1e-2, 1.0, 100.0)
@@ -88,6 +89,28 @@ def test_classes_that_the_choice_does_not_see_are_fitted_in_the_end() -> None:
     assert fit.classes.tolist() == [0, 1, 2, 3, 4, 5]
     found = logistic.score(Labelled(train.features, labels), train, cs=[1.0])
     assert [one.metric for one in found] == ["top-1", "top-5", "C"]
+
+
+def test_few_shot_fits_each_draw() -> None:
+    train, test = _samples(60, 3), _samples(50, 3, seed=1)
+    seen: list[float] = []
+    found = logistic.score(
+        train, test, cs=CS, few_shot=FewShot(8, 3), seed=4, fitted=lambda fit, accuracy: seen.append(fit.c)
+    )
+    assert [one.metric for one in found] == ["top-1, 8 per class, mean of 3", "top-1, 8 per class, deviation"]
+    assert seen == [*CS] * 3
+    singles = []
+    for number in range(3):
+        generator = np.random.default_rng((4, number))
+        members = [generator.choice(np.flatnonzero(train.labels.numpy() == c), 8, replace=False) for c in range(3)]
+        index = np.sort(np.concatenate(members))
+        part = Labelled(train.features[index], train.labels[index])
+        theirs = _sklearn(part, logistic.choose(part, cs=CS).c)
+        singles.append(100 * theirs.score(test.features.double().numpy(), test.labels.numpy()))
+    assert found[0].value == pytest.approx(np.mean(singles))
+    assert found[1].value == pytest.approx(np.std(singles, ddof=1))
+    with pytest.raises(FovealError, match="n_per_class=1 leaves no image of a class to choose with"):
+        logistic.score(train, test, few_shot=FewShot(1))
 
 
 def test_a_warm_start_ends_where_a_cold_one_does() -> None:

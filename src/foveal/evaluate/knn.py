@@ -2,15 +2,17 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from foveal.errors import FovealError, ImageSetError
-from foveal.evaluate.results import Measure, measured, measured_mean
+from foveal.errors import FovealError
+from foveal.evaluate.few_shot import FewShot, right_measures
+from foveal.evaluate.labelled import Labelled, extract_labelled
+from foveal.evaluate.results import Measure
 from foveal.features.batches import Progress, prepared_batches
 from foveal.features.extract import Model, SetFeatures
 from foveal.features.labels import check_apart, number_labels
@@ -21,13 +23,6 @@ from foveal.images.preprocess import IMAGENET_MEAN, IMAGENET_STD, normalise
 KS = (10, 20, 100, 200)
 
 
-class Labelled(NamedTuple):
-    """Features (N, D) and their class numbers (N,)."""
-
-    features: Tensor
-    labels: Tensor
-
-
 def run(
     model: Model,
     train: ImageSet,
@@ -35,10 +30,10 @@ def run(
     *,
     ks: Sequence[int] = KS,
     temperature: float = 0.07,
-    n_per_class: int | None = None,
-    n_tries: int = 5,
+    few_shot: FewShot | None = None,
     seed: int = 0,
     batch_size: int = 32,
+    folder: Path | None = None,
     progress: Progress | None = None,
 ) -> list[Measure]:
     """Evaluate a model by kNN as published: class token after the final norm, the card's resize and centre crop,
@@ -50,10 +45,10 @@ def run(
         test: labelled images that are classified.
         ks: numbers of neighbours; those above the number of train images are left out with a warning.
         temperature: of the vote.
-        n_per_class: few-shot: draw so many train images of each class, n_tries times.
-        n_tries: draws of the few-shot option.
+        few_shot: a few train images of each class, several times, instead of all.
         seed: of the draws, and of the intervals.
         batch_size: images at a time.
+        folder: see `extract_labelled`.
         progress: called with (images done, images in all), first for train, then for test.
 
     Returns:
@@ -66,14 +61,8 @@ def run(
 
     Source: arXiv 2304.07193, section 7.1, and arXiv 2104.14294, appendix F.
     """
-    return score(
-        *_extracted(model, train, test, batch_size=batch_size, progress=progress),
-        ks=ks,
-        temperature=temperature,
-        n_per_class=n_per_class,
-        n_tries=n_tries,
-        seed=seed,
-    )
+    found = extract_labelled(model, train, test, batch_size=batch_size, folder=folder, progress=progress)
+    return score(found[0].cls, found[1].cls, ks=ks, temperature=temperature, few_shot=few_shot, seed=seed)
 
 
 def right_of_each(model: Model, train: ImageSet, test: ImageSet, *, k: int, temperature: float = 0.07) -> np.ndarray:
@@ -81,21 +70,8 @@ def right_of_each(model: Model, train: ImageSet, test: ImageSet, *, k: int, temp
 
     Arguments and errors as for `run`, whose top-1 is the mean.
     """
-    return _right(*_extracted(model, train, test), [k], temperature)[f"knn-{k} top-1"]
-
-
-def _extracted(
-    model: Model, train: ImageSet, test: ImageSet, *, batch_size: int = 32, progress: Progress | None = None
-) -> tuple[Labelled, Labelled]:
-    """Return features and class numbers of both sets, for what can be read of them."""
-    check_apart(train, test)
-    train_labels, test_labels, _ = number_labels(train, test)
-
-    def extract(images: ImageSet, labels: Tensor) -> Labelled:
-        found = model.extract_set(images, batch_size=batch_size, progress=progress)
-        return Labelled(found.arrays["cls"], labels[found.indices])
-
-    return extract(train, train_labels), extract(test, test_labels)
+    found = extract_labelled(model, train, test)
+    return _right(found[0].cls, found[1].cls, [k], temperature)[f"knn-{k} top-1"]
 
 
 def run_pixels(
@@ -105,8 +81,7 @@ def run_pixels(
     size: int = 32,
     ks: Sequence[int] = KS,
     temperature: float = 0.07,
-    n_per_class: int | None = None,
-    n_tries: int = 5,
+    few_shot: FewShot | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> list[Measure]:
@@ -118,15 +93,8 @@ def run_pixels(
         found = pixel_features(images, size=size, progress=progress)
         return Labelled(found.arrays["pixels"], labels[found.indices])
 
-    rows = score(
-        extract(train, train_labels),
-        extract(test, test_labels),
-        ks=ks,
-        temperature=temperature,
-        n_per_class=n_per_class,
-        n_tries=n_tries,
-        seed=seed,
-    )
+    sets = extract(train, train_labels), extract(test, test_labels)
+    rows = score(*sets, ks=ks, temperature=temperature, few_shot=few_shot, seed=seed)
     return [row._replace(metric=f"raw pixels {row.metric}") for row in rows]
 
 
@@ -155,38 +123,17 @@ def score(
     *,
     ks: Sequence[int] = KS,
     temperature: float = 0.07,
-    n_per_class: int | None = None,
-    n_tries: int = 5,
+    few_shot: FewShot | None = None,
     seed: int = 0,
 ) -> list[Measure]:
     """Evaluate features that are already extracted; arguments and result as for `run`."""
-    if n_per_class is None:
-        right = _right(train, test, ks, temperature)
-        return [measured_mean(name, 100 * values, unit="%", seed=seed) for name, values in right.items()]
-    if n_per_class < 1 or n_tries < 1:
-        raise FovealError(f"n_per_class={n_per_class}, n_tries={n_tries}; both must be at least 1")
-    tries = []
-    for number in range(n_tries):
-        drawn = _draw(train.labels, n_per_class, np.random.default_rng((seed, number)))
-        tries.append(_right(Labelled(train.features[drawn], train.labels[drawn]), test, ks, temperature))
-    found = []
-    for name in tries[0]:
-        values = 100 * np.stack([one[name] for one in tries])
-        found += _over_tries(f"{name}, {n_per_class} per class", values, seed=seed)
-    return found
+    if few_shot is None:
+        return right_measures(_right(train, test, ks, temperature), seed=seed)
 
+    def right_of(drawn: Tensor) -> dict[str, np.ndarray]:
+        return _right(Labelled(train.features[drawn], train.labels[drawn]), test, ks, temperature)
 
-def _over_tries(name: str, values: np.ndarray, *, seed: int) -> list[Measure]:
-    """Return mean and sample standard deviation over tries of values (tries, test images), the same images in each."""
-    num_tries, num_images = values.shape
-
-    def deviation(drawn: np.ndarray) -> float:
-        return float(values[:, drawn].mean(axis=1).std(ddof=1)) if num_tries > 1 else 0.0
-
-    return [
-        measured_mean(f"{name}, mean of {num_tries}", values.mean(axis=0), unit="%", seed=seed),
-        measured(f"{name}, deviation", deviation, num_images, unit="points", seed=seed),
-    ]
+    return few_shot.evaluate(train.labels, right_of, seed=seed)
 
 
 def _right(train: Labelled, test: Labelled, ks: Sequence[int], temperature: float) -> dict[str, np.ndarray]:
@@ -200,17 +147,3 @@ def _right(train: Labelled, test: Labelled, ks: Sequence[int], temperature: floa
         for k, ranks in found.items()
         for limit in ((1, 5) if num_classes >= 5 else (1,))
     }
-
-
-def _draw(labels: Tensor, n_per_class: int, generator: np.random.Generator) -> Tensor:
-    """Draw n indices of each class, without repeats, in ascending order."""
-    chosen = []
-    for number in labels.unique():
-        members = (labels == number).nonzero().squeeze(1).numpy()
-        if len(members) < n_per_class:
-            raise ImageSetError(
-                f"class number {int(number)} (in the order of the names) has {len(members)} readable train images, "
-                f"n_per_class={n_per_class}; choose at most {len(members)}"
-            )
-        chosen.append(generator.choice(members, n_per_class, replace=False))
-    return torch.from_numpy(np.sort(np.concatenate(chosen)))

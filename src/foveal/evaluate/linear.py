@@ -35,6 +35,7 @@ from foveal.features.batches import Progress
 from foveal.features.extract import Model
 from foveal.features.labels import check_apart, number_labels
 from foveal.features.random_views import RandomViews
+from foveal.features.store import ENGINE
 from foveal.features.tokens import Token, encode_arrays
 from foveal.files import write_atomically
 from foveal.images.imageset import ImageSet
@@ -119,7 +120,7 @@ def run(
     check_apart(train, test)
     train_labels, test_labels, classes = number_labels(train, test)
     layers = layers_of(model.card.backbone.depth)
-    settled = model.settle(train, layers=layers, folder=None if folder is None else folder / "engine")
+    settled = model.settle(train, layers=layers, folder=None if folder is None else folder / ENGINE)
     views = RandomViews(
         train,
         settled.preprocessing(),

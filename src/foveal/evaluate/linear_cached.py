@@ -5,13 +5,19 @@ Not the published linear protocol: its figures never stand beside these.
 Shapes: N samples, D width, K classes, R learning rates; the grid itself is in linear_grid.py.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import count
+from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from foveal.errors import FovealError
+from foveal.evaluate.few_shot import FewShot, right_measures, right_of_answers
+from foveal.evaluate.labelled import extract_labelled
 from foveal.evaluate.linear_grid import (
     BATCH_SIZE,
     LEARNING_RATES,
@@ -23,10 +29,9 @@ from foveal.evaluate.linear_grid import (
     inputs_of,
     layers_of,
 )
-from foveal.evaluate.results import Measure, measured_mean
+from foveal.evaluate.results import Measure
 from foveal.features.batches import Progress
 from foveal.features.extract import Model
-from foveal.features.labels import check_apart, number_labels
 from foveal.images.imageset import ImageSet
 
 NUM_STEPS = 1250
@@ -40,10 +45,12 @@ def run(
     *,
     num_steps: int = NUM_STEPS,
     learning_rates: Sequence[float] = LEARNING_RATES,
+    few_shot: FewShot | None = None,
     seed: int = 0,
     batch_size: int = 32,
+    folder: Path | None = None,
     progress: Progress | None = None,
-    trained: Callable[[int, int], None] | None = None,
+    trained: Progress | None = None,
 ) -> list[Measure]:
     """Evaluate a model by linear classifiers on fixed views.
 
@@ -56,13 +63,16 @@ def run(
         test: labelled images that are classified.
         num_steps: of SGD at 128 images, momentum 0.9, no weight decay, cosine to 0.
         learning_rates: for 256 images a step.
+        few_shot: a few train images of each class, several times, instead of all; a tenth of each draw chooses.
         seed: of the initial weights, the draws and the intervals.
         batch_size: images at a time for the backbone.
+        folder: see `extract_labelled`.
         progress: called with (images done, images in all), first for train, then for test.
         trained: called with (steps done, steps in all).
 
     Returns:
-        Top-1 and, from 5 classes on, top-5 accuracy in percent, and the learning rate, blocks and pooling chosen.
+        Top-1 and, from 5 classes on, top-5 accuracy in percent, and the learning rate, blocks and pooling chosen; for
+        few-shot the mean of each accuracy over the tries and its sample standard deviation.
 
     Raises:
         ImageSetError: labels missing or not matching, or images in both sets.
@@ -70,20 +80,26 @@ def run(
 
     Source: arXiv 2304.07193, appendix B.3, but for the views and the images that choose.
     """
-    check_apart(train, test)
-    train_labels, test_labels, classes = number_labels(train, test)
     layers = layers_of(model.card.backbone.depth)
-
-    def extract(images: ImageSet, labels: Tensor) -> tuple[dict[Inputs, Tensor], Tensor]:
-        found = model.extract_set(images, what=("cls", "mean"), layers=layers, batch_size=batch_size, progress=progress)
-        return inputs_of(found.arrays, layers), labels[found.indices]
-
+    first, second, classes = extract_labelled(
+        model,
+        train,
+        test,
+        what=("cls", "mean"),
+        layers=layers,
+        batch_size=batch_size,
+        folder=folder,
+        progress=progress,
+    )
     return score(
-        *extract(train, train_labels),
-        *extract(test, test_labels),
+        inputs_of(first.arrays, layers),
+        first.labels,
+        inputs_of(second.arrays, layers),
+        second.labels,
         num_classes=len(classes),
         num_steps=num_steps,
         learning_rates=learning_rates,
+        few_shot=few_shot,
         seed=seed,
         trained=trained,
     )
@@ -98,11 +114,47 @@ def score(
     num_classes: int,
     num_steps: int = NUM_STEPS,
     learning_rates: Sequence[float] = LEARNING_RATES,
+    few_shot: FewShot | None = None,
     seed: int = 0,
-    trained: Callable[[int, int], None] | None = None,
+    trained: Progress | None = None,
 ) -> list[Measure]:
     """Evaluate features that are already extracted; arguments and result as for `run`."""
     check_grid(num_steps, learning_rates)
+    choose = partial(_choose, num_classes=num_classes, num_steps=num_steps, learning_rates=learning_rates, seed=seed)
+    if few_shot is None:
+        best, logits = choose(train, train_labels, test, trained=trained)
+        return right_measures(_right(logits, test_labels), seed=seed) + choice_measures(*best)
+    few_shot.check_choice()
+    done = count()
+
+    def right_of(drawn: Tensor) -> dict[str, np.ndarray]:
+        part = {inputs: features[drawn] for inputs, features in train.items()}
+        shifted = _shifted(trained, next(done), few_shot.n_tries)
+        _, logits = choose(part, train_labels[drawn], test, trained=shifted)
+        return _right(logits, test_labels)
+
+    return few_shot.evaluate(train_labels, right_of, seed=seed)
+
+
+def _right(logits: Tensor, labels: Tensor) -> dict[str, np.ndarray]:
+    return right_of_answers(logits.topk(min(5, logits.shape[1]), dim=1).indices, labels)
+
+
+def _choose(
+    train: Mapping[Inputs, Tensor],
+    train_labels: Tensor,
+    test: Mapping[Inputs, Tensor],
+    *,
+    num_classes: int,
+    num_steps: int,
+    learning_rates: Sequence[float],
+    seed: int,
+    trained: Progress | None,
+) -> tuple[tuple[float, Inputs], Tensor]:
+    """Return learning rate and inputs of the classifier that is best on a tenth of the train samples, and its logits.
+
+    These are (N, K), of the test samples.
+    """
     order = torch.randperm(len(train_labels), generator=torch.Generator().manual_seed(seed))
     held_out, kept = order[: len(order) // _HELD_OUT], order[len(order) // _HELD_OUT :]
     if not len(held_out):
@@ -116,7 +168,7 @@ def score(
             num_steps=num_steps,
             learning_rates=learning_rates,
             seed=seed,
-            trained=None if trained is None else _shifted(trained, number * num_steps, len(train) * num_steps),
+            trained=_shifted(trained, number, len(train)),
         )
         judged = classifiers.logits(features[held_out])
         for rate, one, *linear in zip(learning_rates, judged, classifiers.weight, classifiers.bias, strict=True):
@@ -124,11 +176,7 @@ def score(
             merit = (accuracy, -float(F.cross_entropy(one, train_labels[held_out])))
             if merit > most:
                 best, most, logits = (rate, inputs), merit, F.linear(test[inputs], *linear)
-    right = 100 * (logits.topk(min(5, num_classes), dim=1).indices == test_labels[:, None]).double().numpy()
-    found = [measured_mean("top-1", right[:, 0], unit="%", seed=seed)]
-    if num_classes >= 5:
-        found.append(measured_mean("top-5", right.sum(axis=1), unit="%", seed=seed))
-    return found + choice_measures(*best)
+    return best, logits
 
 
 def train_grid(
@@ -139,7 +187,7 @@ def train_grid(
     num_steps: int,
     learning_rates: Sequence[float] = LEARNING_RATES,
     seed: int = 0,
-    trained: Callable[[int, int], None] | None = None,
+    trained: Progress | None = None,
 ) -> Classifiers:
     """Train one linear classifier for each learning rate, all on the same batches.
 
@@ -168,5 +216,6 @@ def train_grid(
     return classifiers
 
 
-def _shifted(trained: Callable[[int, int], None], before: int, total: int) -> Callable[[int, int], None]:
-    return lambda done, _: trained(before + done, total)
+def _shifted(trained: Progress | None, number: int, count: int) -> Progress | None:
+    """Return what reports the steps of part `number` of `count` equal ones as steps of the whole."""
+    return None if trained is None else lambda done, total: trained(number * total + done, count * total)

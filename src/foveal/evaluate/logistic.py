@@ -1,18 +1,19 @@
 """Logistic regression on frozen features: the published protocol, with the strength of the penalty chosen on train."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from foveal.errors import FovealError
-from foveal.evaluate.knn import Labelled
-from foveal.evaluate.results import Measure, measured_mean
+from foveal.evaluate.few_shot import FewShot, right_measures, right_of_answers
+from foveal.evaluate.labelled import Labelled, extract_labelled
+from foveal.evaluate.results import Measure
 from foveal.evaluate.softmax_regression import Fit, fit_path
 from foveal.features.batches import Progress
 from foveal.features.extract import Model
-from foveal.features.labels import check_apart, number_labels
 from foveal.images.imageset import ImageSet
 
 CS = tuple((10.0 ** np.linspace(-6, 5, 45)).tolist())
@@ -25,8 +26,10 @@ def run(
     test: ImageSet,
     *,
     cs: Sequence[float] = CS,
+    few_shot: FewShot | None = None,
     seed: int = 0,
     batch_size: int = 32,
+    folder: Path | None = None,
     progress: Progress | None = None,
     fitted: Callable[[Fit, float], None] | None = None,
 ) -> list[Measure]:
@@ -39,13 +42,16 @@ def run(
         train: labelled images; a tenth of them, drawn with seed 0 as published, chooses C, all are then fitted.
         test: labelled images that are classified.
         cs: inverse strengths of the penalty to choose from.
-        seed: of the intervals.
+        few_shot: a few train images of each class, several times, instead of all; a tenth of each draw chooses C.
+        seed: of the intervals and of the few-shot draws.
         batch_size: images at a time.
+        folder: see `extract_labelled`.
         progress: called with (images done, images in all), first for train, then for test.
         fitted: called with each fit of the choice and its accuracy in percent on the tenth.
 
     Returns:
-        Top-1 and, from 5 classes on, top-5 accuracy in percent, and the chosen C.
+        Top-1 and, from 5 classes on, top-5 accuracy in percent, and the chosen C; for few-shot the mean of each
+        accuracy over the tries and its sample standard deviation.
 
     Raises:
         ImageSetError: labels missing or not matching, or images in both sets.
@@ -53,15 +59,11 @@ def run(
 
     Source: arXiv 2304.07193, section 7.1 (the 12 small data sets).
     """
-    check_apart(train, test)
-    train_labels, test_labels, _ = number_labels(train, test)
+    if few_shot is not None:
+        few_shot.check_choice()
     uncropped = Model(model.engine, model.card.model_copy(update={"resize_size": model.card.crop_size}))
-
-    def extract(images: ImageSet, labels: Tensor) -> Labelled:
-        found = uncropped.extract_set(images, batch_size=batch_size, progress=progress)
-        return Labelled(found.arrays["cls"], labels[found.indices])
-
-    return score(extract(train, train_labels), extract(test, test_labels), cs=cs, seed=seed, fitted=fitted)
+    found = extract_labelled(uncropped, train, test, batch_size=batch_size, folder=folder, progress=progress)
+    return score(found[0].cls, found[1].cls, cs=cs, few_shot=few_shot, seed=seed, fitted=fitted)
 
 
 def score(
@@ -69,17 +71,27 @@ def score(
     test: Labelled,
     *,
     cs: Sequence[float] = CS,
+    few_shot: FewShot | None = None,
     seed: int = 0,
     fitted: Callable[[Fit, float], None] | None = None,
 ) -> list[Measure]:
     """Evaluate features that are already extracted; arguments and result as for `run`."""
+    if few_shot is not None:
+        few_shot.check_choice()
+
+        def right_of(drawn: Tensor) -> dict[str, np.ndarray]:
+            part = Labelled(train.features[drawn], train.labels[drawn])
+            return _right(fit_all(part, choose(part, cs=cs, fitted=fitted)), test)
+
+        return few_shot.evaluate(train.labels, right_of, seed=seed)
     fit = fit_all(train, choose(train, cs=cs, fitted=fitted))
-    order = fit.classes.to(test.labels)[fit.scores(test.features).topk(min(5, len(fit.classes)), dim=1).indices]
-    right = (order == test.labels[:, None]).double().numpy()
-    found = [measured_mean("top-1", 100 * right[:, 0], unit="%", seed=seed)]
-    if len(fit.classes) >= 5:
-        found.append(measured_mean("top-5", 100 * right.sum(axis=1), unit="%", seed=seed))
-    return [*found, Measure("C", fit.c, "", fit.c, fit.c)]
+    return [*right_measures(_right(fit, test), seed=seed), Measure("C", fit.c, "", fit.c, fit.c)]
+
+
+def _right(fit: Fit, test: Labelled) -> dict[str, np.ndarray]:
+    """Return by name, for each test image, whether it is right: 1.0 or 0.0."""
+    best = fit.scores(test.features).topk(min(5, len(fit.classes)), dim=1).indices
+    return right_of_answers(fit.classes.to(test.labels)[best], test.labels)
 
 
 def choose(train: Labelled, *, cs: Sequence[float] = CS, fitted: Callable[[Fit, float], None] | None = None) -> Fit:

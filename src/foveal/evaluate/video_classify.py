@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from foveal.errors import FovealError, ImageSetError
-from foveal.evaluate.knn import KS, Labelled, score
+from foveal.evaluate.knn import KS, score
+from foveal.evaluate.labelled import Labelled
 from foveal.evaluate.layouts.clips import Clips
 from foveal.evaluate.results import Measure
 from foveal.features.batches import Progress

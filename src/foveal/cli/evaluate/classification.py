@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from foveal.cli.evaluate.results import report_results
+from foveal.errors import FovealError
 
 if TYPE_CHECKING:
+    from foveal.evaluate.few_shot import FewShot
     from foveal.evaluate.layouts.classification import Classification
     from foveal.evaluate.results import Measure
     from foveal.features.extract import Model
@@ -26,6 +28,21 @@ TestOption = Annotated[str | None, typer.Option("--test", help="Labelled images 
 SplitOption = Annotated[
     float | None, typer.Option("--split", help="Of one labelled set: share held out by uri.  [default: 0.2]")
 ]
+NPerClassOption = Annotated[
+    int | None, typer.Option("--n-per-class", help="Few-shot: train images of each class.", min=1)
+]
+NTriesOption = Annotated[int | None, typer.Option("--n-tries", help="Few-shot: number of draws.  [default: 5]", min=1)]
+
+
+def few_shot_of(n_per_class: int | None, n_tries: int | None) -> "FewShot | None":
+    """Return what the options of few-shot evaluation say; None for all train images."""
+    if n_per_class is None:
+        if n_tries is not None:
+            raise FovealError("--n-tries has no effect without --n-per-class; add that, or leave it out")
+        return None
+    from foveal.evaluate.few_shot import FewShot
+
+    return FewShot(n_per_class) if n_tries is None else FewShot(n_per_class, n_tries)
 
 
 def report_classified(

@@ -6,12 +6,15 @@ import typer
 
 from foveal.cli.evaluate.classification import (
     DataOption,
+    NPerClassOption,
+    NTriesOption,
     SplitOption,
     TestOption,
     TrainOption,
+    few_shot_of,
     report_classified,
 )
-from foveal.cli.evaluate.results import BatchSizeOption, OutOption, SeedOption, check_results
+from foveal.cli.evaluate.results import BatchSizeOption, OutOption, SeedOption, check_results, unfinished_work
 from foveal.cli.loading import EngineOption, FastOption, ModelOption, NumHeadsOption, PrecisionOption, open_model
 from foveal.cli.terminal import progress_of
 
@@ -23,6 +26,8 @@ def linear_cached(
     train: TrainOption = None,
     test: TestOption = None,
     split: SplitOption = None,
+    n_per_class: NPerClassOption = None,
+    n_tries: NTriesOption = None,
     num_steps: Annotated[int, typer.Option(help="Steps of 128 images.", min=1)] = 1250,
     seed: SeedOption = 0,
     batch_size: BatchSizeOption = 32,
@@ -37,25 +42,31 @@ def linear_cached(
     from foveal.evaluate.linear_cached import run
 
     check_results(out)
+    few_shot = few_shot_of(n_per_class, n_tries)
+    if few_shot is not None:
+        few_shot.check_choice()
     loaded = open_model(model, engine=engine, precision=precision, fast=fast, num_heads=num_heads)
     found = open_classification(data, train=train, test=test, split=split)
-    with progress_of("extracting") as progress, progress_of("training") as trained:
-        measures = run(
-            loaded,
-            found.train,
-            found.test,
-            num_steps=num_steps,
-            seed=seed,
-            batch_size=batch_size,
-            progress=progress,
-            trained=trained,
+    with unfinished_work(context, model=loaded, data_hash=found.hash, out=out) as folder:
+        with progress_of("extracting") as progress, progress_of("training") as trained:
+            measures = run(
+                loaded,
+                found.train,
+                found.test,
+                num_steps=num_steps,
+                few_shot=few_shot,
+                seed=seed,
+                batch_size=batch_size,
+                folder=folder,
+                progress=progress,
+                trained=trained,
+            )
+        report_classified(
+            context,
+            measures,
+            protocol="linear-cached",
+            model=loaded,
+            data=found,
+            out=out,
+            title="Linear classifiers on fixed views",
         )
-    report_classified(
-        context,
-        measures,
-        protocol="linear-cached",
-        model=loaded,
-        data=found,
-        out=out,
-        title="Linear classifiers on fixed views",
-    )
