@@ -126,6 +126,16 @@ def test_gradients_reach_every_parameter(
         assert parameter.grad.abs().max() > 1e-6, name
 
 
+def test_stochastic_depth_is_drawn_alike_for_blocks_and_rows(random_network: Network) -> None:
+    network = random_network(image_size=70, drop_path_rate=0.4)
+    (images, _), _ = _views()
+    rows = torch.arange(3 * 7)
+    whole = network.forward_rows([images], [None], rows, generator=torch.Generator().manual_seed(5))
+    (found,) = network.intermediate(images, 1, generator=torch.Generator().manual_seed(5))
+    assert torch.equal(found.patches, whole.view(3, 7, -1)[:, 1:])
+    assert not torch.allclose(found.patches, network(images).patches)
+
+
 @pytest.mark.parametrize("num_images", [1, 2, 3, 8, 17])
 @pytest.mark.parametrize("rate", [0.05, 0.1, 0.3, 0.5, 0.95])
 def test_stochastic_depth_keeps_exactly_the_share(num_images: int, rate: float) -> None:

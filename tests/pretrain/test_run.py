@@ -11,6 +11,7 @@ import pytest
 
 from foveal.errors import RunError
 from foveal.pretrain.run import LEDGER, METRICS, RECIPE, RunFolder, read_metrics
+from foveal.pretrain.run_files import MetricsFile
 
 HASH = "0123456789abcdef"
 
@@ -164,15 +165,14 @@ def test_what_is_not_finite_is_null(tiny: Any, tmp_path: Path) -> None:
     assert line == {"step": 0, "loss": None, "ibot": None, "koleo": 1.5}
 
 
-def test_a_full_disk_is_an_error_in_words(tiny: Any, tmp_path: Path) -> None:
-    folder = RunFolder(tiny(), images_hash=HASH)
-    folder.keep_metrics_before(0)
-    assert folder._metrics is not None
-    folder._metrics.close()
-    folder._metrics = open("/dev/full", "w")  # noqa: SIM115 (closed with the folder)
-    with pytest.raises(RunError, match=r"cannot write /dev/full: .*No space left.*; make room"):
-        folder.log({"step": 0})
-    folder.close()
+def test_a_full_disk_is_an_error_in_words(tmp_path: Path) -> None:
+    metrics = MetricsFile(tmp_path / METRICS)
+    metrics.open(0)
+    metrics.close()
+    metrics._file = open("/dev/full", "w")  # noqa: SIM115 (closed with the metrics)
+    with pytest.raises(RunError, match=r"cannot write .*metrics\.jsonl: .*No space left.*; make room"):
+        metrics.log({"step": 0})
+    metrics.close()
 
 
 def test_no_metrics_yet(tmp_path: Path) -> None:

@@ -43,3 +43,8 @@ def test_the_rate_of_a_very_short_fit_is_finite() -> None:
 def test_settings_that_cannot_be_are_refused(changed: dict[str, object], said: str) -> None:
     with pytest.raises(FovealError, match=said):
         fit_settings("segmentation", **changed)
+
+
+def test_rates_fall_as_a_power() -> None:
+    settings = FitSettings(steps=10, learning_rate=2.0, schedule="poly", warm_up=0)
+    assert learning_rate_at(5, settings) == pytest.approx(2 * 0.5**0.9)

@@ -124,7 +124,13 @@ class VisionTransformer(nn.Module):
         return self.intermediate(images, [self.config.depth - 1], masks=masks)[0]
 
     def intermediate(
-        self, images: Tensor, layers: int | Sequence[int], *, norm: bool = True, masks: Tensor | None = None
+        self,
+        images: Tensor,
+        layers: int | Sequence[int],
+        *,
+        norm: bool = True,
+        masks: Tensor | None = None,
+        generator: torch.Generator | None = None,
     ) -> list[Tokens]:
         """Return the tokens after chosen blocks, in ascending order of the blocks.
 
@@ -133,12 +139,14 @@ class VisionTransformer(nn.Module):
             layers: the last n blocks, or a list of block numbers from 0.
             norm: apply the final norm to each.
             masks: (B, P) bool or None.
+            generator: source of the stochastic-depth draws; None switches stochastic depth off.
         """
         wanted = self.layer_numbers(layers)
         x, groups = self.embed([images], [masks])
+        depth = self._stochastic_depth(generator, groups)
         found = []
         for i, block in enumerate(self.blocks[: wanted[-1] + 1]):
-            x = block(x, groups)
+            x = block(x, groups, drops=(depth.draw(x.device), depth.draw(x.device)) if depth else None)
             if i in wanted:
                 found.append(self._split(self.norm(x) if norm else x, groups[0]))
         return found
@@ -210,8 +218,8 @@ class VisionTransformer(nn.Module):
             (R, D).
         """
         x, groups = self.embed(images, masks)
-        rate, recompute = self.config.drop_path_rate, self.recompute_blocks and torch.is_grad_enabled()
-        depth = StochasticDepth(rate, generator, groups, absent=absent) if generator is not None and rate > 0 else None
+        recompute = self.recompute_blocks and torch.is_grad_enabled()
+        depth = self._stochastic_depth(generator, groups, absent=absent)
         for i, block in enumerate(self.blocks):
             chosen = rows if i == len(self.blocks) - 1 else None
             drops = (depth.draw(x.device), depth.draw(x.device, rows=chosen)) if depth else None
@@ -259,6 +267,12 @@ class VisionTransformer(nn.Module):
             factor = ((grid_h + 0.1) / side, (grid_w + 0.1) / side)
             grid = F.interpolate(grid, scale_factor=factor, mode="bicubic", recompute_scale_factor=False)
         return cls, grid.permute(0, 2, 3, 1).reshape(1, grid_h * grid_w, -1).to(self.pos_embed.dtype)
+
+    def _stochastic_depth(
+        self, generator: torch.Generator | None, groups: list[Group], *, absent: Sequence[Group] = ()
+    ) -> StochasticDepth | None:
+        rate = self.config.drop_path_rate
+        return StochasticDepth(rate, generator, groups, absent=absent) if generator is not None and rate > 0 else None
 
     def _split(self, x: Tensor, group: Group) -> Tokens:
         x = x.view(group.num_images, group.num_tokens, -1)

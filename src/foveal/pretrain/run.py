@@ -1,11 +1,6 @@
 """The run folder: recipe, metrics, ledger, checkpoints, model; and who may write in it."""
 
-import fcntl
-import json
-import math
-import os
 from collections.abc import Collection, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,6 +10,7 @@ from pydantic import ValidationError
 from foveal.errors import RunError
 from foveal.files import write_atomically
 from foveal.pretrain.recipe import Normalise, Recipe, dump_recipe
+from foveal.pretrain.run_files import LOCK, MetricsFile, locked, read_lines
 
 RECIPE, METRICS, LEDGER, CHECKPOINTS, MODEL = "recipe.yaml", "metrics.jsonl", "bad_images.jsonl", "checkpoints", "model"
 REPLAY = "replay"
@@ -23,7 +19,7 @@ JUDGEMENTS = "gate.json"
 TIMINGS = frozenset({"images_per_s", "data_wait"})
 STUDENTS = "students"  # model folders of a distillation's further students
 # Written before the recipe, and all that is there when a process is killed at its very start.
-_LOCK, _RECIPE_STAGING = ".lock", f".{RECIPE}.tmp"
+_RECIPE_STAGING = f".{RECIPE}.tmp"
 # What may change when a run is continued: nothing that the numbers depend on.
 FREE_KEYS = {
     "out",
@@ -73,7 +69,7 @@ class RunFolder:
         self, recipe: Recipe, *, images_hash: str, writes: bool = True, allowed_changes: Collection[str] = ()
     ) -> None:
         self.path = Path(recipe.out)
-        self._metrics: IO[str] | None = None
+        self._metrics = MetricsFile(self.path / METRICS)
         self._lock: IO[str] | None = None
         if writes:
             self._claim(recipe, images_hash, allowed_changes)
@@ -82,23 +78,16 @@ class RunFolder:
         stored = self.path / RECIPE
         try:
             found = [path.name for path in self.path.iterdir()] if self.path.exists() else []
-            if RECIPE not in found and set(found) - {_LOCK, _RECIPE_STAGING}:
+            if RECIPE not in found and set(found) - {LOCK, _RECIPE_STAGING}:
                 raise RunError(f"{self.path} is not empty and not a run; choose another out=")
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = lock = open(self.path / _LOCK, "w")  # noqa: SIM115 (held as long as the run)
+            self._lock = lock = locked(self.path)
         except OSError as error:
             raise RunError(f"cannot write in {self.path}: {error}; choose another out=") from error
         try:
-            # Not flock(): loading workers would inherit that lock and hold it for seconds after a SIGKILL.
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if stored.is_file():
                 _check_same(stored, recipe, images_hash, allowed_changes)
             write_atomically(stored, f"# images: {images_hash}\n{dump_recipe(recipe)}")
-        except BlockingIOError as error:
-            lock.close()
-            raise RunError(
-                f"{self.path} is being written by another process; wait for it or choose another out="
-            ) from error
         except OSError as error:
             lock.close()
             raise RunError(f"cannot write in {self.path}: {error}; make room or choose another out=") from error
@@ -108,38 +97,19 @@ class RunFolder:
 
     def keep_metrics_before(self, step: int) -> None:
         """Drop metrics of steps that will be run again, and open the file for appending."""
-        path = self.path / METRICS
-        kept = [line for line in read_metrics(self.path) if 0 < step > line["step"]]
-        try:
-            write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
-            self._metrics = open(path, "a")  # noqa: SIM115 (closed with the run)
-        except OSError as error:
-            raise RunError(f"cannot write {path}: {error}; make room and run the same command again") from error
+        self._metrics.open(step)
 
     def log(self, line: Mapping[str, Any]) -> None:
-        """Append one line of metrics; what is not finite is written as null, for JSON has no word for it."""
-        if self._metrics is None:
-            return
-        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
-        try:
-            self._metrics.write(json.dumps(finite) + "\n")
-            self._metrics.flush()
-        except OSError as error:
-            raise RunError(
-                f"cannot write {self._metrics.name}: {error}; make room and run the same command again"
-            ) from error
+        """Append one line of metrics; see `MetricsFile.log`."""
+        self._metrics.log(line)
 
     def sync_metrics(self) -> None:
-        """Flush the metrics so far to the disk, so that after a power cut no checkpoint is ahead of them."""
-        if self._metrics is not None:
-            with suppress(OSError, ValueError):  # a full disk is reported by the next line; or the run is over
-                os.fsync(self._metrics.fileno())
+        """Flush the metrics so far to the disk; see `MetricsFile.sync`."""
+        self._metrics.sync()
 
     def close(self) -> None:
         """Close the files and let another process write."""
-        if self._metrics is not None:
-            with suppress(OSError):  # a line that could not be written has been reported already
-                self._metrics.close()
+        self._metrics.close()
         if self._lock is not None:
             self._lock.close()
 
@@ -147,17 +117,6 @@ class RunFolder:
 def read_metrics(run: str | Path) -> list[dict[str, Any]]:
     """Return the metrics of a run, one dictionary a line; a last line cut off by a crash is left out."""
     return read_lines(Path(run) / METRICS)
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a JSONL file, as `read_metrics` does; none where there is no file."""
-    lines = []
-    for text in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
-    return lines
 
 
 def stored_normalise(recipe: Recipe) -> Normalise | None:

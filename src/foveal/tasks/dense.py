@@ -4,7 +4,7 @@ Shapes: B images, D width, H W pixels; grid_h x grid_w patches.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -12,11 +12,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from foveal.backbone.vit import Tokens
-from foveal.engine.base import Engine
 from foveal.errors import FovealError
 
 # Where the public four-layer heads read a network of 24 blocks; of 12 and 40 blocks they read the ends of the quarters.
 _QUARTERS = {24: (4, 11, 17, 23)}
+
+
+class Encoder(Protocol):
+    """What turns pictures into tokens: an engine, or a backbone that is being trained."""
+
+    def intermediate(self, batch: Tensor, layers: Sequence[int], *, norm: bool = True) -> list[Tokens]:
+        """Return the tokens after chosen blocks, in ascending order; see `VisionTransformer.intermediate`."""
+        ...
 
 
 class Level(NamedTuple):
@@ -39,12 +46,12 @@ def quarter_layers(depth: int) -> tuple[int, ...]:
 
 
 def levels_of(
-    engine: Engine, images: Tensor, *, layers: Sequence[int], norm: bool, patch_size: int
+    encoder: Encoder, images: Tensor, *, layers: Sequence[int], norm: bool, patch_size: int
 ) -> tuple[list[Level], tuple[int, int, int, int]]:
-    """Run pictures of any one size and return the tokens of some blocks, on the CPU or wherever the engine leaves them.
+    """Run pictures of any one size and return the tokens of some blocks, wherever the encoder leaves them.
 
     Args:
-        engine: runs the backbone.
+        encoder: runs the backbone.
         images: (B, C, H, W) float32, normalised. Zeros are put around up to the next multiple of the patch size, the
             smaller half at the left and the top.
         layers: block numbers from 0, ascending.
@@ -59,7 +66,7 @@ def levels_of(
     top, left = margins[0] // 2, margins[1] // 2
     padded = F.pad(images, (left, margins[1] - left, top, margins[0] - top))
     grid = (padded.shape[2] // patch_size, padded.shape[3] // patch_size)
-    found = engine.intermediate(padded, sorted(layers), norm=norm)
+    found = encoder.intermediate(padded, sorted(layers), norm=norm)
     return [_level(tokens, grid) for tokens in found], (top, left, height, width)
 
 

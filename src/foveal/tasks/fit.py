@@ -107,24 +107,26 @@ def _updates(
 ) -> Callable[[int], float]:
     """Return a function that makes the update of a step and returns its loss."""
     batch_at = (_cached if settings.crop_size is None else _cropped)(model, card, samples, settings)
-    loss_of = _loss(card, warm_up=min(WARM_UP_STEPS, settings.steps // 10))
+    loss = loss_of(card, warm_up=min(WARM_UP_STEPS, settings.steps // 10))
     limit = inf if settings.clip is None else settings.clip
 
     def update(step: int) -> float:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate_at(step, settings)
         batch = batch_at(step)
-        loss = loss_of(_seen(network(batch.levels), batch, model.card.backbone.patch_size), batch.targets, step)
+        found = seen(network(batch.levels), batch.window, patch_size=model.card.backbone.patch_size)
+        value = loss(found, batch.targets, step)
         optimizer.zero_grad()
-        loss.backward()
+        value.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), limit, error_if_nonfinite=True)
         optimizer.step()
-        return loss.item()
+        return value.item()
 
     return update
 
 
-def _loss(card: HeadCard, *, warm_up: int) -> Callable[[Tensor, Tensor, int], Tensor]:
+def loss_of(card: HeadCard, *, warm_up: int) -> Callable[[Tensor, Tensor, int], Tensor]:
+    """Return the loss of a dense head as a function of its maps (B, K, H, W), targets (B, H, W) and the step."""
     if card.task == "segmentation":
         return lambda found, targets, step: segmentation_loss(found, targets)
     limit = card.settings.get("max_depth")
@@ -138,9 +140,9 @@ def _loss(card: HeadCard, *, warm_up: int) -> Callable[[Tensor, Tensor, int], Te
     return depth_loss
 
 
-def _seen(found: Tensor, batch: Batch, patch_size: int) -> Tensor:
+def seen(found: Tensor, window: tuple[int, int, int, int], *, patch_size: int) -> Tensor:
     """Return maps (B, K, H, W) of the pictures, without the zeros that were put around them."""
-    top, left, height, width = batch.window
+    top, left, height, width = window
     padded = (height + -height % patch_size, width + -width % patch_size)
     return resized(found, padded)[:, :, top : top + height, left : left + width]
 

@@ -8,7 +8,7 @@ from foveal.errors import FovealError
 from foveal.images.preprocess import Size, sides
 from foveal.tasks.head import Task
 
-Schedule = Literal["linear", "one_cycle"]
+Schedule = Literal["linear", "one_cycle", "poly"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class FitSettings:
         learning_rate: of AdamW, at its highest; see `learning_rate_at`.
         weight_decay: of AdamW.
         beta2: of AdamW; the first is 0.9.
-        schedule: how the rate falls: linearly, or along half a cosine.
+        schedule: how the rate falls: linearly, along half a cosine, or as a power.
         warm_up: share of the steps over which the rate rises.
         clip: largest norm of the gradient; None does not clip.
         size: short side of the pictures, pixels; None is their own.
@@ -94,12 +94,11 @@ def fit_settings(task: Task, **changed: Any) -> FitSettings:
 def learning_rate_at(step: int, settings: FitSettings) -> float:
     """Return the rate of a step, counted from 0: peak x ramp x fall.
 
-    With s = step / steps, the fall is 1 - s or (1 + cos(pi s)) / 2, and the ramp rises linearly to 1 over the share
-    `warm_up` of the steps, from 1e-6 (linear) or 1e-3 (one_cycle).
+    With s = step / steps, the fall is 1 - s, (1 + cos(pi s)) / 2 or (1 - s) ** 0.9 (poly), and the ramp rises linearly
+    to 1 over the share `warm_up` of the steps, from 1e-6, or 1e-3 (one_cycle).
     """
     share = step / settings.steps
-    linear = settings.schedule == "linear"
-    lowest = 1e-6 if linear else 1e-3
+    falls = {"linear": 1 - share, "one_cycle": (1 + math.cos(math.pi * share)) / 2, "poly": (1 - share) ** 0.9}
+    lowest = 1e-3 if settings.schedule == "one_cycle" else 1e-6
     ramp = min(lowest + (1 - lowest) * step / max(settings.warm_up * settings.steps, 1), 1.0)
-    fall = 1 - share if linear else (1 + math.cos(math.pi * share)) / 2
-    return settings.learning_rate * ramp * fall
+    return settings.learning_rate * ramp * falls[settings.schedule]

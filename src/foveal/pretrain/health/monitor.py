@@ -25,7 +25,8 @@ from foveal.pretrain.health.page import Page, draw_page
 from foveal.pretrain.health.probe import HealthProbe
 from foveal.pretrain.learner import Learner
 from foveal.pretrain.recipe import Recipe
-from foveal.pretrain.run import read_lines, read_metrics
+from foveal.pretrain.run import read_metrics
+from foveal.pretrain.run_files import read_lines
 
 PAGE, FOLDER = "health.html", "health"
 _MEASURED, _EVENTS, _PHOTOGRAPHS, _PICTURE = "measured.jsonl", "events.jsonl", "images.png", "pca_{:08d}.png"
