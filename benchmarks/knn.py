@@ -4,7 +4,7 @@
     python benchmarks/knn.py --queries 1000 --rows 100000       # a part
 
 The floor is 2 * queries * rows * width operations at the rate of a large matrix product, measured in the same run: in
-float64, in which `top_k` multiplies, and in float32, in which one would without its exact order. Features are drawn
+float64, in which similarities are exact, and in float32, in which `top_k` looks for candidates. Features are drawn
 from a normal distribution: how they lie changes neither time nor memory. Memory is the peak of the process less what
 it took before the search, so the features themselves are not in it.
 """

@@ -14,7 +14,7 @@ from foveal.errors import FovealError
 # A block of rows should stay in a CPU's cache, where it is read three times; a GPU wants larger ones.
 BLOCK_BYTES = {"cpu": 2 * 2**20}
 _BLOCK_BYTES_ELSEWHERE = 128 * 2**20
-LANES = 64  # similarities under one maximum; blocks are a multiple of it
+_BLOCK_MULTIPLE = 64  # rows
 _SHORTEST, _LONGEST = 1e-12, 1e18  # lengths whose squares float32 can hold with all their digits
 
 
@@ -78,7 +78,7 @@ class Database:
     def block_rows(self, device: torch.device) -> int:
         """Return how many rows make a good block for a device."""
         size = BLOCK_BYTES.get(device.type, _BLOCK_BYTES_ELSEWHERE) // (4 * self.width)
-        return max(size // LANES, 1) * LANES
+        return max(size // _BLOCK_MULTIPLE, 1) * _BLOCK_MULTIPLE
 
     def scored_blocks(self, device: torch.device) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Yield (first row, rows (b, D) float32, 1 / their lengths (b,)) on a device, all of the database.

@@ -8,12 +8,15 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from foveal.errors import FovealError
+from foveal.features.fixed_point import bits_of_index, candidate_keys, read_keys, top_keys, whole_rows
+from foveal.features.rough_filter import filter_pays, filtered_keys
 
 logger = logging.getLogger(__name__)
+
+_QUERIES_TOGETHER = 2**16  # that share one pass over the database
 
 
 class Accuracy(NamedTuple):
@@ -24,7 +27,7 @@ class Accuracy(NamedTuple):
 
 
 def top_k(
-    queries: Tensor, database: Tensor, *, k: int, block_queries: int = 1024, block_database: int = 8192
+    queries: Tensor, database: Tensor, *, k: int, block_queries: int = 1024, block_database: int = 2048
 ) -> tuple[Tensor, Tensor]:
     """Find the k database rows most similar to each query by cosine, exactly.
 
@@ -33,8 +36,11 @@ def top_k(
     are divided out. The rounding moves a cosine by some 1e-8, as rounding features to float32 does, and by far less
     between nearly equal directions. The order is decided in 62 bits less those of an index: features that have barely
     left a common point, as those of an untrained network, are still told apart, which float32 cosines near 1 cannot.
-    Equal similarities are ordered by the lower index. Memory beyond inputs and outputs is a few times block_queries *
-    block_database numbers.
+    Equal similarities are ordered by the lower index.
+
+    In a database of many rows, float32 scores choose candidates first, and only these are scored exactly; see
+    `rough_filter`. That changes the time, never the answer. It needs 4 * D + 14 * k bytes a query, for up to 65,536
+    queries, and else, as beyond inputs and outputs in general, a few times block_queries * block_database numbers.
 
     Args:
         queries: (Q, D) float, of any length; a row of zeros has similarity 0 to everything.
@@ -54,8 +60,15 @@ def top_k(
         tensor([[1, 2]])
     """
     _check_pair(queries, database)
-    blocks = database.split(block_database) if len(database) else ()
-    return top_k_of_blocks(queries, lambda: blocks, k=k, num_rows=len(database), block_queries=block_queries)
+    check_k(k, len(database))
+    if not filter_pays(len(database), k):
+        blocks = database.split(block_database)
+        return top_k_of_blocks(queries, lambda: blocks, k=k, num_rows=len(database), block_queries=block_queries)
+    parts = [
+        filtered_keys(part, database, k=k, block_queries=block_queries, block_database=block_database)
+        for part in queries.split(_QUERIES_TOGETHER)
+    ]
+    return _answer(torch.cat(parts), bits_of_index(len(database)))
 
 
 def top_k_of_blocks(
@@ -71,9 +84,9 @@ def top_k_of_blocks(
         block_queries: queries at a time.
     """
     check_k(k, num_rows)
-    index_bits = _index_bits(num_rows)
-    keys = torch.cat([_top_keys(block, blocks(), k, index_bits) for block in queries.split(block_queries)])
-    return _read_keys(keys, index_bits)
+    index_bits = bits_of_index(num_rows)
+    keys = torch.cat([top_keys(block, blocks(), k, index_bits) for block in queries.split(block_queries)])
+    return _answer(keys, index_bits)
 
 
 def order_candidates(
@@ -92,14 +105,11 @@ def order_candidates(
     Returns:
         Similarities (Q, k) float32 in falling order and indices (Q, k) int64; -inf and -1 where candidates ran out.
     """
-    index_bits = _index_bits(num_rows)
-    left, left_lengths = _whole_rows(queries)
-    right, right_lengths = _whole_rows(rows)
-    products = torch.bmm(right[places], left[:, :, None]).squeeze(2)
-    similarities = products / (left_lengths[:, None] * right_lengths[places])
-    keys = torch.where(indices >= 0, _keys(similarities, indices, index_bits), torch.iinfo(torch.int64).min)
-    keys = keys.topk(k, dim=1).values
-    similarities, found = _read_keys(keys, index_bits)
+    index_bits = bits_of_index(num_rows)
+    right, lengths = whole_rows(rows)
+    keys = candidate_keys(queries, right[places], lengths[places], indices, index_bits)
+    keys = torch.where(indices >= 0, keys, torch.iinfo(torch.int64).min).topk(k, dim=1).values
+    similarities, found = _answer(keys, index_bits)
     missing = keys == torch.iinfo(torch.int64).min
     return similarities.masked_fill(missing, -torch.inf), found.masked_fill(missing, -1)
 
@@ -200,70 +210,21 @@ def knn_ranks(
     if not usable:
         return {}
     num_classes = 1 + int(max(train_labels.max(), test_labels.max()))
+    neighbours = top_k(test_features, train_features, k=usable[-1], block_queries=block_queries)
     ranks: dict[int, list[Tensor]] = {k: [] for k in usable}
-    for start in range(0, len(test_features), block_queries):
-        block = slice(start, start + block_queries)
-        similarities, indices = top_k(test_features[block], train_features, k=usable[-1], block_queries=block_queries)
+    blocks = (tensor.split(block_queries) for tensor in (*neighbours, test_labels))
+    for similarities, indices, labels in zip(*blocks, strict=True):
         scores = knn_vote(
             similarities, train_labels[indices], num_classes=num_classes, ks=usable, temperature=temperature
         )
         for k in usable:
-            ranks[k].append(_rank_of(scores[k], test_labels[block]))
+            ranks[k].append(_rank_of(scores[k], labels))
     return {k: torch.cat(ranks[k]) for k in usable}
 
 
-def _top_keys(queries: Tensor, blocks: Iterable[Tensor], k: int, index_bits: int) -> Tensor:
-    """Return (q, k) keys in falling order, merging the database block by block."""
-    rows, lengths = _whole_rows(queries)
-    best = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
-    first = 0
-    for features in blocks:
-        block, block_lengths = _whole_rows(features)
-        similarities = (rows @ block.T) / (lengths[:, None] * block_lengths)
-        index = torch.arange(first, first + len(block), device=queries.device)
-        candidates = torch.cat([best, _keys(similarities, index, index_bits)], dim=1)
-        best = candidates.topk(min(k, candidates.shape[1]), dim=1).values
-        first += len(block)
-    return best
-
-
-def _keys(similarities: Tensor, indices: Tensor, index_bits: int) -> Tensor:
-    """Return int64 keys that sort by similarity, then by lower index: fixed point above the inverted index.
-
-    Keys are unique, so that topk has no ties to break.
-    """
-    fixed_point = (similarities * _scale(index_bits)).round().long()
-    return fixed_point << index_bits | _lowest_bits(~indices, index_bits)
-
-
-def _read_keys(keys: Tensor, index_bits: int) -> tuple[Tensor, Tensor]:
-    similarities = (keys >> index_bits).double() / _scale(index_bits)
-    return similarities.float(), _lowest_bits(~keys, index_bits)
-
-
-def _index_bits(num_rows: int) -> int:
-    return (num_rows - 1).bit_length()
-
-
-def _whole_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return L2-normalised rows times 2^26 as whole float64 numbers, and their lengths (1 for rows of zeros).
-
-    Sums of products of such rows stay below 2^53 at every step (Cauchy-Schwarz), where float64 is exact.
-    """
-    if not x.isfinite().all():
-        raise FovealError(
-            "features hold NaN or infinity; the model that made them has diverged, use an earlier checkpoint"
-        )
-    whole = (F.normalize(x.double(), dim=1, eps=1e-300) * 2**26).round()
-    return whole, whole.square().sum(dim=1).sqrt().clamp(min=1)
-
-
-def _scale(index_bits: int) -> float:
-    return 2.0 ** (62 - index_bits)
-
-
-def _lowest_bits(x: Tensor, bits: int) -> Tensor:
-    return x & (2**bits - 1)
+def _answer(keys: Tensor, index_bits: int) -> tuple[Tensor, Tensor]:
+    similarities, indices = read_keys(keys, index_bits)
+    return similarities.float(), indices
 
 
 def _rank_of(scores: Tensor, labels: Tensor) -> Tensor:

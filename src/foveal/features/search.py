@@ -13,7 +13,8 @@ from torch import Tensor
 from foveal.engine.cpu import has_bf16
 from foveal.engine.device import open_device
 from foveal.errors import FovealError
-from foveal.features.database import LANES, Database
+from foveal.features.candidates import Candidates
+from foveal.features.database import Database
 from foveal.features.neighbours import check_k, order_candidates, top_k_of_blocks
 
 logger = logging.getLogger(__name__)
@@ -157,10 +158,9 @@ def _search_once(
         rows = block.bfloat16() if precision == "bf16" else block
         for pool in pools:
             pool.add(rows, inverse, first)
-    for pool in pools:
-        pool.take_in()
-    candidates = torch.cat([pool.indices.cpu() for pool in pools])
-    dropped = torch.cat([pool.floor().cpu() for pool in pools])
+    kept = [pool.end() for pool in pools]
+    candidates = torch.cat([pool.numbers.cpu() for pool in kept])
+    dropped = torch.cat([pool.floor.cpu() for pool in kept])
     found = rank_exactly(queries, database, candidates, k=k)
     if num_candidates == database.num_rows:
         return found, torch.ones(len(queries), dtype=torch.bool)
@@ -168,19 +168,13 @@ def _search_once(
 
 
 class _Pool:
-    """The best candidates so far of some queries: (q, C) similarities and row numbers, in no order."""
+    """Some queries and the best candidates of each, with similarities that wait until they are many enough."""
 
     def __init__(self, queries: Tensor, num_candidates: int) -> None:
         self.queries = queries
-        self.num_candidates = num_candidates
-        self.similarities = torch.empty(len(queries), 0, device=queries.device)
-        self.indices = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
+        self.candidates = Candidates(len(queries), num_candidates, queries.device)
         self.waiting: list[Tensor] = []  # similarities of the latest blocks
         self.first = 0  # row number of the first of them
-
-    def floor(self) -> Tensor:
-        """Return (q,) the lowest similarity kept: nothing that was dropped exceeds it."""
-        return self.similarities.amin(dim=1)
 
     def add(self, rows: Tensor, inverse_lengths: Tensor, first: int) -> None:
         """Compare with the rows of one block, and take in what is waiting once it is enough."""
@@ -191,43 +185,17 @@ class _Pool:
             self.take_in()
 
     def take_in(self) -> None:
-        """Take in the waiting similarities that exceed the floor; few do once the pool has seen some blocks."""
-        if not self.waiting:
-            return
-        similarities = self.waiting[0] if len(self.waiting) == 1 else torch.cat(self.waiting, dim=1)
-        self.waiting, num_rows = [], similarities.shape[1]
-        if self.indices.shape[1] < self.num_candidates:
-            numbers = torch.arange(self.first, self.first + num_rows, device=similarities.device)
-            self._keep(slice(None), similarities, numbers.expand(len(similarities), -1))
-            return
-        floor = self.floor()
-        lanes = F.pad(similarities, (0, -num_rows % LANES), value=-torch.inf).unflatten(1, (LANES, -1))
-        # Most of the work ends with this maximum: only groups that hold something above the floor are looked into.
-        query, group = (lanes.amax(dim=1) > floor[:, None]).nonzero(as_tuple=True)
-        values = lanes[query, :, group]
-        hit, lane = (values > floor[query, None]).nonzero(as_tuple=True)
-        if len(hit):
-            self._scatter(query[hit], values[hit, lane], self.first + lane * lanes.shape[2] + group[hit])
+        """Take in the waiting similarities."""
+        if self.waiting:
+            similarities = self.waiting[0] if len(self.waiting) == 1 else torch.cat(self.waiting, dim=1)
+            self.candidates.take(similarities, self.first)
+            self.waiting = []
 
-    def _scatter(self, query: Tensor, values: Tensor, numbers: Tensor) -> None:
-        """Take in single similarities; `query` is in rising order."""
-        touched, place, counts = torch.unique_consecutive(query, return_inverse=True, return_counts=True)
-        column = torch.arange(len(query), device=query.device) - (counts.cumsum(0) - counts)[place]
-        shape = (len(touched), int(counts.max()))
-        new_values = values.new_full(shape, -torch.inf)
-        new_numbers = numbers.new_full(shape, -1)
-        new_values[place, column] = values
-        new_numbers[place, column] = numbers
-        self._keep(touched, new_values, new_numbers)
-
-    def _keep(self, queries: Tensor | slice, values: Tensor, numbers: Tensor) -> None:
-        values = torch.cat([self.similarities[queries], values], dim=1)
-        numbers = torch.cat([self.indices[queries], numbers], dim=1)
-        best = values.topk(min(self.num_candidates, values.shape[1]), dim=1, sorted=False)
-        if isinstance(queries, slice):
-            self.similarities, self.indices = best.values, numbers.gather(1, best.indices)
-        else:
-            self.similarities[queries], self.indices[queries] = best.values, numbers.gather(1, best.indices)
+    def end(self) -> Candidates:
+        """Return the candidates, after the last block."""
+        self.take_in()
+        self.candidates.merge()
+        return self.candidates
 
 
 def _error_bound(precision: SearchPrecision, width: int, device: torch.device) -> float:
