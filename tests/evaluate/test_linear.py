@@ -77,7 +77,7 @@ def test_an_interrupted_training_goes_on_to_the_bit(
     whole = run(model, *sets, settings=_SETTINGS, folder=tmp_path / "whole")
     with pytest.raises(_Interrupted):
         run(model, *sets, settings=_SETTINGS, folder=tmp_path / "parts", save_every_s=0, trained=interrupt)
-    with pytest.raises(FovealError, match="was saved with another model, data or settings"):
+    with pytest.raises(FovealError, match="is the state of a training with another model, data"):
         run(model, *sets, settings=LinearSettings(num_steps=12, batch_size=7), folder=tmp_path / "parts")
     steps: list[int] = []
     found = run(model, *sets, settings=_SETTINGS, folder=tmp_path / "parts", trained=lambda done, _: steps.append(done))

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -89,6 +91,31 @@ def test_classes_that_the_choice_does_not_see_are_fitted_in_the_end() -> None:
     assert fit.classes.tolist() == [0, 1, 2, 3, 4, 5]
     found = logistic.score(Labelled(train.features, labels), train, cs=[1.0])
     assert [one.metric for one in found] == ["top-1", "top-5", "C"]
+
+
+def test_an_interrupted_sweep_goes_on_to_the_bit(tmp_path: Path) -> None:
+    train, state, seen = _samples(60, 4), tmp_path / "sweep.safetensors", []
+
+    def fitted(fit: Fit, accuracy: float) -> None:
+        seen.append((fit.c, fit.objective, accuracy))
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+
+    whole = logistic.choose(train, cs=CS, fitted=lambda fit, accuracy: seen.append((fit.c, fit.objective, accuracy)))
+    expected = seen.copy()
+    seen.clear()
+    with pytest.raises(KeyboardInterrupt):
+        logistic.choose(train, cs=CS, fitted=fitted, state=state)
+    found = logistic.choose(train, cs=CS, fitted=fitted, state=state)
+    assert seen == expected
+    assert [torch.equal(a, b) if isinstance(a, Tensor) else a == b for a, b in zip(found, whole, strict=True)] == [
+        True
+    ] * 6
+    again = logistic.choose(train, cs=CS, fitted=fitted, state=state)  # interrupted after the last
+    assert torch.equal(again.weight, whole.weight)
+    assert len(seen) == 4
+    with pytest.raises(FovealError, match="is the state of a sweep with another model, data or settings"):
+        logistic.choose(_samples(60, 4, seed=1), cs=CS, state=state)
 
 
 def test_few_shot_fits_each_draw() -> None:

@@ -4,7 +4,6 @@ Shapes: N test images, B images, K classes, R learning rates, M classifiers in a
 """
 
 import json
-import logging
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,12 +11,9 @@ from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
-import safetensors
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
-from foveal.backbone.weights import load_tensors
 from foveal.errors import FovealError
 from foveal.evaluate.linear_grid import (
     BATCH_SIZE,
@@ -37,14 +33,12 @@ from foveal.features.labels import check_apart, number_labels
 from foveal.features.random_views import RandomViews
 from foveal.features.store import ENGINE
 from foveal.features.tokens import Token, encode_arrays
-from foveal.files import write_atomically
 from foveal.images.imageset import ImageSet
+from foveal.tasks.saved_state import load_state, save_state
 
 NUM_STEPS = 12_500
 SAVE_EVERY_S = 60.0
 _TOKENS: tuple[Token, ...] = ("cls", "mean")
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -231,9 +225,8 @@ class SavedGrid:
         }
 
     def save(self, num_done: int) -> None:
-        """Save the grid after so many steps, whole or not at all."""
-        tensors = {name: values.contiguous() for name, values in self._tensors().items()}
-        write_atomically(self._path, save(tensors, {"step": str(num_done), "stamp": self._stamp}))
+        """Save the grid after so many steps."""
+        save_state(self._path, self._tensors(), stamp=self._stamp, step=num_done)
 
     def restore(self) -> int:
         """Restore the grid, if it was saved, and return the steps that it has done.
@@ -241,19 +234,11 @@ class SavedGrid:
         Raises:
             FovealError: the file belongs to another training.
         """
-        if not self._path.is_file():
+        if (saved := load_state(self._path, stamp=self._stamp, work="training")) is None:
             return 0
-        tensors = load_tensors(self._path)
-        with safetensors.safe_open(self._path, framework="pt") as file:
-            written = file.metadata() or {}
-        if written.get("stamp") != self._stamp:
-            raise FovealError(
-                f"{self._path} was saved with another model, data or settings; finish that evaluation, or remove it"
-            )
         for name, values in self._tensors().items():
-            values.copy_(tensors[name])
-        logger.info("going on with step %s of %s", written["step"], self._path)
-        return int(written["step"])
+            values.copy_(saved.tensors[name])
+        return int(saved.words["step"])
 
 
 def _measures(right: np.ndarray, grid: Grid, settings: LinearSettings) -> list[Measure]:

@@ -119,11 +119,6 @@ class Classifiers:
             "bias_speed": self._speeds[1],
         }
 
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from what `state` returned."""
-        for name, values in self.state().items():
-            values.copy_(state[name])
-
 
 def choice_measures(learning_rate: float, inputs: Inputs) -> list[Measure]:
     """Return the settings of the classifier that was chosen, as numbers without an interval."""

@@ -12,6 +12,7 @@ from foveal.evaluate.few_shot import FewShot, right_measures, right_of_answers
 from foveal.evaluate.labelled import Labelled, extract_labelled
 from foveal.evaluate.results import Measure
 from foveal.evaluate.softmax_regression import Fit, fit_path
+from foveal.evaluate.sweep_state import Sweep, SweepFile
 from foveal.features.batches import Progress
 from foveal.features.extract import Model
 from foveal.images.imageset import ImageSet
@@ -45,7 +46,7 @@ def run(
         few_shot: a few train images of each class, several times, instead of all; a tenth of each draw chooses C.
         seed: of the intervals and of the few-shot draws.
         batch_size: images at a time.
-        folder: see `extract_labelled`.
+        folder: see `extract_labelled`; the sweep of C goes on from there too.
         progress: called with (images done, images in all), first for train, then for test.
         fitted: called with each fit of the choice and its accuracy in percent on the tenth.
 
@@ -63,7 +64,8 @@ def run(
         few_shot.check_choice()
     uncropped = Model(model.engine, model.card.model_copy(update={"resize_size": model.card.crop_size}))
     found = extract_labelled(uncropped, train, test, batch_size=batch_size, folder=folder, progress=progress)
-    return score(found[0].cls, found[1].cls, cs=cs, few_shot=few_shot, seed=seed, fitted=fitted)
+    state = None if folder is None else folder / "sweep.safetensors"
+    return score(found[0].cls, found[1].cls, cs=cs, few_shot=few_shot, seed=seed, fitted=fitted, state=state)
 
 
 def score(
@@ -74,8 +76,12 @@ def score(
     few_shot: FewShot | None = None,
     seed: int = 0,
     fitted: Callable[[Fit, float], None] | None = None,
+    state: Path | None = None,
 ) -> list[Measure]:
-    """Evaluate features that are already extracted; arguments and result as for `run`."""
+    """Evaluate features that are already extracted; arguments and result as for `run`, `state` as for `choose`.
+
+    The short sweeps of few-shot draws are not saved.
+    """
     if few_shot is not None:
         few_shot.check_choice()
 
@@ -84,7 +90,7 @@ def score(
             return _right(fit_all(part, choose(part, cs=cs, fitted=fitted)), test)
 
         return few_shot.evaluate(train.labels, right_of, seed=seed)
-    fit = fit_all(train, choose(train, cs=cs, fitted=fitted))
+    fit = fit_all(train, choose(train, cs=cs, fitted=fitted, state=state))
     return [*right_measures(_right(fit, test), seed=seed), Measure("C", fit.c, "", fit.c, fit.c)]
 
 
@@ -94,21 +100,40 @@ def _right(fit: Fit, test: Labelled) -> dict[str, np.ndarray]:
     return right_of_answers(fit.classes.to(test.labels)[best], test.labels)
 
 
-def choose(train: Labelled, *, cs: Sequence[float] = CS, fitted: Callable[[Fit, float], None] | None = None) -> Fit:
-    """Return the fit to nine tenths of the train samples that is best on the last; of equal ones the one of least C."""
+def choose(
+    train: Labelled,
+    *,
+    cs: Sequence[float] = CS,
+    fitted: Callable[[Fit, float], None] | None = None,
+    state: Path | None = None,
+) -> Fit:
+    """Return the fit to nine tenths of the train samples that is best on the last; of equal ones the one of least C.
+
+    Args:
+        train: features and labels.
+        cs: to choose from.
+        fitted: called with each fit and its accuracy in percent.
+        state: file into which each fit is saved, and from which an interrupted sweep goes on, equal to the bit.
+    """
     order = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(0))
     held_out, kept = order.split([len(order) // _HELD_OUT, len(order) - len(order) // _HELD_OUT])
     if not len(held_out):
         raise FovealError(f"{len(order)} readable train images; C is chosen on a tenth of them, give at least 10")
-    best, most = None, -1.0
-    for fit in fit_path(train.features[kept], train.labels[kept], cs):
+    cs = sorted(cs)
+    file = None if state is None else SweepFile(state, *train, cs)
+    sweep = Sweep() if file is None else file.load()
+    rest = cs[sweep.num_done :]
+    fits = fit_path(train.features[kept], train.labels[kept], rest, start=sweep.last) if rest or not cs else ()
+    for fit in fits:
         accuracy = 100 * float((fit.predict(train.features[held_out]) == train.labels[held_out]).double().mean())
+        is_best = accuracy > sweep.accuracy
+        sweep = Sweep(sweep.num_done + 1, fit, fit if is_best else sweep.best, accuracy if is_best else sweep.accuracy)
+        if file is not None:
+            file.save(sweep)
         if fitted is not None:
             fitted(fit, accuracy)
-        if accuracy > most:
-            best, most = fit, accuracy
-    assert best is not None  # cs is not empty, and no accuracy is below 0
-    return best
+    assert sweep.best is not None  # cs is not empty, and no accuracy is below 0
+    return sweep.best
 
 
 def fit_all(train: Labelled, chosen: Fit) -> Fit:

@@ -81,6 +81,7 @@ def fit_path(
         theta, objective, steps = _minimise(problem, theta, 1 / c, max_steps)
         weight, bias = problem.leave(theta)
         yield Fit(c, weight, bias, classes, objective, steps)
+        theta = problem.enter(weight, bias)  # to the bit as a path that starts from this fit
 
 
 class _Problem:

@@ -1,19 +1,12 @@
 """What an interrupted fit of a head goes on from: weights, optimizer, step and last loss in one safetensors file."""
 
-import logging
 import math
 from pathlib import Path
 
-import safetensors
 import torch
-from safetensors.torch import save
 from torch import nn
 
-from foveal.backbone.weights import load_tensors
-from foveal.errors import FovealError
-from foveal.files import write_atomically
-
-logger = logging.getLogger(__name__)
+from foveal.tasks import saved_state
 
 
 def save_state(
@@ -23,11 +16,7 @@ def save_state(
     tensors = {f"head.{name}": value for name, value in network.state_dict().items()}
     for number, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{name}": value for name, value in values.items()}
-    written = {"step": str(step), "loss": repr(loss), "stamp": stamp}
-    try:
-        write_atomically(path, save({name: value.contiguous() for name, value in tensors.items()}, written))
-    except OSError as error:
-        raise FovealError(f"{path} cannot be written ({error}); free space or choose another --out") from error
+    saved_state.save_state(path, tensors, stamp=stamp, step=step, loss=loss)
 
 
 def restore_state(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, *, stamp: str) -> tuple[int, float]:
@@ -37,15 +26,9 @@ def restore_state(path: Path, network: nn.Module, optimizer: torch.optim.Optimiz
         FovealError: the state of another fit.
         WeightsError: a damaged file.
     """
-    if not path.is_file():
+    if (saved := saved_state.load_state(path, stamp=stamp, work="fit")) is None:
         return 0, math.nan
-    tensors = load_tensors(path)
-    with safetensors.safe_open(path, framework="pt") as file:
-        written = file.metadata() or {}
-    if written.get("stamp") != stamp:
-        raise FovealError(
-            f"{path} is the state of a fit with another model, data or settings; finish that one, or remove the file"
-        )
+    tensors = saved.tensors
     network.load_state_dict({n.removeprefix("head."): t for n, t in tensors.items() if n.startswith("head.")})
     whole = optimizer.state_dict()
     for name, value in tensors.items():
@@ -53,5 +36,4 @@ def restore_state(path: Path, network: nn.Module, optimizer: torch.optim.Optimiz
             _, number, key = name.split(".")
             whole["state"].setdefault(int(number), {})[key] = value
     optimizer.load_state_dict(whole)
-    logger.info("going on with step %s of %s", written["step"], path)
-    return int(written["step"]), float(written["loss"])
+    return int(saved.words["step"]), float(saved.words["loss"])
