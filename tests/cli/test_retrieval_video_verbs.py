@@ -59,16 +59,42 @@ def test_retrieval_refuses_options_without_effect(
     assert "is damaged or no pickle of plain data" in capsys.readouterr().err
 
 
-def test_video_writes_masks_and_rows(base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    base[1] = "video"
+def _write_sequence(folder: Path, name: str) -> None:
     for kind in ("JPEGImages", "Annotations"):
-        (tmp_path / "tiny" / kind / "480p" / "dog").mkdir(parents=True)
+        (folder / kind / "480p" / name).mkdir(parents=True)
     ids = np.zeros((28, 42), np.uint8)
     ids[7:21, 7:21] = 3
     for number in range(3):
         picture = Image.fromarray(np.stack([ids * 60] * 3, axis=2))
-        picture.save(tmp_path / "tiny" / "JPEGImages" / "480p" / "dog" / f"{number:05d}.jpg")
-        (tmp_path / "tiny" / "Annotations" / "480p" / "dog" / f"{number:05d}.png").write_bytes(encode_ids(ids))
+        picture.save(folder / "JPEGImages" / "480p" / name / f"{number:05d}.jpg")
+        (folder / "Annotations" / "480p" / name / f"{number:05d}.png").write_bytes(encode_ids(ids))
+
+
+def test_video_goes_on_after_a_frame_that_could_not_be_read(
+    base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base[1] = "video"
+    for name in ("cat", "dog"):
+        _write_sequence(tmp_path / "tiny", name)
+    command = [*base, str(tmp_path / "tiny"), "--short-side", "28", "--out", str(tmp_path / "out")]
+    frame = tmp_path / "tiny" / "JPEGImages" / "480p" / "dog" / "00001.jpg"
+    whole = frame.read_bytes()
+    scan = whole.index(b"\xff\xda") + 20
+    frame.write_bytes(whole[:scan] + bytes(len(whole) - scan))
+    assert main(command) == 2
+    assert "dog/00001.jpg: " in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").glob("unfinished/video-*/*.json")] == ["cat.json"]
+    frame.write_bytes(whole)
+    assert main(command) == 0
+    assert not (tmp_path / "out" / "unfinished").exists()
+    assert main([*command[:-1], str(tmp_path / "again")]) == 0
+    first, second = (_rows(tmp_path / name) for name in ("out", "again"))
+    assert [row["value"] for row in first.values()] == [row["value"] for row in second.values()]
+
+
+def test_video_writes_masks_and_rows(base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base[1] = "video"
+    _write_sequence(tmp_path / "tiny", "dog")
     base.append(str(tmp_path / "tiny"))
     out, masks = tmp_path / "out", tmp_path / "masks"
     assert main([*base, "--short-side", "28", "--masks", str(masks), "--out", str(out)]) == 0

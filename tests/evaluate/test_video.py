@@ -81,6 +81,25 @@ def test_squares_are_followed(model: Model, davis: Path, tmp_path: Path) -> None
     assert np.array_equal(first, video.mask(0)[0])
 
 
+def test_an_interrupted_evaluation_goes_on_with_the_next_sequence(model: Model, davis: Path, tmp_path: Path) -> None:
+    videos = open_davis(davis)
+    whole = run(model, videos, tracking=SMALL)
+    kept = tmp_path / "kept"
+
+    def stop(done: int, _: int) -> None:
+        if done == 8:  # in the second sequence
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(model, videos, tracking=SMALL, folder=kept, progress=stop)
+    assert [path.name for path in kept.glob("*.json")] == ["grey.json"]
+    shutil.rmtree(davis / "JPEGImages" / "480p" / "grey")  # not looked at again
+    assert run(model, videos, tracking=SMALL, folder=kept) == whole
+    (kept / "grey.json").write_text('{"regions": [[1, 1]], "contours": []}')
+    with pytest.raises(FovealError, match=r"grey\.json is damaged; remove it"):
+        run(model, videos, tracking=SMALL, folder=kept)
+
+
 def test_a_frame_that_stays_keeps_its_masks(model: Model, davis: Path) -> None:
     """Patches of equal frames are most similar to themselves: what is left is the rounding of masks to patches."""
     folder = davis / "JPEGImages" / "480p" / "palette"

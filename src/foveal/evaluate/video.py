@@ -3,6 +3,7 @@
 Shapes: C masks (the background first), H W pixels of a frame; grid_h x grid_w patches.
 """
 
+import json
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from foveal.evaluate.video_metrics import Course, contour_accuracy, course, regi
 from foveal.features.batches import Progress
 from foveal.features.extract import Model
 from foveal.features.propagation import propagate
+from foveal.features.store import ENGINE
 from foveal.files import write_atomically
 from foveal.images.masks import encode_ids
 
@@ -57,6 +59,7 @@ def run(
     tracking: Tracking = Tracking(),  # noqa: B008 - immutable
     masks_out: Path | None = None,
     seed: int = 0,
+    folder: Path | None = None,
     progress: Progress | None = None,
 ) -> list[Measure]:
     """Evaluate a model by following the objects of each first mask, semi-supervised: no training, no fine-tuning.
@@ -67,6 +70,8 @@ def run(
         tracking: the settings of the propagation.
         masks_out: a folder for the predicted masks, NAME/NNNNN.png as of DAVIS; None keeps none.
         seed: of the intervals.
+        folder: where the scores of each sequence are kept, and from where an interrupted evaluation of the same model,
+            sequences and settings goes on.
         progress: called with (frames done, frames in all).
 
     Returns:
@@ -77,12 +82,14 @@ def run(
     Raises:
         FovealError: settings out of range, or frames too large or too small for the model; said before a frame is seen.
         BadImageError: a frame or a mask that cannot be read.
+        FovealError: scores kept in the folder that are damaged, or a folder that cannot be written.
 
     Source: arXiv 1704.00675 (metrics) and arXiv 2104.14294, section 4.2.2. Differences: frames are resized by
     antialiased bicubic, as everything else that the model sees.
     """
     _check(model, videos, tracking)
     total = sum(video.num_frames for video in videos)
+    model = _settled(model, videos[0], tracking, folder)
     done, scores = 0, []
     for video in videos:
         before = done
@@ -91,7 +98,14 @@ def run(
             if progress:
                 progress(before + index + 1, total)
 
-        scores.append(_score(video, _written(track(model, video, tracking), video, masks_out), count))
+        kept = None if folder is None else folder / f"{video.name}.json"
+        if kept is not None and kept.is_file():
+            found = _read_scores(kept)
+        else:
+            found = _score(video, _written(track(model, video, tracking), video, masks_out), count)
+            if kept is not None:
+                _keep_scores(kept, found)
+        scores.append(found)
         done += video.num_frames
     return summarise(scores, seed=seed)
 
@@ -109,7 +123,7 @@ def track(model: Model, video: Video, tracking: Tracking = Tracking()) -> Iterat
     truth = video.mask(0)[0]
     height, width = truth.shape
     patch_size = model.card.backbone.patch_size
-    seen = frame_shape(height, width, short_side=tracking.short_side, patch_size=patch_size)
+    seen = _seen(model, video, tracking)
 
     def features(index: int) -> Tensor:
         return model.extract(video.frame(index), size=seen, fit="resize").patches[0]
@@ -238,6 +252,35 @@ def _check(model: Model, videos: Sequence[Video], tracking: Tracking) -> None:
             f"the first must be at least the patch size {patch_size}, the second at least 0"
         )
     for video in videos:
-        shape = video.mask(0)[0].shape
-        seen = frame_shape(*shape, short_side=tracking.short_side, patch_size=patch_size)
-        model.preprocessing(size=seen, fit="resize")  # refuses what is too large
+        model.preprocessing(size=_seen(model, video, tracking), fit="resize")  # refuses what is too large
+
+
+def _seen(model: Model, video: Video, tracking: Tracking) -> tuple[int, int]:
+    """Return the (height, width) in which a model sees the frames of a sequence."""
+    patch_size = model.card.backbone.patch_size
+    return frame_shape(*video.mask(0)[0].shape, short_side=tracking.short_side, patch_size=patch_size)
+
+
+def _settled(model: Model, video: Video, tracking: Tracking, folder: Path | None) -> Model:
+    """Return the model with the engine that is chosen on the first frame of all, now or before an interruption."""
+    if folder is None:
+        return model
+    preprocess = model.preprocessing(size=_seen(model, video, tracking), fit="resize")
+    first = (torch.from_numpy(preprocess(video.frame(index)))[None] for index in range(1))
+    return Model(model.engine.settle(first, folder=folder / ENGINE), model.card)
+
+
+def _keep_scores(path: Path, scores: Scores) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(scores._asdict()))
+    except OSError as error:
+        raise FovealError(f"{path} cannot be written ({error.strerror}); free space or choose another --out") from error
+
+
+def _read_scores(path: Path) -> Scores:
+    try:
+        kept = json.loads(path.read_bytes())
+        return Scores(*([Course(*map(float, one)) for one in kept[name]] for name in Scores._fields))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FovealError(f"{path} is damaged; remove it, and that sequence is followed again") from error

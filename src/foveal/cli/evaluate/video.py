@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from foveal.cli.evaluate.results import OutOption, SeedOption, check_results, report_results
+from foveal.cli.evaluate.results import OutOption, SeedOption, check_results, report_results, unfinished_work
 from foveal.cli.loading import EngineOption, FastOption, ModelOption, NumHeadsOption, PrecisionOption, open_model
 from foveal.cli.terminal import progress_of
 from foveal.errors import FovealError
@@ -43,23 +43,26 @@ def video(
     check_results(out)
     videos = open_davis(data, split=split, sequences=sequence)
     loaded = open_model(model, engine=engine, precision=precision, fast=fast, num_heads=num_heads)
-    with progress_of("following") as progress:
-        measures = run(
-            loaded,
-            videos,
-            tracking=Tracking(short_side=short_side),
-            masks_out=masks,
-            seed=seed,
-            progress=progress,
+    data_hash = hash_of(videos)
+    with unfinished_work(context, model=loaded, data_hash=data_hash, out=out) as folder:
+        with progress_of("following") as progress:
+            measures = run(
+                loaded,
+                videos,
+                tracking=Tracking(short_side=short_side),
+                masks_out=masks,
+                seed=seed,
+                folder=folder,
+                progress=progress,
+            )
+        chosen = " ".join([data.resolve().name, *([split] if split else []), *(sequence or [])])
+        report_results(
+            context,
+            measures,
+            protocol="video" if short_side == Tracking().short_side else f"video, {short_side} px",
+            model=loaded,
+            data=chosen,
+            data_hash=data_hash,
+            out=out,
+            title=f"video, {len(videos)} sequences, {sum(video.num_frames for video in videos)} frames",
         )
-    chosen = " ".join([data.resolve().name, *([split] if split else []), *(sequence or [])])
-    report_results(
-        context,
-        measures,
-        protocol="video" if short_side == Tracking().short_side else f"video, {short_side} px",
-        model=loaded,
-        data=chosen,
-        data_hash=hash_of(videos),
-        out=out,
-        title=f"video, {len(videos)} sequences, {sum(video.num_frames for video in videos)} frames",
-    )

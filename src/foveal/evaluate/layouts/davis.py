@@ -39,7 +39,10 @@ class Video:
 
     def frame(self, index: int) -> np.ndarray:
         """Return a frame, (H, W, 3) uint8."""
-        return self._frames.decode(index)
+        try:
+            return self._frames.decode(index)
+        except BadImageError as error:
+            raise BadImageError(error.reason, f"{self._frames.uri(index)}: {error}") from error
 
     def mask(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the objects of a frame, (H, W) uint8, and where nothing counts, (H, W) bool."""
