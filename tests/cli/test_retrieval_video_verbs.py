@@ -107,13 +107,19 @@ def test_video_writes_masks_and_rows(base: list[str], tmp_path: Path, capsys: py
     assert "is a file; give a folder" in capsys.readouterr().err
 
 
-def test_clips_are_classified(base: list[str], photos: Path, tmp_path: Path) -> None:
+def test_clips_are_classified(
+    base: list[str], photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     base[1] = "video-classify"
     for number, path in enumerate(sorted(photos.glob("*/*.png"))):
         clip = tmp_path / "clips" / ("train" if number % 3 else "test") / path.parent.name / path.stem
         clip.mkdir(parents=True)
         path.rename(clip / "0.png")
     command = [*base[:-1], "--train", str(tmp_path / "clips" / "train"), "--test", str(tmp_path / "clips" / "test")]
-    assert main([*command, "--k", "1", "--num-frames", "2", "--out", str(tmp_path / "out")]) == 0
+    command += ["--num-frames", "2", "--out", str(tmp_path / "out")]
+    assert main([*command, "--k", "1"]) == 0
     row = _rows(tmp_path / "out")["knn-1 top-1"]
     assert (row["protocol"], row["data"]) == ("video-classify, knn, mean of 2", "clips")
+    for wrong in (["--k", "1", "--classifier", "linear"], ["--num-steps", "1"]):
+        assert main([*command, *wrong]) == 2
+        assert f"{wrong[0]} has no effect on --classifier" in capsys.readouterr().err

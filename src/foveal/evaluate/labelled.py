@@ -32,10 +32,11 @@ class Labelled(NamedTuple):
 
 
 class LabelledArrays(NamedTuple):
-    """Tokens by name, N rows each, and the class numbers (N,) of their images."""
+    """Tokens by name, N rows each; the class numbers (N,) of their images; the places (N,) of these in their set."""
 
     arrays: dict[str, Tensor]
     labels: Tensor
+    indices: Tensor
 
     @property
     def cls(self) -> Labelled:
@@ -87,7 +88,7 @@ def extract_labelled(
                 batch_size=batch_size,
             )
             found = _kept(folder / name, model, images, settings, progress)
-        return LabelledArrays(found.arrays, labels[found.indices])
+        return LabelledArrays(found.arrays, labels[found.indices], found.indices)
 
     return extract("train", train, train_labels), extract("test", test, test_labels), classes
 
