@@ -84,7 +84,10 @@ class Predictor:
     def bands(
         self, pixels: np.ndarray, *, size: int | None, flip: bool, crop_size: int | None, stride: int | None
     ) -> Iterator[Tensor]:
-        """Yield maps (K, rows, W) in bands from the top; see `predict`. With `flip`, masks are probabilities."""
+        """Yield maps (K, rows, W) of pixels (H, W, C) in bands from the top; see `predict`.
+
+        With `flip`, those of masks are probabilities.
+        """
         original = (pixels.shape[0], pixels.shape[1])
         size = self.fitted_size if size is None else size
         if size is not None:
@@ -98,7 +101,7 @@ class Predictor:
             return (self.flipped_scores(window) if flip else self.scores(window))[0]
 
         found = slide(scores, shape, crop_size=crop_size, stride=stride)
-        yield from found if shape == original else resized_bands(torch.cat(list(found), dim=1), original)
+        yield from resized_bands(found, shape=shape, size=original)
 
     @torch.no_grad()
     def scores(self, images: Tensor) -> Tensor:

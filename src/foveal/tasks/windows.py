@@ -3,13 +3,13 @@
 Shapes: K maps, H W pixels.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from foveal.errors import FovealError
+from foveal.tasks.dense import resized
 
 CROP_SIZE, STRIDE = 512, 341  # of the published segmentation protocol, pixels
 _BAND_VALUES = 16_000_000  # of a band of resized maps: 64 MB
@@ -72,24 +72,39 @@ def slide(
         total, counts = (_moved_up(part, finished) for part in (total, counts))
 
 
-def resized_bands(maps: Tensor, shape: tuple[int, int], *, max_values: int = _BAND_VALUES) -> Iterator[Tensor]:
-    """Yield maps (K, h, w) at another size, in bands (K, rows, W) from the top: bilinear, corners not aligned.
+def resized_bands(
+    bands: Iterable[Tensor], *, shape: tuple[int, int], size: tuple[int, int], max_values: int = _BAND_VALUES
+) -> Iterator[Tensor]:
+    """Resize maps that come in bands from the top, and yield them in bands of all their columns.
+
+    Together these are `resized` of the whole maps, of which only the rows that are still needed are kept.
 
     Args:
-        maps: what is resized.
-        shape: H and W.
-        max_values: of a band, unless one row has more.
+        bands: maps (K, rows, w), h rows in all.
+        shape: (h, w) of the whole maps.
+        size: (H, W) to which they are brought.
+        max_values: of a band that is yielded, unless one row has more.
     """
-    height, width = shape
-    rows = max(max_values // (len(maps) * width), 1)
-    source = ((torch.arange(height) + 0.5) * (maps.shape[1] / height) - 0.5).clamp(min=0)
-    above = source.floor().long()
-    below = (above + 1).clamp(max=maps.shape[1] - 1)
-    share = (source - above).to(maps)
-    for top in range(0, height, rows):
-        part = slice(top, top + rows)
-        mixed = torch.lerp(maps[:, above[part]], maps[:, below[part]], share[part, None])
-        yield F.interpolate(mixed[None], size=(mixed.shape[1], width), mode="bilinear", align_corners=False)[0]
+    if shape == size:
+        yield from bands
+        return
+    places = ((torch.arange(size[0]) + 0.5) * (shape[0] / size[0]) - 0.5).clamp(min=0)
+    above = places.long()
+    below = (above + 1).clamp(max=shape[0] - 1)
+    share = places - above
+    kept, first, done = torch.zeros(0, 0, shape[1]), 0, 0  # rows from number `first`; output rows yielded
+    for band in bands:
+        kept = torch.cat([kept, band], dim=1) if kept.shape[1] else band
+        ready = int(torch.searchsorted(below, first + kept.shape[1]))  # output rows whose lower neighbour is there
+        rows = max(max_values // (len(kept) * size[1]), 1)
+        for top in range(done, ready, rows):
+            part = slice(top, min(top + rows, ready))
+            mixed = torch.lerp(kept[:, above[part] - first], kept[:, below[part] - first], share[part, None])
+            yield resized(mixed[None], (mixed.shape[1], size[1]))[0]
+        done = ready
+        if done < size[0]:
+            needed = min(int(above[done]), first + kept.shape[1])
+            kept, first = kept[:, needed - first :], needed
 
 
 def _moved_up(values: Tensor, rows: int) -> Tensor:
