@@ -1,5 +1,6 @@
 """Metrics of masks and depth against scikit-learn and the formulas."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from sklearn.metrics import jaccard_score, root_mean_squared_error
 
 from foveal.errors import FovealError, ImageSetError
 from foveal.evaluate import depth, segmentation
-from foveal.tasks.samples import DenseSet, Depths, Masks, Pair
+from foveal.tasks.samples import DenseSet, Depths, Masks, Pair, window_of
 
 
 class Fixed:
@@ -98,3 +99,15 @@ def test_depth_of_zeros_and_unknown_crops_are_refused(tmp_path: Path) -> None:
         depth.run(Fixed([np.ones((4, 6), np.float32)]), test)  # type: ignore[arg-type]
     with pytest.raises(FovealError, match="crop='kitty' is not known"):
         depth.run(Fixed([]), test, crop="kitty")  # type: ignore[arg-type]
+
+
+def test_parts_of_pictures_are_the_published_ones(tmp_path: Path) -> None:
+    assert window_of((375, 1242), "bottom") == (slice(23, 375), slice(13, 1229))
+    assert window_of((480, 640), "framed") == (slice(45, 472), slice(43, 608))
+    assert window_of((60, 80), "framed") == window_of((60, 80), "bottom") == (slice(0, 60), slice(0, 80))
+    depth_map = np.arange(360 * 1220, dtype=np.uint32).reshape(360, 1220).astype(np.uint16)
+    whole = written(tmp_path, [depth_map], Depths(1.0))
+    pixels, target = replace(whole, part="bottom").load(0)
+    np.testing.assert_array_equal(target, depth_map[8:, 2:-2])
+    assert pixels.shape == (352, 1216, 3)
+    assert replace(whole, part="bottom").hash != whole.hash

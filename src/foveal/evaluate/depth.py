@@ -3,17 +3,20 @@
 Source: arXiv 2304.07193, section 7.4; metrics and crops of arXiv 1406.2283. Shapes: H W pixels.
 """
 
+from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
 
 from foveal.errors import FovealError, ImageSetError
+from foveal.evaluate.per_picture import measured_with, rows_of_pictures
 from foveal.evaluate.results import Measure, measured_mean
 from foveal.features.batches import Progress
 from foveal.tasks.predict import Predictor
 from foveal.tasks.samples import DenseSet
 
 Crop = Literal["none", "nyu", "eigen", "garg"]
+METRICS = {"RMSE": "m", "AbsRel": "", "delta1": "%", "delta2": "%", "delta3": "%"}  # and their units
 
 # Shares of the height, then of the width, from where to where pixels count. NYU's are those of rows 45..471 and columns
 # 41..601 of 640 x 480 pixels.
@@ -37,9 +40,12 @@ def run(
     size: int | None = None,
     flip: bool = False,
     seed: int = 0,
+    state: Path | None = None,
     progress: Progress | None = None,
 ) -> list[Measure]:
-    """Measure a depth head on test pictures: each metric is the mean over pictures, as published.
+    """Measure a depth head on test pictures: each metric is the mean over pictures.
+
+    The published figures are such means, not over all pixels: their code averages what it found for each picture.
 
     Args:
         predictor: the head on its backbone.
@@ -52,6 +58,7 @@ def run(
         size: see `Predictor.predict`.
         flip: see there.
         seed: of the intervals, which draw whole pictures.
+        state: file from which an interrupted measurement goes on; see `rows_of_pictures`.
         progress: called with (pictures done, pictures in all).
 
     Raises:
@@ -61,25 +68,29 @@ def run(
     """
     if crop not in get_args(Crop):
         raise FovealError(f"crop='{crop}' is not known; choose {', '.join(get_args(Crop))}")
-    errors = []
-    for index in range(len(test)):
+
+    def errors_of(index: int) -> np.ndarray:
         pixels, target = test.load(index, channels=predictor.model.card.backbone.channels)
-        found = predictor.predict(pixels, size=size, flip=flip)
         counted = cropped(target.shape, crop) & (target > min_depth) & (target < max_depth)
-        if counted.any():
-            errors.append(depth_errors(np.clip(found[counted], min_depth, max_depth), target[counted]))
-        if progress:
-            progress(index + 1, len(test))
-    if not errors:
+        if not counted.any():
+            return np.full(len(METRICS), np.nan)
+        found = predictor.predict(pixels, size=size, flip=flip)
+        errors = depth_errors(np.clip(found[counted], min_depth, max_depth), target[counted])
+        return np.array([errors[metric] for metric in METRICS])
+
+    how = f"{min_depth} {max_depth} {crop} {size} {flip}"
+    stamp = f"{measured_with(predictor, test)} {how}" if state else ""
+    rows = rows_of_pictures(len(test), errors_of, state=state, stamp=stamp, progress=progress)
+    errors = rows[~np.isnan(rows).any(axis=1)]
+    if not len(errors):
         raise ImageSetError(
             f"none of the {len(test)} pictures has a depth between {min_depth:g} and {max_depth:g} m; check the unit "
             "of the files and the range"
         )
     prefix = f"{name} " if name else ""
-    units = {"RMSE": "m", "AbsRel": ""}
     return [
-        measured_mean(f"{prefix}{metric}", [one[metric] for one in errors], unit=units.get(metric, "%"), seed=seed)
-        for metric in errors[0]
+        measured_mean(f"{prefix}{metric}", values, unit=unit, seed=seed)
+        for (metric, unit), values in zip(METRICS.items(), errors.T, strict=True)
     ]
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -16,6 +16,11 @@ from foveal.errors import BadImageError, ImageSetError
 from foveal.images.decode import decode, decode_ids
 from foveal.images.preprocess import to_array
 from foveal.tasks.segment import IGNORED
+
+# What is used of a picture: all; of KITTI the 352 x 1216 pixels at the bottom in the middle, which lasers reach; of NYU
+# what the white frame around its 480 x 640 pixels leaves.
+Part = Literal["whole", "bottom", "framed"]
+_BOTTOM = (352, 1216)
 
 
 class Pair(NamedTuple):
@@ -90,10 +95,12 @@ class DenseSet:
     Attributes:
         pairs: the files.
         reader: of the targets.
+        part: of the pictures that is used.
     """
 
     pairs: Sequence[Pair]
     reader: Masks | Depths = field(repr=False)
+    part: Part = "whole"
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -120,16 +127,29 @@ class DenseSet:
                 f"{image} has {pixels.shape[1]} x {pixels.shape[0]} pixels, {answer} {target.shape[1]} x "
                 f"{target.shape[0]}; both must be of one size",
             )
-        return pixels, target
+        window = window_of(target.shape, self.part)
+        return pixels[window], target[window]
 
     @cached_property
     def hash(self) -> str:
         """The sha256 over names and sizes of all files, in their order, and over how the targets are read."""
-        found = hashlib.sha256(repr(self.reader).encode())
+        how = repr(self.reader) if self.part == "whole" else f"{self.reader!r} {self.part}"
+        found = hashlib.sha256(how.encode())
         for pair in self.pairs:
             for path in pair:
                 found.update(f"{path.parent.name}/{path.name} {path.stat().st_size}\n".encode())
         return found.hexdigest()
+
+
+def window_of(shape: tuple[int, ...], part: Part) -> tuple[slice, slice]:
+    """Return the rows and columns of a part of pictures (H, W)."""
+    height, width = shape
+    if part == "bottom" and height >= _BOTTOM[0] and width >= _BOTTOM[1]:
+        left = (width - _BOTTOM[1]) // 2
+        return slice(height - _BOTTOM[0], height), slice(left, left + _BOTTOM[1])
+    if part == "framed" and shape == (480, 640):
+        return slice(45, 472), slice(43, 608)
+    return slice(0, height), slice(0, width)
 
 
 def check_files(pairs: Sequence[Pair]) -> None:

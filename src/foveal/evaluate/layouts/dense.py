@@ -1,14 +1,16 @@
 """Pictures with masks or depth, in the layouts in which they are distributed; every file is looked for first."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from foveal.errors import ImageSetError
+from foveal.features.batches import Progress
 from foveal.images.sources import IMAGE_SUFFIXES
 from foveal.tasks.samples import DenseSet, Depths, Masks, Pair, check_files, read_ids
+from foveal.tasks.segment import IGNORED
 
 _TRAIN, _TEST = ("train", "training"), ("test", "val", "validation")
 _IMAGES, _MASKS, _DEPTHS = ("images",), ("masks", "annotations", "labels"), ("depth", "depths")
@@ -79,6 +81,30 @@ class DenseData:
         """The hash of both sets."""
         return f"{self.train.hash[:32]}{self.test.hash[:32]}"
 
+    def check(self, progress: Progress | None = None) -> None:
+        """Read every mask or depth, so that none ends long work that was begun.
+
+        Args:
+            progress: called with (files done, files in all).
+
+        Raises:
+            BadImageError: one that cannot be read or used; it is named.
+            ImageSetError: no pixel of a set counts.
+        """
+        total = len(self.train) + len(self.test)
+        for name, part, before in (("train", self.train, 0), ("test", self.test, len(self.train))):
+            counting = 0
+            for index in range(len(part)):
+                target = part.target(index)
+                counting += bool(((target > 0) if target.dtype.kind == "f" else (target != IGNORED)).any())
+                if progress:
+                    progress(before + index + 1, total)
+            if not counting:
+                raise ImageSetError(
+                    f"no pixel of the {len(part)} {name} pictures of {self.name} counts, first in "
+                    f"{part.pairs[0].target}: every mask is ignored, or every depth 0; check the files"
+                )
+
 
 def open_masks(data: str | Path, *, ignored: Iterable[int] = (255,)) -> DenseData:
     """Open pictures with masks.
@@ -129,7 +155,8 @@ def open_depths(data: str | Path, *, unit: float = 0.001) -> DenseData:
     | images and depth, with train and test or val, or without | files of the same names |
     | NAME.color.EXT beside NAME.depth.png | 7-Scenes and other recordings |
 
-    Files of lists lie below the folder, input/ or gt_depth/; lines with None instead of a depth are passed over.
+    Files of lists lie below the folder, input/ or gt_depth/; lines with None instead of a depth are passed over. As in
+    the published protocols, KITTI is cut to its bottom, and the train pictures of NYUd lose their white frame.
 
     Where there are no splits, the last fifth of the pictures, in the order of their names, is the test set: a block of
     consecutive frames of a recording.
@@ -149,7 +176,10 @@ def open_depths(data: str | Path, *, unit: float = 0.001) -> DenseData:
         kitti = "kitti" in lists[0][0].stem
         name = "KITTI" if kitti else "NYUd" if "nyu" in lists[0][0].stem else folder.resolve().name
         pairs = (_listed(folder, lists[0][0]), _listed(folder, lists[1][0]))
-        return _data(name, pairs, Depths(1 / 256 if kitti else unit))
+        found = _data(name, pairs, Depths(1 / 256 if kitti else unit))
+        if kitti:
+            return DenseData(name, replace(found.train, part="bottom"), replace(found.test, part="bottom"))
+        return replace(found, train=replace(found.train, part="framed")) if name == "NYUd" else found
     if frames := sorted(folder.glob("*.color.*")):
         pairs = _split([Pair(path, path.with_name(path.name.split(".color.")[0] + ".depth.png")) for path in frames])
         return _data(folder.resolve().name, pairs, Depths(unit))

@@ -1,0 +1,89 @@
+"""What test pictures give one by one, kept in a file from which an interrupted measurement goes on."""
+
+import io
+import logging
+import time
+import zipfile
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+
+from foveal.errors import FovealError
+from foveal.features.batches import Progress
+from foveal.files import write_atomically
+from foveal.tasks.predict import Predictor
+from foveal.tasks.samples import DenseSet
+
+logger = logging.getLogger(__name__)
+
+
+def rows_of_pictures(
+    count: int,
+    row_of: Callable[[int], np.ndarray],
+    *,
+    state: Path | None = None,
+    stamp: str = "",
+    save_every_s: float = 60.0,
+    progress: Progress | None = None,
+) -> np.ndarray:
+    """Return a row of numbers for each of some pictures, (count, ...).
+
+    Args:
+        count: of the pictures.
+        row_of: gives the row of a picture by its number; all rows have one shape and type.
+        state: file into which rows are saved now and then and when something ends the loop; it goes on from there. It
+            stays when all is done.
+        stamp: of everything that decides the rows.
+        save_every_s: seconds between two saves.
+        progress: called with (pictures done, pictures in all).
+
+    Raises:
+        FovealError: a state with another stamp, or a damaged one.
+    """
+    stamp = sha256(stamp.encode()).hexdigest()
+    rows = [] if state is None else _restored(state, stamp)
+    num_saved, saved_at = len(rows), time.monotonic()
+    try:
+        for index in range(len(rows), count):
+            rows.append(row_of(index))
+            if progress:
+                progress(index + 1, count)
+            if state is not None and time.monotonic() - saved_at >= save_every_s:
+                _save(state, rows, stamp)
+                num_saved, saved_at = len(rows), time.monotonic()
+    finally:
+        if state is not None and len(rows) > num_saved:
+            _save(state, rows, stamp)
+    return np.stack(rows)
+
+
+def measured_with(predictor: Predictor, test: DenseSet) -> str:
+    """Return what decides a measurement beside its settings: the model, the head and the pictures."""
+    weights = sha256()
+    for name, values in sorted(predictor.head.network.state_dict().items()):
+        weights.update(name.encode())
+        weights.update(values.cpu().contiguous().numpy().tobytes())
+    card = predictor.head.card.model_dump_json(exclude={"sha256"})
+    return f"{predictor.model.identity} {card} {weights.hexdigest()} {test.hash}"
+
+
+def _save(path: Path, rows: list[np.ndarray], stamp: str) -> None:
+    stream = io.BytesIO()
+    np.savez_compressed(stream, rows=np.stack(rows), stamp=np.array(stamp))
+    write_atomically(path, stream.getvalue())
+
+
+def _restored(path: Path, stamp: str) -> list[np.ndarray]:
+    if not path.is_file():
+        return []
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+            seen, rows = str(file["stamp"]), list(file["rows"])
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise FovealError(f"{path} is damaged ({error}); remove it to measure again") from error
+    if seen != stamp:
+        raise FovealError(f"{path} was saved with another head, data or settings; finish that evaluation, or remove it")
+    logger.info("going on with picture %d of %s", len(rows), path)
+    return rows
