@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 import foveal
 from foveal.errors import FovealError
+from foveal.evaluate.confusion import MAX_SHOWN, Confusion, read_confusions
 from foveal.evaluate.published import published_value
 from foveal.evaluate.results import Measure, shown
 from foveal.files import write_atomically
@@ -110,7 +111,7 @@ def add_rows(out: Path, rows: Sequence[Row]) -> Path:
     try:
         write_atomically(out / JSONL, "".join(json.dumps(asdict(row)) + "\n" for row in history))
         write_atomically(out / CSV, csv_of(newest))
-        write_atomically(out / PAGE, page_of(newest))
+        write_atomically(out / PAGE, page_of(newest, read_confusions(out)))
     except OSError as error:
         raise FovealError(f"{out} cannot be written ({error}); free space or choose another folder") from error
     return out / PAGE
@@ -144,12 +145,17 @@ def csv_of(rows: Sequence[Row]) -> str:
     return text.getvalue()
 
 
-def page_of(rows: Sequence[Row]) -> str:
-    """Return rows as one HTML page: a table for each protocol and data, models beside each other."""
+def page_of(rows: Sequence[Row], confusions: Sequence[Confusion] = ()) -> str:
+    """Return rows as one HTML page: a table for each protocol and data, models beside each other; then matrices."""
     tables: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
         tables.setdefault((row.protocol, row.data, row.data_hash), []).append(row)
-    return table_page("evaluate/results.html", tables=[_table(found) for found in tables.values()])
+    return table_page(
+        "evaluate/results.html",
+        tables=[_table(found) for found in tables.values()],
+        confusions=confusions,
+        max_shown=MAX_SHOWN,
+    )
 
 
 def table_page(template: str, **values: object) -> str:
