@@ -3,12 +3,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from foveal.errors import FovealError
+from foveal.errors import FovealError, WeightsError
 from foveal.evaluate.per_picture import rows_of_pictures
 
 
 def test_an_interrupted_measurement_goes_on_where_it_was(tmp_path: Path) -> None:
-    state, seen = tmp_path / "measured.npz", []
+    state, seen = tmp_path / "measured.safetensors", []
 
     def row_of(index: int) -> np.ndarray:
         seen.append(index)
@@ -26,10 +26,10 @@ def test_an_interrupted_measurement_goes_on_where_it_was(tmp_path: Path) -> None
 
 
 def test_a_state_of_another_measurement_and_a_damaged_one_are_refused(tmp_path: Path) -> None:
-    state = tmp_path / "measured.npz"
+    state = tmp_path / "measured.safetensors"
     rows_of_pictures(2, lambda index: np.array([index]), state=state, stamp="one")
-    with pytest.raises(FovealError, match="was saved with another head, data or settings"):
+    with pytest.raises(FovealError, match="is the state of a measurement with another model, data or settings"):
         rows_of_pictures(2, lambda index: np.array([index]), state=state, stamp="two")
     state.write_bytes(state.read_bytes()[:100])
-    with pytest.raises(FovealError, match=r"measured.npz is damaged .*; remove it"):
+    with pytest.raises(WeightsError, match=r"measured.safetensors"):
         rows_of_pictures(2, lambda index: np.array([index]), state=state, stamp="one")

@@ -1,22 +1,17 @@
 """What test pictures give one by one, kept in a file from which an interrupted measurement goes on."""
 
-import io
-import logging
 import time
-import zipfile
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from foveal.errors import FovealError
 from foveal.features.batches import Progress
-from foveal.files import write_atomically
 from foveal.tasks.predict import Predictor
 from foveal.tasks.samples import DenseSet
-
-logger = logging.getLogger(__name__)
+from foveal.tasks.saved_state import load_state, save_state
 
 
 def rows_of_pictures(
@@ -40,7 +35,8 @@ def rows_of_pictures(
         progress: called with (pictures done, pictures in all).
 
     Raises:
-        FovealError: a state with another stamp, or a damaged one.
+        FovealError: a state with another stamp.
+        WeightsError: a damaged state.
     """
     stamp = sha256(stamp.encode()).hexdigest()
     rows = [] if state is None else _restored(state, stamp)
@@ -70,20 +66,9 @@ def measured_with(predictor: Predictor, test: DenseSet) -> str:
 
 
 def _save(path: Path, rows: list[np.ndarray], stamp: str) -> None:
-    stream = io.BytesIO()
-    np.savez_compressed(stream, rows=np.stack(rows), stamp=np.array(stamp))
-    write_atomically(path, stream.getvalue())
+    save_state(path, {"rows": torch.from_numpy(np.stack(rows))}, stamp=stamp, step=len(rows))
 
 
 def _restored(path: Path, stamp: str) -> list[np.ndarray]:
-    if not path.is_file():
-        return []
-    try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-            seen, rows = str(file["stamp"]), list(file["rows"])
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise FovealError(f"{path} is damaged ({error}); remove it to measure again") from error
-    if seen != stamp:
-        raise FovealError(f"{path} was saved with another head, data or settings; finish that evaluation, or remove it")
-    logger.info("going on with picture %d of %s", len(rows), path)
-    return rows
+    found = load_state(path, stamp=stamp, work="measurement")
+    return [] if found is None else list(found.tensors["rows"].numpy())

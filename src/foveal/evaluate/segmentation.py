@@ -5,10 +5,13 @@ Source: arXiv 2304.07193, section 7.4. Shapes: n test pictures, K classes, H W p
 
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from foveal.evaluate.multi_scale import predict_at_scales
+from foveal.evaluate.per_picture import measured_with, rows_of_pictures
 from foveal.evaluate.results import Measure, measured
 from foveal.features.batches import Progress
 from foveal.tasks.predict import Predictor
@@ -32,7 +35,9 @@ def run(
     flip: bool = False,
     crop_size: int | None = None,
     stride: int | None = None,
+    scales: Sequence[float] = (1.0,),
     seed: int = 0,
+    state: Path | None = None,
     progress: Progress | None = None,
 ) -> Segmentation:
     """Measure a segmentation head on test pictures.
@@ -45,7 +50,9 @@ def run(
         flip: see there.
         crop_size: see there.
         stride: see there.
+        scales: of the size; other than 1, probabilities are averaged over them, see `predict_at_scales`.
         seed: of the intervals, which draw whole pictures.
+        state: file from which an interrupted measurement goes on; see `rows_of_pictures`.
         progress: called with (pictures done, pictures in all).
 
     Returns:
@@ -53,17 +60,23 @@ def run(
 
     Raises:
         BadImageError: a picture or mask that cannot be used; the file is named.
+        FovealError: a state of another measurement.
     """
     classes = predictor.head.card.classes
-    matrices = []
-    for index in range(len(test)):
+    how: dict[str, Any] = {"size": size, "flip": flip, "crop_size": crop_size, "stride": stride}
+
+    def matrix_of(index: int) -> np.ndarray:
         pixels, target = test.load(index, channels=predictor.model.card.backbone.channels)
-        found = predictor.predict(pixels, size=size, flip=flip, crop_size=crop_size, stride=stride)
-        matrices.append(confusion_matrix(target, found, num_classes=len(classes)))
-        if progress:
-            progress(index + 1, len(test))
+        if tuple(scales) == (1.0,):
+            found = predictor.predict(pixels, **how)
+        else:
+            found = predict_at_scales(predictor, pixels, scales=scales, **how)
+        return confusion_matrix(target, found, num_classes=len(classes)).astype(np.int32)
+
+    stamp = f"{measured_with(predictor, test)} {how} {tuple(scales)}" if state else ""
+    matrices = rows_of_pictures(len(test), matrix_of, state=state, stamp=stamp, progress=progress)
     prefix = f"{name} " if name else ""
-    return Segmentation(measures_of(matrices, classes, prefix=prefix, seed=seed), np.sum(matrices, axis=0))
+    return Segmentation(measures_of(matrices, classes, prefix=prefix, seed=seed), matrices.sum(axis=0, dtype=np.int64))
 
 
 def confusion_matrix(target: np.ndarray, found: np.ndarray, *, num_classes: int) -> np.ndarray:
@@ -80,7 +93,7 @@ def confusion_matrix(target: np.ndarray, found: np.ndarray, *, num_classes: int)
 
 
 def measures_of(
-    matrices: Sequence[np.ndarray], classes: Sequence[str], *, prefix: str = "", seed: int = 0
+    matrices: Sequence[np.ndarray] | np.ndarray, classes: Sequence[str], *, prefix: str = "", seed: int = 0
 ) -> list[Measure]:
     """Return the measures of the confusion matrices of n pictures; see `run`."""
     both = np.array([np.diagonal(one) for one in matrices], np.float64)  # (n, K): pixels that are right

@@ -10,6 +10,8 @@ PROTOCOLS = (
     "logistic",
     "linear",
     "linear-cached",
+    "segment",
+    "depth",
     "retrieval",
     "video",
     "video-classify",

@@ -43,7 +43,12 @@ def unfinished_work(
         return
     key = sha256("\n".join((context.obj.command, model.identity, data_hash)).encode()).hexdigest()
     folder = out / "unfinished" / f"{context.info_name}-{key[:16]}"
-    yield folder
+    try:
+        yield folder
+    except (KeyboardInterrupt, SystemExit):
+        if folder.is_dir():
+            typer.echo("what was done so far is kept; run the same command again to go on", err=True)
+        raise
     shutil.rmtree(folder, ignore_errors=True)
     with suppress(OSError):  # work of other commands is in it
         folder.parent.rmdir()
