@@ -48,3 +48,4 @@ def test_settings_that_cannot_be_are_refused(changed: dict[str, object], said: s
 def test_rates_fall_as_a_power() -> None:
     settings = FitSettings(steps=10, learning_rate=2.0, schedule="poly", warm_up=0)
     assert learning_rate_at(5, settings) == pytest.approx(2 * 0.5**0.9)
+    assert learning_rate_at(0, settings) == 2  # no warm-up, so that nothing rises

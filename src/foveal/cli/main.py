@@ -38,6 +38,7 @@ VERBS = (
     "index",
     "search",
     "head",
+    "finetune",
     "evaluate",
     "compare",
     "pca",

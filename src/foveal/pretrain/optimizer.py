@@ -27,7 +27,7 @@ def parameter_groups(
         for name, parameter in child.named_parameters():
             if not parameter.requires_grad:
                 continue
-            lr_multiplier = 1.0 if depth is None else layer_decay ** (depth + 1 - _layer_id(name, depth))
+            lr_multiplier = 1.0 if depth is None else layer_decay ** (depth + 1 - layer_id(name, depth=depth))
             if "patch_embed" in name:
                 lr_multiplier *= patch_embed_lr_multiplier
             wd_multiplier = 0.0 if name.endswith(".bias") or "norm" in name or "gamma" in name else 1.0
@@ -48,7 +48,8 @@ def parameter_groups(
     return list(groups.values())
 
 
-def _layer_id(name: str, depth: int) -> int:
+def layer_id(name: str, *, depth: int) -> int:
+    """Return what layer decay counts by: 0 for embeddings and tokens, i + 1 for block i, depth + 1 for the norm."""
     parts = name.split(".")
     if parts[0] == "blocks":
         return int(parts[1]) + 1

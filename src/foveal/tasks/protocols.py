@@ -100,5 +100,6 @@ def learning_rate_at(step: int, settings: FitSettings) -> float:
     share = step / settings.steps
     falls = {"linear": 1 - share, "one_cycle": (1 + math.cos(math.pi * share)) / 2, "poly": (1 - share) ** 0.9}
     lowest = 1e-3 if settings.schedule == "one_cycle" else 1e-6
-    ramp = min(lowest + (1 - lowest) * step / max(settings.warm_up * settings.steps, 1), 1.0)
+    rising = settings.warm_up * settings.steps
+    ramp = lowest + (1 - lowest) * step / rising if step < rising else 1.0
     return settings.learning_rate * ramp * falls[settings.schedule]
