@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -107,7 +108,9 @@ def test_linear_as_published_by_the_command_goes_on_where_it_failed(
 ) -> None:
     out = tmp_path / "results"
     arguments = ["evaluate", "linear", "--model", str(model_folder), "--data", str(photos), "--engine", "torch"]
-    arguments += ["--num-steps", "3", "--batch-size", "4", "--out", str(out)]
+    (tmp_path / "others" / "cat").mkdir(parents=True)
+    shutil.copy(next((photos / "cat").iterdir()), tmp_path / "others" / "cat" / "other.png")
+    arguments += ["--num-steps", "3", "--batch-size", "4", "--out", str(out), "--also", f"photos2={tmp_path}/others"]
     (out / "results.jsonl").mkdir(parents=True)  # nothing can be written there, which only the end finds out
     assert main(arguments) == 2
     assert "cannot be written" in capsys.readouterr().err
@@ -117,5 +120,7 @@ def test_linear_as_published_by_the_command_goes_on_where_it_failed(
         assert main(arguments) == 0
     assert "going on with step 3" in caplog.text
     assert not (out / "unfinished").exists()
-    row = json.loads((out / "results.jsonl").read_text().splitlines()[0])
-    assert (row["protocol"], row["metric"], row["unit"]) == ("linear, 3 steps of 4", "top-1", "%")
+    rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    assert (rows[0]["protocol"], rows[0]["metric"], rows[0]["data"]) == ("linear, 3 steps of 4", "top-1", "photos")
+    # Only cats are asked for, so that only cats are answered.
+    assert [(row["metric"], row["value"]) for row in rows if row["data"] == "photos2"] == [("top-1", 100.0)]

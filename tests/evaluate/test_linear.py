@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 from foveal.errors import FovealError
-from foveal.evaluate.linear import Grid, LinearSettings, cross_chosen, run
+from foveal.evaluate.linear import cross_chosen, run
 from foveal.evaluate.linear_grid import Inputs
+from foveal.evaluate.linear_training import Grid, LinearSettings
+from foveal.evaluate.other_tests import open_other
 from foveal.features.extract import Model
 from foveal.features.random_views import RandomViews
 from foveal.images.imageset import ImageSet
@@ -56,7 +59,7 @@ def test_the_grid_is_trained_as_by_sgd_with_autograd(model: Model, sets: tuple[I
 
 def test_colours_are_told_apart(model: Model, sets: tuple[ImageSet, ImageSet]) -> None:
     done: list[tuple[int, int]] = []
-    found = run(model, *sets, settings=_SETTINGS, trained=lambda *step: done.append(step))
+    (found,) = run(model, *sets, settings=_SETTINGS, trained=lambda *step: done.append(step))
     names = ["top-1", "learning rate", "blocks", "mean patch token", "top-1, chosen on the other half"]
     assert [one.metric for one in found] == names
     assert (found[0].value, found[-1].value) == (100, 100)
@@ -109,3 +112,70 @@ def test_settings_that_train_nothing_are_refused() -> None:
         LinearSettings(batch_size=0)
     assert LinearSettings().protocol == "linear"
     assert LinearSettings(num_steps=100).protocol == "linear, 100 steps of 128"
+
+
+def test_further_tests_are_of_the_classifier_that_is_best_on_the_first(
+    model: Model, sets: tuple[ImageSet, ImageSet], tmp_path: Path
+) -> None:
+    train, test = sets
+    for number, name in ((2, "blue"), (0, "red")):  # one is called like the other
+        folder = tmp_path / "numbered" / str(number)
+        folder.mkdir(parents=True)
+        for path in (test.root / name).iterdir():
+            (folder / path.name).write_bytes(path.read_bytes())
+    labels = [[0], [], [0, 1]] * 3  # blue, green and red of 0.png, of 1.png and of 2.png
+    (tmp_path / "labels.json").write_text(json.dumps(labels))
+    others = [
+        open_other(f"{name}={tmp_path / source}", *sets)
+        for name, source in (("numbered", "numbered"), ("again", "labels.json"))
+    ]
+    assert others[0].classes is not None
+    assert others[0].classes.tolist() == [0, 2]
+    rows = run(model, train, test, settings=_SETTINGS, others=others)
+    assert [[(one.metric, one.value) for one in found] for found in rows[1:]] == [
+        [("top-1", 0.0)],
+        [("top-1", 50.0)],  # blue is right, green does not count, red is neither blue nor green
+    ]
+
+
+def test_a_class_that_is_not_asked_for_is_not_answered(model: Model, sets: tuple[ImageSet, ImageSet]) -> None:
+    grid = Grid(model, num_classes=3, settings=_SETTINGS)
+    for part in grid.parts.values():
+        part.weight.zero_()
+        part.bias.copy_(torch.tensor([0.0, 2.0, 1.0]))
+    every, some = (grid.answer(sets[1], batch_size=4, only=only) for only in (None, torch.tensor([0, 2])))
+    assert every.classes.unique(dim=1).squeeze(1).tolist() == [[1, 2, 0]] * 8
+    assert some.classes.unique(dim=1).squeeze(1).tolist() == [[2, 0]] * 8
+
+
+@pytest.mark.parametrize(
+    ("text", "content", "message"),
+    [
+        ("x", "", "--also x; write NAME=FOLDER or NAME=labels.json"),
+        ("x=labels.json", "{}", "holds no list; it must have one list of class numbers for each of 9 images"),
+        ("x=labels.json", "[[0]]", "holds 1 entries; it must have"),
+        (
+            "x=labels.json",
+            "[[0], [3], [], [], [], [], [], [], []]",
+            r"entry 1, is \[3\]; write a list of class numbers",
+        ),
+        ("x=labels.json", "[[], [], [], [], [], [], [], [], []]", "has no label at all"),
+        ("x=labels.json", "[[0]", "cannot be read as JSON"),
+        ("x=absent.json", "", "cannot be read as JSON"),
+        ("x=numbered", "", "has the class 3; the train set has 3, from 0"),
+    ],
+)
+def test_further_tests_that_cannot_be_used_are_named(
+    sets: tuple[ImageSet, ImageSet],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    text: str,
+    content: str,
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "labels.json").write_text(content)
+    (tmp_path / "numbered" / "3").mkdir(parents=True)
+    (tmp_path / "numbered" / "3" / "1.png").write_bytes(b"x")
+    with pytest.raises(FovealError, match=message):
+        open_other(text, *sets)

@@ -75,16 +75,16 @@ def right_measures(right: Right, *, seed: int) -> list[Measure]:
 
 
 def right_of_answers(answers: Tensor, labels: Tensor) -> dict[str, np.ndarray]:
-    """Return top-1 and, where there are 5 answers, top-5: of each image whether its label is among the first.
+    """Return top-1 and, where there are 5 answers, top-5: of each image whether a label of it is among the first.
 
     Args:
-        answers: (N, up to 5) int64, the most probable classes first.
-        labels: (N,) int64.
+        answers: (N, up to 5) integers, the most probable classes first.
+        labels: (N,) int64, or (N, W), any of which is right; what is no class, such as -1, fills up.
     """
-    right = (answers == labels[:, None]).double().numpy()
-    found = {"top-1": right[:, 0]}
-    if right.shape[1] == 5:
-        found["top-5"] = right.sum(axis=1)
+    hits = (answers[:, :, None] == labels.reshape(len(labels), 1, -1)).any(dim=2).double().numpy()
+    found = {"top-1": hits[:, 0]}
+    if hits.shape[1] == 5:
+        found["top-5"] = hits.max(axis=1)
     return found
 
 

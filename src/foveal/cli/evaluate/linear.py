@@ -9,9 +9,8 @@ from foveal.cli.evaluate.classification import (
     SplitOption,
     TestOption,
     TrainOption,
-    report_classified,
 )
-from foveal.cli.evaluate.results import OutOption, SeedOption, check_results, unfinished_work
+from foveal.cli.evaluate.results import OutOption, SeedOption, check_results, report_results, unfinished_work
 from foveal.cli.loading import EngineOption, FastOption, ModelOption, NumHeadsOption, PrecisionOption, open_model
 from foveal.cli.terminal import progress_of
 
@@ -25,6 +24,10 @@ def linear(
     split: SplitOption = None,
     num_steps: Annotated[int, typer.Option(help="Steps of SGD.", min=1)] = 12_500,
     batch_size: Annotated[int, typer.Option(help="Images a step.", min=1)] = 128,
+    also: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=SOURCE: a further test set, or JSON labels of the test images; repeatable."),
+    ] = None,
     seed: SeedOption = 0,
     out: OutOption = None,
     engine: EngineOption = "auto",
@@ -35,28 +38,35 @@ def linear(
     """Train a grid of linear classifiers on new views in every step; the best on the test images is reported."""
     from foveal.evaluate.layouts.classification import open_classification
     from foveal.evaluate.linear import LinearSettings, run
+    from foveal.evaluate.other_tests import open_other
 
     check_results(out)
     settings = LinearSettings(num_steps=num_steps, batch_size=batch_size, seed=seed)
     loaded = open_model(model, engine=engine, precision=precision, fast=fast, num_heads=num_heads)
     found = open_classification(data, train=train, test=test, split=split)
+    others = [open_other(text, found.train, found.test) for text in also or ()]
     with unfinished_work(context, model=loaded, data_hash=found.hash, out=out) as folder:
         with progress_of("training") as trained, progress_of("testing") as progress:
-            measures = run(
+            rows = run(
                 loaded,
                 found.train,
                 found.test,
                 settings=settings,
+                others=others,
                 folder=folder,
                 progress=progress,
                 trained=trained,
             )
-        report_classified(
-            context,
-            measures,
-            protocol=settings.protocol,
-            model=loaded,
-            data=found,
-            out=out,
-            title="Linear classifiers on random views",
-        )
+        title = f"Linear classifiers on random views, {len(found.train)} train images"
+        names = [(found.name, found.hash), *((one.name, one.hash) for one in others)]
+        for measures, (name, data_hash) in zip(rows, names, strict=True):
+            report_results(
+                context,
+                measures,
+                protocol=settings.protocol,
+                model=loaded,
+                data=name,
+                data_hash=data_hash,
+                out=out,
+                title=f"{title}, {name}",
+            )
