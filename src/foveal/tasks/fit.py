@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from foveal.engine.memory import freed_memory_kept
 from foveal.errors import FovealError
 from foveal.features.batches import Progress
 from foveal.features.extract import Model
@@ -78,7 +79,7 @@ def fit_head(
     first, loss = (0, nan) if state is None else restore_state(state, network, optimizer, stamp=stamp)
     update = _updates(model, card, samples, settings, network, optimizer)
     saved = time.monotonic()
-    with caught_signals() as caught:
+    with caught_signals() as caught, freed_memory_kept():
         for step in range(first, settings.steps):
             loss = update(step)
             if state is not None and (caught or time.monotonic() - saved >= settings.save_every_s):
