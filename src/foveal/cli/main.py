@@ -52,10 +52,17 @@ INTERRUPTED, TERMINATED = 130, 143  # as a shell tells of SIGINT and SIGTERM
 
 @dataclass
 class Settings:
-    """What the options before the verb say, and the whole command as it was typed."""
+    """What the options before the verb say, and the whole command as it was typed.
+
+    Attributes:
+        debug: show tracebacks.
+        command: as typed, or as it would be where one command runs others.
+        skip_finished: leave out an evaluation whose rows are there.
+    """
 
     debug: bool = False
     command: str = "foveal"
+    skip_finished: bool = False
 
 
 app = typer.Typer(

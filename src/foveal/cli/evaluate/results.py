@@ -30,6 +30,17 @@ def check_results(out: Path | None) -> None:
         check_out(out)
 
 
+def skip_finished(context: typer.Context, *, model: "Model", data_hash: str, out: Path | None) -> None:
+    """End the command where it runs as one of many, and its rows for this model and data are there already."""
+    if out is None or not context.obj.skip_finished:
+        return
+    from foveal.evaluate.report import read_rows
+
+    wanted = (context.obj.command, model.identity, data_hash)
+    if any((row.command, row.model_hash, row.data_hash) == wanted for row in read_rows(out)):
+        raise typer.Exit
+
+
 @contextmanager
 def unfinished_work(
     context: typer.Context, *, model: "Model", data_hash: str, out: Path | None
@@ -37,7 +48,9 @@ def unfinished_work(
     """Give a folder below `out` for the work of this command, so that the same command goes on after an interruption.
 
     It is named after the command, the model and the data. It is removed when the command ends well, and kept otherwise.
+    See `skip_finished` too.
     """
+    skip_finished(context, model=model, data_hash=data_hash, out=out)
     if out is None:
         yield None
         return

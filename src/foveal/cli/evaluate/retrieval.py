@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from foveal.cli.evaluate.results import BatchSizeOption, OutOption, SeedOption, check_results, report_results
+from foveal.cli.evaluate.results import (
+    BatchSizeOption,
+    OutOption,
+    SeedOption,
+    check_results,
+    report_results,
+    skip_finished,
+)
 from foveal.cli.loading import (
     EngineOption,
     FastOption,
@@ -73,6 +80,7 @@ def retrieval(
         if revisited:
             truth = open_revisited(data)
             name, data_hash = truth.name, truth.hash
+            skip_finished(context, model=loaded, data_hash=data_hash, out=out)
             title = f"{name}, {len(truth.queries)} queries, {len(truth.database)} images"
             measures = run_revisited(
                 loaded,
@@ -90,6 +98,7 @@ def retrieval(
             searching = database if queries is None else ImageSet.open(queries)
             name = Path(data).resolve().name
             data_hash = hashlib.sha256(f"{searching.hash} {database.hash}".encode()).hexdigest()
+            skip_finished(context, model=loaded, data_hash=data_hash, out=out)
             title = f"retrieval, {len(searching)} queries, {len(database)} images"
             measures = run_groups(
                 loaded,

@@ -7,7 +7,14 @@ from typing import Annotated, Literal
 import typer
 
 from foveal.cli.evaluate.classification import DataOption, SplitOption, TestOption, TrainOption
-from foveal.cli.evaluate.results import BatchSizeOption, OutOption, SeedOption, check_results, report_results
+from foveal.cli.evaluate.results import (
+    BatchSizeOption,
+    OutOption,
+    SeedOption,
+    check_results,
+    report_results,
+    skip_finished,
+)
 from foveal.cli.loading import EngineOption, FastOption, ModelOption, NumHeadsOption, PrecisionOption, open_model
 from foveal.cli.terminal import progress_of
 from foveal.errors import FovealError
@@ -60,6 +67,8 @@ def robustness(
         shown = generate(found.test, conditions, margin=margin, seed=seed)
     else:
         shown = open_corrupted(corrupted, conditions)
+    data_hash = hashlib.sha256(f"{found.hash} {shown.hash}".encode()).hexdigest()
+    skip_finished(context, model=loaded, data_hash=data_hash, out=out)
     neighbours = 20 if k is None else k
     learner = f"knn-{neighbours}" if classifier == "knn" else classifier
     with progress_of("classifying") as progress:
@@ -81,7 +90,7 @@ def robustness(
         protocol="-".join(["robustness", "generated" if shown.generated else "files", learner]),
         model=loaded,
         data=IMAGENET_C if not shown.generated and found.name == IMAGENET else found.name,
-        data_hash=hashlib.sha256(f"{found.hash} {shown.hash}".encode()).hexdigest(),
+        data_hash=data_hash,
         out=out,
         title=f"{len(conditions)} corruptions and severities, {found.sizes}",
     )
