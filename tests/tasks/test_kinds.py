@@ -45,7 +45,7 @@ def test_the_table_is_whole() -> None:
 def test_a_kind_of_another_task_is_refused() -> None:
     with pytest.raises(FovealError, match=r"no segmentation head is called 'lin\.1'; choose linear, ms, mlp, dpt"):
         find_kind("segmentation", "lin.1")
-    with pytest.raises(FovealError, match="no head is fitted for 'colour'; choose segmentation"):
+    with pytest.raises(FovealError, match="no head is fitted for 'colour'; choose classification, segmentation, depth"):
         find_kind("colour", "dpt")  # type: ignore[arg-type]
 
 

@@ -1,14 +1,14 @@
-"""`foveal head`: masks and depth from frozen features: fit a head, use it, measure it."""
+"""`foveal head`: labels, masks and depth from frozen features: fit a head, use it, measure it."""
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from foveal.cli.evaluate.results import OutOption, SeedOption, check_results, report_results
+from foveal.cli.head_classes import evaluate_classes, fit_classes, kept_state, of_classes, predict_classes, read_names
 from foveal.cli.loading import ModelOption, NumHeadsOption, open_model, parse_size
 from foveal.cli.pictures import list_pictures, read_pictures
 from foveal.cli.terminal import progress_of, typed_options, write_file
@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from foveal.tasks.head import Head
     from foveal.tasks.public_heads import DepthAnythingVersion
 
-head = typer.Typer(help="Masks and depth from frozen features: fit, predict, evaluate.", no_args_is_help=True)
+head = typer.Typer(help="Labels, masks and depth from frozen features: fit, predict, evaluate.", no_args_is_help=True)
 
 HeadOption = Annotated[Path, typer.Option("--head", help="Head folder, or file of a public head.")]
-DataOption = Annotated[str, typer.Option("--data", help="Folder of pictures with masks or depth; see docs/heads.md.")]
+DataOption = Annotated[
+    str, typer.Option("--data", help="Folder of pictures with labels, masks or depth; see docs/heads.md.")
+]
 SizeOption = Annotated[
     int | None,
     typer.Option("--size", min=1, help="Short side of the pictures, pixels.  [default: as fitted, else their own]"),
@@ -38,23 +40,33 @@ VersionOption = Annotated[
     Literal["v1", "v2"] | None,
     typer.Option("--version", help="Depth Anything: which, if the file's name does not tell."),
 ]
+NamesOption = Annotated[
+    Path | None, typer.Option("--names", help="Public classification heads: file with the name of a class a line.")
+]
 FlipOption = Annotated[bool, typer.Option("--flip", help="Average with the mirrored picture.")]
 
 
 @head.command("fit")
 def fit(
     context: typer.Context,
-    task: Annotated[Literal["segmentation", "depth"], typer.Argument(help="What the head answers.")],
+    task: Annotated[Literal["classification", "segmentation", "depth"], typer.Argument(help="What the head answers.")],
     kind: Annotated[
-        str, typer.Argument(help="segmentation: linear, ms, mlp, dpt; depth: lin.1, lin.4, dpt.", show_default=False)
+        str,
+        typer.Argument(
+            help="classification: linear, linear4, mlp, attentive; segmentation: linear, ms, mlp, dpt; "
+            "depth: lin.1, lin.4, dpt.",
+            show_default=False,
+        ),
     ],
     model: ModelOption,
     data: DataOption,
     out: Annotated[Path, typer.Option("--out", help="Head folder to write.")],
     steps: Annotated[int, typer.Option(min=1, help="Optimizer updates.")] = 2000,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Pictures a step.")] = 8,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", min=1, help="Pictures a step.  [default: 8; labels 256]")
+    ] = None,
     learning_rate: Annotated[
-        float | None, typer.Option(help="Of AdamW, the highest.  [default: masks 1e-3, depth 3e-4]")
+        float | None, typer.Option(help="Of AdamW, the highest.  [default: 1e-3; depth 3e-4]")
     ] = None,
     size: Annotated[
         int | None, typer.Option(min=1, help="Short side of the pictures, pixels.  [default: their own]")
@@ -81,7 +93,7 @@ def fit(
 
     find_kind(task, kind)
     masks = task == "segmentation"
-    _check_options(context, masks=masks)
+    _check_options(context, task)
     if crop_size is None and "--distort" in typed_options(context):
         raise FovealError("--distort has no effect on whole pictures; give a --crop-size too, or leave it out")
     check_target(out)
@@ -95,18 +107,13 @@ def fit(
         distort=distort,
         seed=seed,
     )
+    if task == "classification":
+        return fit_classes(kind, model=model, data=data, out=out, settings=settings, num_heads=num_heads)
     found = open_masks(data, ignored=ignore or (255,)) if masks else open_depths(data, unit=unit)
     loaded = open_model(model, num_heads=num_heads)
     card = head_card(loaded, task, kind, classes=found.classes, max_depth=max_depth)
-    state = out.absolute().with_name(f".{out.name}.fit.safetensors")
-    state.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with progress_of("fitting") as progress:
-            fitted = fit_head(loaded, card, found.train, settings, state=state, progress=progress)
-    except (KeyboardInterrupt, SystemExit):
-        if state.is_file():
-            typer.echo("the steps made so far are kept; run the same command again to go on", err=True)
-        raise
+    with kept_state(out) as state, progress_of("fitting") as progress:
+        fitted = fit_head(loaded, card, found.train, settings, state=state, progress=progress)
     save_head(out, fitted)
     typer.echo(f"{out}: {card.name}, fitted on {len(found.train)} pictures of {found.name}")
 
@@ -117,7 +124,9 @@ def predict(
     images: Annotated[list[str], typer.Argument(help="Image files, patterns of them, folders, lists, shards.")],
     model: ModelOption,
     folder: HeadOption,
-    out: Annotated[Path, typer.Option("--out", help="Folder of the masks (palette PNG) or depths (16-bit PNG).")],
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder of labels (CSV), masks (palette PNG) or depths (16-bit PNG).")
+    ],
     size: SizeOption = None,
     flip: FlipOption = False,
     crop_size: Annotated[
@@ -127,25 +136,33 @@ def predict(
         int | None, typer.Option(min=1, help="Pixels from window to window.  [default: 2/3 of --crop-size]")
     ] = None,
     probabilities: Annotated[
-        bool, typer.Option("--probabilities", help="Masks: also NAME.npy, (classes, height, width) float16.")
+        bool,
+        typer.Option(
+            "--probabilities",
+            help="Masks: also NAME.npy, (classes, height, width) float16. Labels: also probabilities.npy.",
+        ),
     ] = False,
     unit: UnitOption = 0.001,
     max_depth: MaxDepthOption = None,
     version: VersionOption = None,
+    names: NamesOption = None,
     num_heads: NumHeadsOption = None,
     max_images: Annotated[int, typer.Option(min=1, help="Of more, so many, evenly spread.")] = 1_000_000,
 ) -> None:
-    """Write a mask, or depth and a picture of it, for every image."""
+    """Write labels, or for every image a mask, or depth and a picture of it."""
+    from foveal.tasks.classify import ClassPredictor
     from foveal.tasks.windows import check_windows
     from foveal.tasks.written import written_answer
 
     listing = list_pictures(images, max_images=max_images)
     check_windows(crop_size, stride)
-    _check_targets([entry.name for entry in listing.entries], images, out)
-    loaded, fitted = _open(model, folder, max_depth=max_depth, version=version, num_heads=num_heads)
-    masks = fitted.card.task == "segmentation"
-    _check_options(context, masks=masks)
+    _check_folder(images, out)
+    loaded, fitted = _open(model, folder, max_depth=max_depth, version=version, names=names, num_heads=num_heads)
+    _check_options(context, fitted.card.task)
     predictor = loaded.with_head(fitted)
+    if isinstance(predictor, ClassPredictor):
+        return predict_classes(predictor, listing, out, probabilities=probabilities)
+    _check_names([entry.name for entry in listing.entries])
     out.mkdir(parents=True, exist_ok=True)
     for name, pixels in read_pictures(listing, channels=loaded.card.backbone.channels):
         target = out / Path(name).stem
@@ -177,6 +194,7 @@ def evaluate(
     ] = "none",
     max_depth: MaxDepthOption = None,
     version: VersionOption = None,
+    names: NamesOption = None,
     num_heads: NumHeadsOption = None,
     seed: SeedOption = 0,
     out: OutOption = None,
@@ -184,17 +202,20 @@ def evaluate(
     """Measure a head on the test pictures of a data set."""
     from foveal.evaluate import depth, segmentation
     from foveal.evaluate.layouts.dense import open_depths, open_masks
+    from foveal.tasks.predict import Predictor
 
     check_results(out)
-    loaded, fitted = _open(model, folder, max_depth=max_depth, version=version, num_heads=num_heads)
+    loaded, fitted = _open(model, folder, max_depth=max_depth, version=version, names=names, num_heads=num_heads)
     masks = fitted.card.task == "segmentation"
-    _check_options(context, masks=masks)
+    _check_options(context, fitted.card.task)
+    if fitted.card.task == "classification":
+        return evaluate_classes(context, loaded, fitted, folder=folder, data=data, seed=seed, out=out)
     found = open_masks(data, ignored=ignore or (255,)) if masks else open_depths(data, unit=unit)
     if masks:
-        fitted = _of_classes(fitted, found.classes, data)
+        fitted = of_classes(fitted, found.classes, data)
     elif fitted.card.settings.get("max_depth") is None:
         raise FovealError(f"the head {fitted.card.name} answers relative depth, in no unit; measure a metric one")
-    predictor = loaded.with_head(fitted)
+    predictor = Predictor(loaded, fitted)
     name = str(fitted.card.lineage.get("kind", fitted.card.architecture))
     name = name.upper() if name == "dpt" else name
     with progress_of("measuring") as progress:
@@ -227,7 +248,13 @@ def evaluate(
 
 
 def _open(
-    model: str, head: Path, *, max_depth: float | None, version: "DepthAnythingVersion | None", num_heads: int | None
+    model: str,
+    head: Path,
+    *,
+    max_depth: float | None,
+    version: "DepthAnythingVersion | None",
+    names: Path | None,
+    num_heads: int | None,
 ) -> "tuple[Model, Head]":
     """Open a model and the head of a folder or file; what is no head is refused before the model is read."""
     from foveal.tasks.head import load_head
@@ -235,31 +262,22 @@ def _open(
 
     if not head.is_file():
         load_head(head)
+    classes = None if names is None else read_names(names)
     loaded = open_model(model, num_heads=num_heads)
-    return loaded, open_head(head, loaded, max_depth=max_depth, version=version)
+    return loaded, open_head(head, loaded, max_depth=max_depth, version=version, classes=classes)
 
 
-def _of_classes(fitted: "Head", classes: Sequence[str], data: str) -> "Head":
-    """Return a head of the classes of a data set; the file of a public head has their number alone."""
-    known = fitted.card.classes
-    if not known and fitted.card.settings.get("num_classes") == len(classes):
-        return replace(fitted, card=fitted.card.model_copy(update={"classes": list(classes)}))
-    if list(classes) != known:
-        count = len(known) or fitted.card.settings.get("num_classes")
-        raise FovealError(
-            f"the head knows {count} classes, {', '.join(known[:3]) or 'not named'}, ...; {data} has {len(classes)}, "
-            f"{', '.join(classes[:3])}, ...; measure it on data of the same classes"
-        )
-    return fitted
-
-
-def _check_targets(names: Sequence[str], sources: Sequence[str], out: Path) -> None:
-    """Refuse a folder where answers would replace the pictures or each other."""
+def _check_folder(sources: Sequence[str], out: Path) -> None:
+    """Refuse a folder where answers would replace the pictures."""
     if out.exists() and not out.is_dir():
         raise FovealError(f"--out {out} is a file; give a folder")
     for source in map(Path, sources):
         if out.resolve() == (source if source.is_dir() else source.parent).resolve():
             raise FovealError(f"--out {out} is where the pictures are, which would be replaced; give another folder")
+
+
+def _check_names(names: Sequence[str]) -> None:
+    """Refuse pictures whose answers would replace each other."""
     twice = [stem for stem, count in Counter(Path(name).stem for name in names).items() if count > 1]
     if twice:
         raise FovealError(
@@ -268,8 +286,16 @@ def _check_targets(names: Sequence[str], sources: Sequence[str], out: Path) -> N
         )
 
 
-def _check_options(context: typer.Context, *, masks: bool) -> None:
-    """Refuse options of the other task."""
-    others = ("--unit", "--max-depth", "--crop", "--version") if masks else ("--ignore", "--probabilities")
-    if wrong := [option for option in typed_options(context) if option in others]:
-        raise FovealError(f"{wrong[0]} has no effect on {'masks' if masks else 'depth'}; leave it out")
+_DENSE = ("--size", "--crop-size", "--stride", "--distort", "--no-distort", "--flip")
+_WITHOUT_EFFECT = {
+    "classification": (*_DENSE, "--ignore", "--unit", "--max-depth", "--crop", "--version"),
+    "segmentation": ("--unit", "--max-depth", "--crop", "--version", "--names"),
+    "depth": ("--ignore", "--probabilities", "--names"),
+}
+
+
+def _check_options(context: typer.Context, task: str) -> None:
+    """Refuse options of the other tasks."""
+    if wrong := [option for option in typed_options(context) if option in _WITHOUT_EFFECT[task]]:
+        answer = {"classification": "labels", "segmentation": "masks"}.get(task, task)
+        raise FovealError(f"{wrong[0]} has no effect on {answer}; leave it out")

@@ -27,6 +27,7 @@ _SETS = (".txt", ".tar", ".parquet")
 
 class _Entry(NamedTuple):
     name: str
+    uri: str
     read: "Callable[..., np.ndarray]"  # takes channels
     named: bool  # by the user, so that it must be readable
 
@@ -87,7 +88,13 @@ def list_pictures(sources: Sequence[str], *, max_images: int) -> Listing:
 
 
 def read_pictures(listing: Listing, *, channels: int) -> "Iterator[tuple[str, np.ndarray]]":
-    """Read listed images one at a time, name and pixels, in the channels of a model.
+    """Read listed images one at a time, name and pixels, in the channels of a model; see `read_entries`."""
+    for entry, pixels in read_entries(listing, channels=channels):
+        yield entry.name, pixels
+
+
+def read_entries(listing: Listing, *, channels: int) -> "Iterator[tuple[_Entry, np.ndarray]]":
+    """Read listed images one at a time, in the channels of a model.
 
     Raises:
         FovealError: an image that was named and cannot be read, or none of a set; other bad images of sets are skipped
@@ -96,15 +103,15 @@ def read_pictures(listing: Listing, *, channels: int) -> "Iterator[tuple[str, np
     entries, where = listing
     num_good = 0
     with progress_of("images") as progress:
-        for number, (name, read, named) in enumerate(entries):
+        for number, entry in enumerate(entries):
             try:
-                pixels = read(channels=channels)
+                pixels = entry.read(channels=channels)
             except BadImageError as error:
-                if named:
+                if entry.named:
                     raise
                 logger.warning("skipped: %s", error)
                 continue
-            yield name, pixels
+            yield entry, pixels
             num_good += 1
             progress(number + 1, len(entries))
     if not num_good:
@@ -117,15 +124,14 @@ def _entries(source: str) -> list[_Entry]:
 
     path = Path(source)
     if path.is_file() and path.suffix.lower() not in _SETS:
-        return [_Entry(path.name, partial(read_picture, path), named=True)]
+        return [_Entry(path.name, source, partial(read_picture, path), named=True)]
     if not path.exists():
         found = sorted(Path(name) for name in glob.glob(source, recursive=True))
         files = [file for file in found if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()]
         if files:
-            return [_Entry(file.name, partial(read_picture, file), named=False) for file in files]
+            return [_Entry(file.name, str(file), partial(read_picture, file), named=False) for file in files]
         if not re.search(r"[*?{\[]", source):
             raise FovealError(f"{source} does not exist; give {SOURCES}")
     images = ImageSet.open(source)
-    return [
-        _Entry(Path(images.uri(index)).name, partial(images.decode, index), named=False) for index in range(len(images))
-    ]
+    uris = images.rows.column("uri").to_pylist()
+    return [_Entry(Path(uri).name, uri, partial(images.decode, index), named=False) for index, uri in enumerate(uris)]

@@ -3,13 +3,8 @@
 Everything drawn is a function of (seed, step). Shapes: B images, H W pixels.
 """
 
-import json
-import signal
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from hashlib import sha256
-from math import inf, nan
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,20 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from foveal.engine.memory import freed_memory_kept
 from foveal.errors import FovealError
 from foveal.features.batches import Progress
 from foveal.features.extract import Model
 from foveal.images.preprocess import normalise
-from foveal.signals import caught_signals
 from foveal.tasks.crops import random_crop, sized
 from foveal.tasks.dense import Level, batch_of, levels_of, resized
 from foveal.tasks.depth import WARM_UP_STEPS, gradient_loss, sig_loss
-from foveal.tasks.fit_state import restore_state, save_state
-from foveal.tasks.head import Head, HeadCard, build_network
-from foveal.tasks.protocols import FitSettings, learning_rate_at
+from foveal.tasks.head import Head, HeadCard
+from foveal.tasks.protocols import FitSettings
 from foveal.tasks.samples import DenseSet
 from foveal.tasks.segment import segmentation_loss
+from foveal.tasks.steps import LossAt, run_steps
 
 MAX_CACHE_BYTES = 4_000_000_000
 
@@ -69,61 +62,21 @@ def fit_head(
         FovealError: a state of other settings, or more features than fit into memory.
         BadImageError: a picture or a target that cannot be used.
     """
-    with torch.random.fork_rng():
-        torch.manual_seed(settings.seed)
-        network = build_network(card).train()
-    optimizer = torch.optim.AdamW(
-        network.parameters(), lr=1.0, betas=(0.9, settings.beta2), weight_decay=settings.weight_decay
-    )
-    stamp = _stamp(model, card, samples, settings)
-    first, loss = (0, nan) if state is None else restore_state(state, network, optimizer, stamp=stamp)
-    update = _updates(model, card, samples, settings, network, optimizer)
-    saved = time.monotonic()
-    with caught_signals() as caught, freed_memory_kept():
-        for step in range(first, settings.steps):
-            loss = update(step)
-            if state is not None and (caught or time.monotonic() - saved >= settings.save_every_s):
-                save_state(state, network, optimizer, step=step + 1, loss=loss, stamp=stamp)
-                saved = time.monotonic()
-            if caught:
-                break
-            if progress:
-                progress(step + 1, settings.steps)
-    if caught:
-        signal.raise_signal(caught[0])  # to whoever handles it outside
-        raise KeyboardInterrupt  # where nobody does
-    if state is not None:
-        state.unlink(missing_ok=True)
-    lineage = {"fit": asdict(settings), "data": samples.hash, "num_images": len(samples), "last_loss": loss}
-    return Head(network.eval(), card.model_copy(update={"lineage": {**card.lineage, **lineage}}))
 
+    def losses() -> LossAt:
+        batch_at = (_cached if settings.crop_size is None else _cropped)(model, card, samples, settings)
+        loss = loss_of(card, warm_up=min(WARM_UP_STEPS, settings.steps // 10))
 
-def _updates(
-    model: Model,
-    card: HeadCard,
-    samples: DenseSet,
-    settings: FitSettings,
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-) -> Callable[[int], float]:
-    """Return a function that makes the update of a step and returns its loss."""
-    batch_at = (_cached if settings.crop_size is None else _cropped)(model, card, samples, settings)
-    loss = loss_of(card, warm_up=min(WARM_UP_STEPS, settings.steps // 10))
-    limit = inf if settings.clip is None else settings.clip
+        def loss_at(network: nn.Module, step: int) -> Tensor:
+            batch = batch_at(step)
+            found = seen(network(batch.levels), batch.window, patch_size=model.card.backbone.patch_size)
+            return loss(found, batch.targets, step)
 
-    def update(step: int) -> float:
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate_at(step, settings)
-        batch = batch_at(step)
-        found = seen(network(batch.levels), batch.window, patch_size=model.card.backbone.patch_size)
-        value = loss(found, batch.targets, step)
-        optimizer.zero_grad()
-        value.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), limit, error_if_nonfinite=True)
-        optimizer.step()
-        return value.item()
+        return loss_at
 
-    return update
+    network, last = run_steps(model, card, samples.hash, settings, losses, state=state, progress=progress)
+    lineage = {"fit": asdict(settings), "data": samples.hash, "num_images": len(samples), "last_loss": last}
+    return Head(network, card.model_copy(update={"lineage": {**card.lineage, **lineage}}))
 
 
 def loss_of(card: HeadCard, *, warm_up: int) -> Callable[[Tensor, Tensor, int], Tensor]:
@@ -200,10 +153,3 @@ def _encoded(model: Model, card: HeadCard, pixels: Sequence[np.ndarray], targets
         model.engine, images, layers=card.layers, norm=card.norm, patch_size=model.card.backbone.patch_size
     )
     return Batch([Level(*(part.cpu() for part in level)) for level in levels], window, batch_of(targets))
-
-
-def _stamp(model: Model, card: HeadCard, samples: DenseSet, settings: FitSettings) -> str:
-    """Return a hash of everything that decides the numbers."""
-    numbers = {name: value for name, value in asdict(settings).items() if name != "save_every_s"}
-    what = [model.identity, card.model_dump_json(), samples.hash, json.dumps(numbers)]
-    return sha256("\n".join(what).encode()).hexdigest()

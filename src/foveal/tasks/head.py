@@ -16,6 +16,7 @@ from foveal.backbone.licence import UNKNOWN, Licence
 from foveal.backbone.weights import check_tensors, load_tensors
 from foveal.errors import FovealError, WeightsError
 from foveal.files import publish, sha256_of
+from foveal.tasks.classify import AttentiveClassifier, ClassPredictor, LinearClassifier, MlpClassifier
 from foveal.tasks.depth import DptDepth, LinearDepth
 from foveal.tasks.segment import DptSegmenter, LinearSegmenter, MlpSegmenter
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 CARD, WEIGHTS = "head.json", "head.safetensors"
 
-Task = Literal["segmentation", "depth"]
+Task = Literal["classification", "segmentation", "depth"]
 
 
 class HeadCard(BaseModel):
@@ -34,7 +35,7 @@ class HeadCard(BaseModel):
     Attributes:
         name: of the head.
         task: what it answers.
-        architecture: "linear", "mlp" or "dpt".
+        architecture: "linear", "mlp", "attentive" or "dpt".
         settings: arguments of that architecture.
         layers: the blocks that it reads, numbered from 0.
         norm: whether it reads them after the final norm.
@@ -43,7 +44,7 @@ class HeadCard(BaseModel):
         backbone_name: for messages.
         width: D of the backbone.
         depth: blocks of the backbone.
-        classes: names by number, for segmentation.
+        classes: names by number, for classification and segmentation.
         licence: of the backbone, which the head inherits.
         lineage: how it was made.
         sha256: of the weights.
@@ -75,14 +76,17 @@ class Head:
     network: nn.Module
     card: HeadCard
 
-    def attach(self, model: "Model") -> "Predictor":
+    def attach(self, model: "Model") -> "Predictor | ClassPredictor":
         """Return what predicts with this head on a model; WeightsError where it belongs to another."""
         from foveal.tasks.predict import Predictor
 
-        return Predictor(model, self)
+        return (ClassPredictor if self.card.task == "classification" else Predictor)(model, self)
 
 
 _NETWORKS: dict[tuple[str, str], Callable[..., nn.Module]] = {
+    ("classification", "linear"): LinearClassifier,
+    ("classification", "mlp"): MlpClassifier,
+    ("classification", "attentive"): AttentiveClassifier,
     ("segmentation", "linear"): LinearSegmenter,
     ("segmentation", "mlp"): MlpSegmenter,
     ("segmentation", "dpt"): DptSegmenter,

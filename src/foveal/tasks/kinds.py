@@ -1,4 +1,4 @@
-"""The dense heads that can be fitted: by task, under the names by which they are published."""
+"""The heads that can be fitted: by task, under the names by which they are published."""
 
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
@@ -26,6 +26,12 @@ class Kind(NamedTuple):
 
 
 KINDS: dict[Task, dict[str, Kind]] = {
+    "classification": {
+        "linear": Kind("linear", "last", norm=True),
+        "linear4": Kind("linear", "last_four", norm=True),
+        "mlp": Kind("mlp", "last", norm=True),
+        "attentive": Kind("attentive", "last", norm=True),
+    },
     "segmentation": {
         "linear": Kind("linear", "last", norm=True),
         "ms": Kind("linear", "last_four", norm=True),
@@ -43,7 +49,7 @@ KINDS: dict[Task, dict[str, Kind]] = {
 def find_kind(task: Task, name: str) -> Kind:
     """Return a kind of head by its name; FovealError names those of the task."""
     if task not in KINDS:
-        raise FovealError(f"no head is fitted for '{task}'; choose {' or '.join(KINDS)}")
+        raise FovealError(f"no head is fitted for '{task}'; choose {', '.join(KINDS)}")
     if name not in KINDS[task]:
         raise FovealError(f"no {task} head is called '{name}'; choose {', '.join(KINDS[task])}")
     return KINDS[task][name]
@@ -64,7 +70,7 @@ def head_card(
         model: the backbone.
         task: what the head answers.
         name: of the kind, a key of `KINDS[task]`.
-        classes: names, for masks.
+        classes: names, for labels and masks.
         min_depth: of the range, metres.
         max_depth: of the range, metres.
 
@@ -74,7 +80,9 @@ def head_card(
     kind, backbone = find_kind(task, name), model.card.backbone
     layers = _layers(kind.blocks, backbone.depth)
     settings: dict[str, Any] = {"num_levels": len(layers)} if kind.architecture == "linear" else {}
-    if task == "segmentation":
+    if kind.architecture == "attentive":
+        settings["num_heads"] = backbone.num_heads
+    if task != "depth":
         settings["num_classes"] = len(classes)
     else:
         settings |= {"min_depth": min_depth, "max_depth": max_depth}

@@ -1,4 +1,4 @@
-"""How dense heads are fitted: the settings, and their published values for masks and for depth."""
+"""How heads are fitted: the settings, and their values for labels, masks and depth; for the last two as published."""
 
 import math
 from dataclasses import dataclass, replace
@@ -71,6 +71,7 @@ class FitSettings:
 
 
 PROTOCOLS: dict[Task, FitSettings] = {
+    "classification": FitSettings(batch_size=256, weight_decay=0.01, schedule="one_cycle", warm_up=0.05),
     # arXiv 2304.07193, section 7.4: 40,000 steps of 16 crops of 512 pixels.
     "segmentation": FitSettings(),
     # Of NYU depth in the same section, as its successor's code states it: 38,400 steps of 16 crops of 416 x 544 pixels.

@@ -1,11 +1,11 @@
-"""Public dense heads, opened key by key: official DINOv2 depth and segmentation heads, and Depth Anything.
+"""Public heads, opened key by key: official DINOv2 classification, depth and segmentation heads, and Depth Anything.
 
 What a file is shows in its tensors. What no tensor shows (the range of depths, the version of Depth Anything) is read
 from the published file name, or has to be given.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from foveal.features.extract import Model
 from foveal.tasks.dense import quarter_layers
 from foveal.tasks.head import Head, HeadCard, Task, build_network, load_head
 
+_LINEAR = {"weight", "bias"}
 _MIN_DEPTH = 0.001
 _RANGES = {"nyu": 10.0, "kitti": 80.0}
 _DEPTH_ANYTHING_SIZE = 518  # the short side at which its authors' code shows it pictures
@@ -32,11 +33,13 @@ def open_public_head(
     *,
     max_depth: float | None = None,
     version: DepthAnythingVersion | None = None,
+    classes: Sequence[str] | None = None,
 ) -> Head:
     """Open a public head for the backbone that it belongs to.
 
     | file | what opens |
     |---|---|
+    | `dinov2_*_{linear,linear4}_head.pth` | linear classification on the last one or four blocks, normed |
     | `dinov2_*_{nyu,kitti}_{linear,linear4}_head.pth` | linear depth on the last or four blocks, not normed |
     | `dinov2_*_{nyu,kitti}_dpt_head.pth` | DPT depth on four blocks, not normed |
     | `dinov2_*_{ade20k,voc2012}_{linear,ms}_head.pth` | linear segmentation on the last one or four blocks, normed |
@@ -51,12 +54,17 @@ def open_public_head(
             KITTI 80 (the public hub code uses 80 for the linear heads of both, which is not how they were trained).
             For Depth Anything None is relative depth, unless the name is that of a metric checkpoint.
         version: of Depth Anything; None reads it from the published file name.
+        classes: of classification: the names, which the files do not hold; None leaves them without.
 
     Raises:
         WeightsError: no such head, or it does not fit the backbone; the message names the tensors.
     """
     path = Path(path)
     tensors = {_short(name): tensor for name, tensor in read_container(path).tensors.items()}
+    if classes is not None and set(tensors) != _LINEAR:
+        raise WeightsError(f"{path} is no classification head; leave the names of classes out")
+    if set(tensors) == _LINEAR:
+        return _classification(tensors, model, path, classes)
     if head := _below("depth_head.", tensors):
         return _depth_anything(head, model, path, max_depth, version)
     head = _below("decode_head.", tensors)
@@ -70,7 +78,8 @@ def open_public_head(
         return _dpt_depth(head, model, path, max_depth)
     seen = ", ".join(sorted(tensors)[:4]) or "no tensor"
     raise WeightsError(
-        f"{path} holds {seen}; public heads hold decode_head.conv_seg, decode_head.conv_depth or depth_head"
+        f"{path} holds {seen}; public heads hold weight and bias, decode_head.conv_seg, decode_head.conv_depth or "
+        "depth_head"
     )
 
 
@@ -80,17 +89,39 @@ def open_head(
     *,
     max_depth: float | None = None,
     version: DepthAnythingVersion | None = None,
+    classes: Sequence[str] | None = None,
 ) -> Head:
     """Open a head folder, or the file of a public head; see `load_head` and `open_public_head`.
 
     Raises:
-        WeightsError: neither opens, or `max_depth` or `version` is given for a head folder, whose card says both.
+        WeightsError: neither opens, or what a card says is given for a head folder.
     """
     if Path(path).is_file():
-        return open_public_head(path, model, max_depth=max_depth, version=version)
-    if max_depth is not None or version is not None:
-        raise WeightsError(f"max_depth and version are for files of public heads; leave them out for {path}")
+        return open_public_head(path, model, max_depth=max_depth, version=version, classes=classes)
+    if max_depth is not None or version is not None or classes is not None:
+        raise WeightsError(
+            f"max_depth, version and names of classes are for files of public heads; leave them out for {path}"
+        )
     return load_head(path)
+
+
+def _classification(head: dict[str, Tensor], model: Model, path: Path, classes: Sequence[str] | None) -> Head:
+    num_classes, num_inputs = head["weight"].shape
+    width, depth = model.card.backbone.width, model.card.backbone.depth
+    if num_inputs not in (2 * width, 5 * width):
+        raise WeightsError(
+            f"{path} reads {num_inputs} numbers, and heads of this backbone read {2 * width} or, of four blocks, "
+            f"{5 * width}; load the backbone that the head belongs to"
+        )
+    if classes is not None and len(classes) != num_classes:
+        raise WeightsError(
+            f"{path} tells {num_classes} classes apart, and {len(classes)} names are given; give as many"
+        )
+    num_levels = num_inputs // width - 1
+    settings = {"num_levels": num_levels, "num_classes": num_classes}
+    layers = list(range(depth - num_levels, depth))
+    found = _head("classification", "linear", settings, head, model, path, layers=layers, norm=True)
+    return Head(found.network, found.card.model_copy(update={"classes": list(classes or ())}))
 
 
 def _segmentation(head: dict[str, Tensor], model: Model, path: Path) -> Head:

@@ -50,6 +50,7 @@ def depth(
     from foveal.evaluate.depth import run
     from foveal.evaluate.layouts.dense import open_depths
     from foveal.tasks.kinds import head_card
+    from foveal.tasks.predict import Predictor
 
     check_results(out)
     check_head_out(head_out)
@@ -65,7 +66,7 @@ def depth(
         head = fitted_head(loaded, card, found, protocol.fit, folder=folder, head_out=head_out)
         with progress_of("measuring") as progress:
             measures = run(
-                loaded.with_head(head),
+                Predictor(loaded, head),
                 found.test,
                 min_depth=protocol.min_depth,
                 max_depth=protocol.max_depth,

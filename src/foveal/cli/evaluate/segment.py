@@ -47,6 +47,7 @@ def segment(
     from foveal.evaluate.layouts.dense import open_masks
     from foveal.evaluate.segmentation import run
     from foveal.tasks.kinds import head_card
+    from foveal.tasks.predict import Predictor
 
     check_results(out)
     check_head_out(head_out)
@@ -65,7 +66,7 @@ def segment(
         name = "DPT" if kind == "dpt" else kind
         with progress_of("measuring") as progress:
             measured = run(
-                loaded.with_head(head),
+                Predictor(loaded, head),
                 found.test,
                 name=name,
                 size=protocol.fit.size,

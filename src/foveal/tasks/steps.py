@@ -1,0 +1,102 @@
+"""The steps of a fit, whatever the head: where they begin, when their state is kept, how they end."""
+
+import json
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from hashlib import sha256
+from math import inf, nan
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from foveal.engine.memory import freed_memory_kept
+from foveal.features.batches import Progress
+from foveal.features.extract import Model
+from foveal.signals import caught_signals
+from foveal.tasks.fit_state import restore_state, save_state
+from foveal.tasks.head import HeadCard, build_network
+from foveal.tasks.protocols import FitSettings, learning_rate_at
+
+LossAt = Callable[[nn.Module, int], Tensor]
+
+
+def run_steps(
+    model: Model,
+    card: HeadCard,
+    data_hash: str,
+    settings: FitSettings,
+    losses: Callable[[], LossAt],
+    *,
+    state: Path | None = None,
+    progress: Progress | None = None,
+) -> tuple[nn.Module, float]:
+    """Fit the network that a card describes, and return it with its last loss.
+
+    A state is saved every `settings.save_every_s` seconds, and when Ctrl-C or SIGTERM asks for the end: after the step
+    that was begun.
+
+    Args:
+        model: the frozen backbone.
+        card: of the head.
+        data_hash: of the samples.
+        settings: see there.
+        losses: called once, after the state was read and before the first step, for the long work that they need; gives
+            a function of (network, step) that returns the loss, a function of both alone.
+        state: file from which an interrupted fit goes on, and into which it is saved; removed at the end.
+        progress: called with (steps done, steps in all).
+
+    Raises:
+        FovealError: a state of other settings.
+        WeightsError: a damaged state.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(settings.seed)
+        network = build_network(card).train()
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=1.0, betas=(0.9, settings.beta2), weight_decay=settings.weight_decay
+    )
+    stamp = _stamp(model, card, data_hash, settings)
+    first, loss = (0, nan) if state is None else restore_state(state, network, optimizer, stamp=stamp)
+    loss_at = losses()
+    saved = time.monotonic()
+    with caught_signals() as caught, freed_memory_kept():
+        for step in range(first, settings.steps):
+            loss = _update(network, optimizer, loss_at, step, settings)
+            if state is not None and (caught or time.monotonic() - saved >= settings.save_every_s):
+                save_state(state, network, optimizer, step=step + 1, loss=loss, stamp=stamp)
+                saved = time.monotonic()
+            if caught:
+                break
+            if progress:
+                progress(step + 1, settings.steps)
+    if caught:
+        signal.raise_signal(caught[0])  # to whoever handles it outside
+        raise KeyboardInterrupt  # where nobody does
+    if state is not None:
+        state.unlink(missing_ok=True)
+    return network.eval(), loss
+
+
+def _update(
+    network: nn.Module, optimizer: torch.optim.Optimizer, loss_at: LossAt, step: int, settings: FitSettings
+) -> float:
+    """Make the update of a step and return its loss."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate_at(step, settings)
+    loss = loss_at(network, step)
+    optimizer.zero_grad()
+    loss.backward()
+    limit = inf if settings.clip is None else settings.clip
+    torch.nn.utils.clip_grad_norm_(network.parameters(), limit, error_if_nonfinite=True)
+    optimizer.step()
+    return loss.item()
+
+
+def _stamp(model: Model, card: HeadCard, data_hash: str, settings: FitSettings) -> str:
+    """Return a hash of everything that decides the numbers."""
+    numbers = {name: value for name, value in asdict(settings).items() if name != "save_every_s"}
+    what = [model.identity, card.model_dump_json(), data_hash, json.dumps(numbers)]
+    return sha256("\n".join(what).encode()).hexdigest()
