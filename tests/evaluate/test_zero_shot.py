@@ -80,3 +80,14 @@ def test_command_line(colours: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert right == pytest.approx(round(right), abs=1e-6)
     assert main([*command, "--template=photo"]) == 2
     assert "has no {}" in capsys.readouterr().err
+
+
+def test_files_of_the_text_tower_are_asked_for_before_anything_is_opened(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "head.pth").touch()
+    command = ["evaluate", "zero-shot", "--data", str(tmp_path / "none")]
+    assert main([*command, "--model", "dinov2_vitl14_reg", "--vision-head", str(tmp_path / "head.pth")]) == 2
+    assert "no text tower; give dino.txt's files (--text-encoder, --vocabulary missing)" in capsys.readouterr().err
+    assert main([*command, "--model", "open_clip:ViT-B-32/openai", "--vision-head", str(tmp_path / "head.pth")]) == 2
+    assert "--vision-head has no effect: open_clip:ViT-B-32/openai has a text tower" in capsys.readouterr().err

@@ -23,7 +23,7 @@ from foveal.backbone.vit import Tokens, layer_numbers
 from foveal.backbone.weights import weights_file
 from foveal.engine.base import Precision
 from foveal.engine.identity import identity_of
-from foveal.engine.open_clip_tower import open_clip_tower
+from foveal.engine.open_clip_tower import OpenClip, open_clip_pair, open_clip_tower
 from foveal.engine.timm_tower import timm_tower
 from foveal.engine.tower import RANDOM, Tower
 from foveal.engine.transformers_tower import transformers_tower
@@ -106,6 +106,12 @@ def check_prefix(source: object) -> None:
     )
 
 
+def check_foreign_options(source: object, *, engine: str, fast: bool, num_heads: int | None) -> None:
+    """Refuse what a model of another library has no choice of."""
+    if engine == "openvino" or fast or num_heads is not None:
+        raise FovealError(f"{source} runs as its own library runs it; leave engine, fast and num_heads out")
+
+
 def load_foreign(
     source: str, *, precision: Precision = "fp32", device: str | torch.device = "cpu"
 ) -> tuple[ForeignEngine, Card]:
@@ -120,29 +126,21 @@ def load_foreign(
         FovealError: the library is missing or does not fit torch, the name is unknown to it, its weights are not to be
             had, or the architecture has no patch tokens; the message says which and what to do.
     """
-    tower = open_tower(source)
-    config, weights = tower.config, source.partition("#")[2]
-    engine = ForeignEngine(tower, precision=precision, device=device)
-    card = Card(
-        name=source,
-        backbone=config,
-        mean=tower.mean,
-        std=tower.std,
-        crop_size=tower.crop_size,
-        resize_size=max(tower.resize_size, tower.crop_size),
-        licence={"": tower.licence, RANDOM: OWN}.get(weights, UNKNOWN),
-        lineage={"library": tower.library, "weights": weights or "pretrained"},
-        sha256={"state_dict": engine.identity},
-    )
-    return engine, card
+    return _engine_and_card(open_tower(source), source, precision, device)
+
+
+def load_open_clip(
+    source: str, *, precision: Precision = "fp32", device: str | torch.device = "cpu"
+) -> tuple[ForeignEngine, Card, OpenClip]:
+    """Return what `load_foreign` does for "open_clip:NAME/PRETRAINED", and both towers, which share the image tower."""
+    _, name, weights = _parts(source)
+    pair = open_clip_pair(source, name, weights, precision=precision, device=device)
+    return *_engine_and_card(pair.tower, source, precision, device), pair
 
 
 def open_tower(source: str, *, seed: int = 0) -> Tower:
     """Return an image tower of another library as it makes it; see `load_foreign`. `seed` is of "#random" weights."""
-    library, _, rest = source.partition(":")
-    name, _, weights = rest.partition("#")
-    if not name:
-        raise FovealError(f"{source} names no model; give e.g. timm:vit_small_patch14_dinov2")
+    library, name, weights = _parts(source)
     make = {"timm": timm_tower, "hf": transformers_tower, "open_clip": open_clip_tower}[library]
     return make(source, name, weights, seed)
 
@@ -159,6 +157,34 @@ def load_foreign_folder(
     card = read_card(Path(folder))
     tower = open_tower(f"{card.backbone.variant.partition('#')[0]}#{weights_file(folder)}")
     return ForeignEngine(tower, precision=precision, device=device), card
+
+
+def _parts(source: str) -> tuple[str, str, str]:
+    """Return the library, the name and the weights of a source."""
+    library, _, rest = source.partition(":")
+    name, _, weights = rest.partition("#")
+    if not name:
+        raise FovealError(f"{source} names no model; give e.g. timm:vit_small_patch14_dinov2")
+    return library, name, weights
+
+
+def _engine_and_card(
+    tower: Tower, source: str, precision: Precision, device: str | torch.device
+) -> tuple[ForeignEngine, Card]:
+    config, weights = tower.config, source.partition("#")[2]
+    engine = ForeignEngine(tower, precision=precision, device=device)
+    card = Card(
+        name=source,
+        backbone=config,
+        mean=tower.mean,
+        std=tower.std,
+        crop_size=tower.crop_size,
+        resize_size=max(tower.resize_size, tower.crop_size),
+        licence={"": tower.licence, RANDOM: OWN}.get(weights, UNKNOWN),
+        lineage={"library": tower.library, "weights": weights or "pretrained"},
+        sha256={"state_dict": engine.identity},
+    )
+    return engine, card
 
 
 def _tokens(prefix: Tensor | None, patches: Tensor) -> Tokens:

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from foveal.backbone.vit import Tokens
+from foveal.engine.open_clip_tower import OpenClip
 from foveal.errors import FovealError, ImageSetError
 from foveal.evaluate.results import Measure, measured_mean
-from foveal.features.batches import Progress
+from foveal.features.batches import Progress, prepared_batches
 from foveal.features.dinotxt import DinoText
 from foveal.features.extract import Model
 from foveal.features.tokens import Token
@@ -106,6 +107,16 @@ def vectors_of_dinotxt(
         patches = found["patches"].flatten(1, 2)
         registers = found["registers"] if has_registers else patches[:, :0]
         yield indices, towers.encode_tokens(Tokens(found["cls"], registers, patches))
+
+
+def vectors_of_open_clip(
+    model: Model, towers: OpenClip, images: ImageSet, *, batch_size: int = 32, progress: Progress | None = None
+) -> ImageVectors:
+    """Yield the vectors of a set by a model of open_clip, whose images are cropped or, for SigLIP, made square."""
+    side = model.card.crop_size
+    preprocess = model.preprocessing(size=(side, side), fit="resize") if towers.squashes else model.preprocessing()
+    for indices, arrays in prepared_batches(images, preprocess, batch_size=batch_size, progress=progress):
+        yield indices, towers.encode_images(torch.from_numpy(np.stack(arrays)))
 
 
 def _called(classes: Sequence[str], names: dict[str, str] | None) -> list[str]:

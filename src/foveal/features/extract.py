@@ -21,7 +21,16 @@ from foveal.backbone.source import open_backbone
 from foveal.engine.auto import NUM_IMAGES
 from foveal.engine.base import Engine, Precision
 from foveal.engine.choose import EngineName, check_options, open_engine
-from foveal.engine.foreign import check_prefix, holds_foreign, is_foreign, load_foreign, load_foreign_folder
+from foveal.engine.foreign import (
+    check_foreign_options,
+    check_prefix,
+    holds_foreign,
+    is_foreign,
+    load_foreign,
+    load_foreign_folder,
+    load_open_clip,
+)
+from foveal.engine.open_clip_tower import OpenClip
 from foveal.errors import BadImageError, FovealError, ImageSetError
 from foveal.features.batches import Progress, prepared_batches
 from foveal.features.preprocessing import preprocessing_of
@@ -304,8 +313,7 @@ def load(
     where = check_options(engine=engine, precision=precision, fast=fast, device=device)
     origin = {"model": os.path.abspath(model) if os.path.exists(model) else str(model), "num_heads": num_heads}
     if is_foreign(model) or holds_foreign(model):
-        if engine == "openvino" or fast or num_heads is not None:
-            raise FovealError(f"{model} runs as its own library runs it; leave engine, fast and num_heads out")
+        check_foreign_options(model, engine=engine, fast=fast, num_heads=num_heads)
         open_it = load_foreign if is_foreign(model) else load_foreign_folder
         found = open_it(str(model), precision=precision or "fp32", device=where)
         return Model(*found, origin=origin)
@@ -320,6 +328,22 @@ def load(
         image_size=card.crop_size,
     )
     return Model(chosen, card, origin=origin)
+
+
+def load_pair(
+    model: str,
+    *,
+    engine: EngineName = "auto",
+    precision: Precision | None = None,
+    fast: bool = False,
+    device: str | None = None,
+    num_heads: int | None = None,
+) -> tuple[Model, OpenClip]:
+    """Load "open_clip:NAME/PRETRAINED" with its text tower; arguments and errors as of `load`."""
+    where = check_options(engine=engine, precision=precision, fast=fast, device=device)
+    check_foreign_options(model, engine=engine, fast=fast, num_heads=num_heads)
+    encoder, card, pair = load_open_clip(model, precision=precision or "fp32", device=where)
+    return Model(encoder, card, origin={"model": model, "num_heads": None}), pair
 
 
 def batches_of(arrays: Sequence[np.ndarray]) -> Iterator[Tensor]:
