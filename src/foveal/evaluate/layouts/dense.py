@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from foveal.errors import ImageSetError
+from foveal.evaluate.layouts.coco import Part, find_coco
 from foveal.features.batches import Progress
 from foveal.images.sources import IMAGE_SUFFIXES
 from foveal.tasks.samples import DenseSet, Depths, Masks, Pair, check_files, read_ids
@@ -114,6 +115,7 @@ def open_masks(data: str | Path, *, ignored: Iterable[int] = (255,)) -> DenseDat
     | Pascal VOC 2012 | JPEGImages, SegmentationClass, ImageSets/Segmentation/{train,val}.txt |
     | ADE20K (scene parsing) | images and annotations, each with training and validation; objectInfo150.txt for names |
     | Cityscapes | leftImg8bit and gtFine with {train,val}/CITY; gtFine_labelTrainIds |
+    | COCO | see `foveal.evaluate.layouts.coco.find_coco` |
     | train, trainannot, test or val, testannot or valannot | pictures and masks of the same names |
     | images and masks (or annotations, labels), with train and test or val, or without | likewise |
 
@@ -134,6 +136,8 @@ def open_masks(data: str | Path, *, ignored: Iterable[int] = (255,)) -> DenseDat
             return _data("Pascal VOC 2012", _voc(ours), Masks(_VOC))
     if (folder / "gtFine").is_dir():
         return _data("Cityscapes", _cityscapes(folder), Masks(_CITYSCAPES))
+    if parts := find_coco(folder):
+        return _coco(folder.resolve().name, parts)
     pairs = _beside(folder, "mask", _MASKS, suffixes=("annot",))
     if (folder / "annotations" / "training").is_dir() and (folder / "objectInfo150.txt").is_file():
         return _data("ADE20K", pairs, Masks(_ade20k_names(folder / "objectInfo150.txt"), frozenset({0}), offset=1))
@@ -190,6 +194,14 @@ def _data(name: str, pairs: Pairs, reader: Masks | Depths) -> DenseData:
     check_files(pairs[0])
     check_files(pairs[1])
     return DenseData(name, DenseSet(pairs[0], reader), DenseSet(pairs[1], reader))
+
+
+def _coco(name: str, parts: list[Part]) -> DenseData:
+    train, test = parts if len(parts) == 2 else (parts[0], parts[0])
+    pairs = (train.pairs, test.pairs) if len(parts) == 2 else _split(train.pairs)
+    for part in pairs:
+        check_files(part)
+    return DenseData(name, DenseSet(pairs[0], train.reader), DenseSet(pairs[1], test.reader))
 
 
 def _voc(folder: Path) -> Pairs:
@@ -257,13 +269,13 @@ def _listed(folder: Path, path: Path) -> list[Pair]:
     for line in _lines(path):
         image, depth = line.split()[:2]
         if depth != "None":
-            found.append(Pair(_place(folder, image), _place(folder, depth)))
+            found.append(Pair(_place(folder, image, "input"), _place(folder, depth, "gt_depth")))
     return found
 
 
-def _place(folder: Path, name: str) -> Path:
-    """Return where a file of a list lies; the first place where it is nowhere."""
-    places = [folder / sub / name.lstrip("/") for sub in ("", "input", "gt_depth")]
+def _place(folder: Path, name: str, below: str) -> Path:
+    """Return where a file of a list lies, in the folder or in one below it; the first place where it is nowhere."""
+    places = [folder / name.lstrip("/"), folder / below / name.lstrip("/")]
     return next((place for place in places if place.is_file()), places[0])
 
 
