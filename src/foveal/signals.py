@@ -30,3 +30,10 @@ def caught_signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def pass_on(caught: list[int]) -> None:
+    """Raise the signal that was caught, if one was: for whoever handles it outside, else as KeyboardInterrupt."""
+    if caught:
+        signal.raise_signal(caught[0])
+        raise KeyboardInterrupt

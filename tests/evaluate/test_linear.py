@@ -1,4 +1,5 @@
 import json
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -66,32 +67,37 @@ def test_colours_are_told_apart(model: Model, sets: tuple[ImageSet, ImageSet]) -
     assert done == [(step, 12) for step in range(1, 13)]
 
 
-class _Interrupted(Exception):
+class _Killed(Exception):
     pass
 
 
 def test_an_interrupted_training_goes_on_to_the_bit(
     model: Model, sets: tuple[ImageSet, ImageSet], tmp_path: Path
 ) -> None:
-    def interrupt(done: int, total: int) -> None:
+    steps: list[int] = []
+
+    def trained(done: int, _: int) -> None:
+        steps.append(done)
+        if len(steps) == 4:
+            raise _Killed
         if done == 7:
-            raise _Interrupted
+            signal.raise_signal(signal.SIGINT)
 
     whole = run(model, *sets, settings=_SETTINGS, folder=tmp_path / "whole")
-    with pytest.raises(_Interrupted):
-        run(model, *sets, settings=_SETTINGS, folder=tmp_path / "parts", save_every_s=0, trained=interrupt)
+    parts = tmp_path / "parts"
+    with pytest.raises(_Killed):
+        run(model, *sets, settings=_SETTINGS, folder=parts, save_every_s=0, trained=trained)
     with pytest.raises(FovealError, match="is the state of a training with another model, data"):
-        run(model, *sets, settings=LinearSettings(num_steps=12, batch_size=7), folder=tmp_path / "parts")
-    steps: list[int] = []
-    found = run(model, *sets, settings=_SETTINGS, folder=tmp_path / "parts", trained=lambda done, _: steps.append(done))
-    assert steps == [8, 9, 10, 11, 12]
-    assert found == whole
+        run(model, *sets, settings=LinearSettings(num_steps=12, batch_size=7), folder=parts)
+    with pytest.raises(KeyboardInterrupt):  # saves whatever the clock says
+        run(model, *sets, settings=_SETTINGS, folder=parts, trained=trained)
+    assert run(model, *sets, settings=_SETTINGS, folder=parts, trained=trained) == whole
+    assert steps == list(range(1, 13))
     ends = [load_file(tmp_path / name / "classifiers.safetensors") for name in ("whole", "parts")]
     assert len(ends[0]) == 16
     assert all(torch.equal(values, ends[1][name]) for name, values in ends[0].items())
-    steps.clear()  # interrupted while it was tested
-    assert run(model, *sets, settings=_SETTINGS, folder=tmp_path / "parts", trained=lambda *_: steps.append(0)) == whole
-    assert not steps
+    assert run(model, *sets, settings=_SETTINGS, folder=parts, trained=trained) == whole  # interrupted in the test
+    assert len(steps) == 12
 
 
 def test_a_half_is_answered_by_the_best_of_the_other() -> None:

@@ -1,5 +1,6 @@
 """Few-shot evaluation: a few train images of each class, drawn several times; mean and deviation over the draws."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from foveal.errors import FovealError, ImageSetError
 from foveal.evaluate.results import Measure, measured, measured_mean
+from foveal.images.imageset import ImageSet
 
 # By name of a measure, one value for each test image: 1.0 where it is right.
 Right = Mapping[str, np.ndarray]
@@ -35,6 +37,17 @@ class FewShot:
         if self.n_per_class < 2:
             raise FovealError(
                 "n_per_class=1 leaves no image of a class to choose with; draw at least 2, or evaluate by kNN"
+            )
+
+    def check_classes(self, images: ImageSet) -> None:
+        """Refuse, before any of its images is read, a labelled train set that has classes of fewer images."""
+        counts = Counter(images.labels or [])
+        if small := sorted(name for name, count in counts.items() if count < self.n_per_class):
+            more = f" and {len(small) - 5} more" if len(small) > 5 else ""
+            listed = ", ".join(f"{name} ({counts[name]})" for name in small[:5])
+            raise ImageSetError(
+                f"n_per_class={self.n_per_class}, and the train set has fewer images of {listed}{more}; choose at most "
+                f"{min(counts.values())}, or leave these classes out of both sets"
             )
 
     def evaluate(self, labels: Tensor, right_of: Callable[[Tensor], Right], *, seed: int) -> list[Measure]:

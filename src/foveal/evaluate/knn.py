@@ -61,6 +61,8 @@ def run(
 
     Source: arXiv 2304.07193, section 7.1, and arXiv 2104.14294, appendix F.
     """
+    if few_shot is not None:
+        few_shot.check_classes(train)
     found = extract_labelled(model, train, test, batch_size=batch_size, folder=folder, progress=progress)
     return score(found[0].cls, found[1].cls, ks=ks, temperature=temperature, few_shot=few_shot, seed=seed)
 

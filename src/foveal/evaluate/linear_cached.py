@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from foveal.errors import FovealError
 from foveal.evaluate.few_shot import FewShot, right_measures, right_of_answers
+from foveal.evaluate.held_out import check_choosable, split_tenth
 from foveal.evaluate.labelled import extract_labelled
 from foveal.evaluate.linear_grid import (
     BATCH_SIZE,
@@ -35,7 +35,6 @@ from foveal.features.extract import Model
 from foveal.images.imageset import ImageSet
 
 NUM_STEPS = 1250
-_HELD_OUT = 10  # one in so many train images chooses the classifier
 
 
 def run(
@@ -80,6 +79,8 @@ def run(
 
     Source: arXiv 2304.07193, appendix B.3, but for the views and the images that choose.
     """
+    check_grid(num_steps, learning_rates)
+    check_choosable(train, few_shot)
     layers = layers_of(model.card.backbone.depth)
     first, second, classes = extract_labelled(
         model,
@@ -155,10 +156,7 @@ def _choose(
 
     These are (N, K), of the test samples.
     """
-    order = torch.randperm(len(train_labels), generator=torch.Generator().manual_seed(seed))
-    held_out, kept = order[: len(order) // _HELD_OUT], order[len(order) // _HELD_OUT :]
-    if not len(held_out):
-        raise FovealError(f"{len(order)} readable train images; a tenth of them chooses, give at least 10")
+    held_out, kept = split_tenth(len(train_labels), seed=seed)
     best, most, logits = (0.0, Inputs(1, False)), (-1.0, 0.0), torch.empty(0)
     for number, (inputs, features) in enumerate(train.items()):
         classifiers = train_grid(

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from foveal.engine.memory import freed_memory_kept
 from foveal.errors import FovealError
 from foveal.evaluate.linear_grid import (
     BATCH_SIZE,
@@ -32,6 +33,7 @@ from foveal.features.random_views import RandomViews
 from foveal.features.store import ENGINE
 from foveal.features.tokens import Token, encode_arrays
 from foveal.images.imageset import ImageSet
+from foveal.signals import caught_signals, pass_on
 from foveal.tasks.saved_state import load_state, save_state
 
 NUM_STEPS = 12_500
@@ -204,6 +206,8 @@ def train_grid(
 ) -> Grid:
     """Train the grid.
 
+    A state is saved every `save_every_s` seconds, at the end, and after the step in which Ctrl-C or SIGTERM comes.
+
     Args:
         model: a loaded model.
         images: to learn from.
@@ -231,13 +235,18 @@ def train_grid(
     saved = None if folder is None else SavedGrid(folder, grid, images, settings)
     first = 0 if saved is None else saved.restore()
     last_saved = time.monotonic()
-    for step, (indices, arrays) in enumerate(views.batches(range(first, settings.num_steps)), start=first):
-        if arrays:
-            grid.update(arrays, labels[indices], share=cosine_share(step, settings.num_steps))
-        is_last = step + 1 == settings.num_steps
-        if saved is not None and (is_last or time.monotonic() - last_saved >= save_every_s):
-            saved.save(step + 1)
-            last_saved = time.monotonic()
-        if trained is not None:
-            trained(step + 1, settings.num_steps)
+    with caught_signals() as caught, freed_memory_kept():
+        for step, (indices, arrays) in enumerate(views.batches(range(first, settings.num_steps)), start=first):
+            if arrays:
+                grid.update(arrays, labels[indices], share=cosine_share(step, settings.num_steps))
+            stop = bool(caught)  # what comes after this look waits for the next step
+            is_last = stop or step + 1 == settings.num_steps
+            if saved is not None and (is_last or time.monotonic() - last_saved >= save_every_s):
+                saved.save(step + 1)
+                last_saved = time.monotonic()
+            if trained is not None:
+                trained(step + 1, settings.num_steps)
+            if stop:
+                break
+    pass_on(caught)
     return grid

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foveal.errors import FovealError
 from foveal.evaluate.few_shot import FewShot, right_measures, right_of_answers
+from foveal.evaluate.held_out import check_choosable, split_tenth
 from foveal.evaluate.labelled import Labelled, extract_labelled
 from foveal.evaluate.results import Measure
 from foveal.evaluate.softmax_regression import Fit, fit_path
@@ -18,7 +18,6 @@ from foveal.features.extract import Model
 from foveal.images.imageset import ImageSet
 
 CS = tuple((10.0 ** np.linspace(-6, 5, 45)).tolist())
-_HELD_OUT = 10  # one in so many train images chooses C
 
 
 def run(
@@ -60,8 +59,7 @@ def run(
 
     Source: arXiv 2304.07193, section 7.1 (the 12 small data sets).
     """
-    if few_shot is not None:
-        few_shot.check_choice()
+    check_choosable(train, few_shot)
     uncropped = Model(model.engine, model.card.model_copy(update={"resize_size": model.card.crop_size}))
     found = extract_labelled(uncropped, train, test, batch_size=batch_size, folder=folder, progress=progress)
     state = None if folder is None else folder / "sweep.safetensors"
@@ -115,10 +113,7 @@ def choose(
         fitted: called with each fit and its accuracy in percent.
         state: file into which each fit is saved, and from which an interrupted sweep goes on, equal to the bit.
     """
-    order = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(0))
-    held_out, kept = order.split([len(order) // _HELD_OUT, len(order) - len(order) // _HELD_OUT])
-    if not len(held_out):
-        raise FovealError(f"{len(order)} readable train images; C is chosen on a tenth of them, give at least 10")
+    held_out, kept = split_tenth(len(train.labels), seed=0)
     cs = sorted(cs)
     file = None if state is None else SweepFile(state, *train, cs)
     sweep = Sweep() if file is None else file.load()

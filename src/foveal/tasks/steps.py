@@ -1,7 +1,6 @@
 """The steps of a fit, whatever the head: where they begin, when their state is kept, how they end."""
 
 import json
-import signal
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from foveal.engine.memory import freed_memory_kept
 from foveal.features.batches import Progress
 from foveal.features.extract import Model
-from foveal.signals import caught_signals
+from foveal.signals import caught_signals, pass_on
 from foveal.tasks.fit_state import restore_state, save_state
 from foveal.tasks.head import HeadCard, build_network
 from foveal.tasks.protocols import FitSettings, learning_rate_at
@@ -65,16 +64,15 @@ def run_steps(
     with caught_signals() as caught, freed_memory_kept():
         for step in range(first, settings.steps):
             loss = _update(network, optimizer, loss_at, step, settings)
-            if state is not None and (caught or time.monotonic() - saved >= settings.save_every_s):
+            stop = bool(caught)  # what comes after this look waits for the next step
+            if state is not None and (stop or time.monotonic() - saved >= settings.save_every_s):
                 save_state(state, network, optimizer, step=step + 1, loss=loss, stamp=stamp)
                 saved = time.monotonic()
-            if caught:
+            if stop:
                 break
             if progress:
                 progress(step + 1, settings.steps)
-    if caught:
-        signal.raise_signal(caught[0])  # to whoever handles it outside
-        raise KeyboardInterrupt  # where nobody does
+    pass_on(caught)
     if state is not None:
         state.unlink(missing_ok=True)
     return network.eval(), loss
