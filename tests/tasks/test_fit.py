@@ -153,6 +153,28 @@ def test_depth_head_learns_and_passes_over_unknown_depth(model: Model, tmp_path:
     assert np.sqrt(((found - target)[known] ** 2).mean()) < 0.6 * target[known].std()
 
 
+def test_steps_are_of_pictures_of_all_sizes(model: Model, halves: DenseSet) -> None:
+    card = card_of(model, "segmentation", {"num_classes": 2})
+    heads = {
+        count: fit_head(model, card, DenseSet(halves.pairs[:count], halves.reader), FitSettings(steps=1, batch_size=2))
+        for count in (1, 2)
+    }
+    losses = [head.card.lineage["last_loss"] for head in heads.values()]
+    assert losses[0] != losses[1]
+    assert all(loss == pytest.approx(np.log(2), abs=0.1) for loss in losses)  # a mean, not a sum over the sizes
+
+
+def test_targets_without_an_answer_are_refused_before_any_work(model: Model, halves: DenseSet, tmp_path: Path) -> None:
+    masks = DenseSet(halves.pairs, Masks(["dark", "bright"], frozenset({0, 1, 255})))
+    with pytest.raises(ImageSetError, match="no pixel of 6 train masks counts"):
+        fit_head(model, card_of(model, "segmentation", {"num_classes": 2}), masks, FitSettings())
+    pair = Pair(halves.pairs[0].image, tmp_path / "far.png")
+    Image.fromarray(np.full((56, 42), 20_000, np.uint16)).save(pair.target)
+    card = card_of(model, "depth", {"min_depth": 0.001, "max_depth": 10.0})
+    with pytest.raises(ImageSetError, match=r"a depth above 0 and up to 10 m, the highest is 20 m; check the unit"):
+        fit_head(model, card, DenseSet([pair], Depths()), FitSettings())
+
+
 def test_masks_out_of_range_are_refused_with_their_file(halves: DenseSet) -> None:
     path = halves.pairs[2].target
     mask = np.array(Image.open(path))

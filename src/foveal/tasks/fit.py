@@ -3,6 +3,7 @@
 Everything drawn is a function of (seed, step). Shapes: B images, H W pixels.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,20 +13,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from foveal.errors import FovealError
+from foveal.errors import FovealError, ImageSetError
 from foveal.features.batches import Progress
 from foveal.features.extract import Model
 from foveal.images.preprocess import normalise
 from foveal.tasks.crops import random_crop, sized
 from foveal.tasks.dense import Level, batch_of, levels_of, resized
-from foveal.tasks.depth import WARM_UP_STEPS, gradient_loss, sig_loss
+from foveal.tasks.depth import WARM_UP_STEPS, gradient_loss, sig_loss, valid_depth
 from foveal.tasks.head import Head, HeadCard
 from foveal.tasks.protocols import FitSettings
 from foveal.tasks.samples import DenseSet
-from foveal.tasks.segment import segmentation_loss
+from foveal.tasks.segment import IGNORED, segmentation_loss
 from foveal.tasks.steps import LossAt, run_steps
 
 MAX_CACHE_BYTES = 4_000_000_000
+_LOOKED_AT = 16
+
+logger = logging.getLogger(__name__)
 
 
 class Batch(NamedTuple):
@@ -60,23 +64,51 @@ def fit_head(
 
     Raises:
         FovealError: a state of other settings, or more features than fit into memory.
+        ImageSetError: no pixel of the pictures that were looked at has an answer to learn from.
         BadImageError: a picture or a target that cannot be used.
     """
+    check_targets(card, samples)
 
     def losses() -> LossAt:
-        batch_at = (_cached if settings.crop_size is None else _cropped)(model, card, samples, settings)
+        batches_at = (_cached if settings.crop_size is None else _cropped)(model, card, samples, settings)
         loss = loss_of(card, warm_up=min(WARM_UP_STEPS, settings.steps // 10))
 
         def loss_at(network: nn.Module, step: int) -> Tensor:
-            batch = batch_at(step)
-            found = seen(network(batch.levels), batch.window, patch_size=model.card.backbone.patch_size)
-            return loss(found, batch.targets, step)
+            device = next(network.parameters()).device
+            found, counts = [], []
+            for levels, window, targets in batches_at(step):
+                maps = network([Level(*(part.to(device) for part in level)) for level in levels])
+                pictures = seen(maps, window, patch_size=model.card.backbone.patch_size)
+                found.append(loss(pictures, targets.to(device), step) * len(targets))
+                counts.append(len(targets))
+            return torch.stack(found).sum() / sum(counts)
 
         return loss_at
 
     network, last = run_steps(model, card, samples.hash, settings, losses, state=state, progress=progress)
     lineage = {"fit": asdict(settings), "data": samples.hash, "num_images": len(samples), "last_loss": last}
     return Head(network, card.model_copy(update={"lineage": {**card.lineage, **lineage}}))
+
+
+def check_targets(card: HeadCard, samples: DenseSet) -> None:
+    """Refuse, before long work, masks or depth that teach nothing: up to 16 of them, evenly spread, are looked at.
+
+    Raises:
+        ImageSetError: no pixel has a class that counts, or a depth in the range of the head.
+    """
+    chosen = np.linspace(0, len(samples) - 1, min(len(samples), _LOOKED_AT)).round().astype(int)
+    targets = [torch.from_numpy(samples.target(int(index))) for index in chosen]
+    if card.task == "segmentation":
+        if not any(bool((target != IGNORED).any()) for target in targets):
+            raise ImageSetError(f"no pixel of {len(targets)} train masks counts; check the values that are ignored")
+        return
+    limit = card.settings.get("max_depth")
+    if not any(bool(valid_depth(target, max_depth=limit).any()) for target in targets):
+        highest = max(float(target.max()) for target in targets)
+        raise ImageSetError(
+            f"none of {len(targets)} train pictures has a depth above 0 and up to {limit:g} m, the highest is "
+            f"{highest:g} m; check the unit of the files and the end of the range"
+        )
 
 
 def loss_of(card: HeadCard, *, warm_up: int) -> Callable[[Tensor, Tensor, int], Tensor]:
@@ -101,8 +133,9 @@ def seen(found: Tensor, window: tuple[int, int, int, int], *, patch_size: int) -
     return resized(found, padded)[:, :, top : top + height, left : left + width]
 
 
-def _cached(model: Model, card: HeadCard, samples: DenseSet, settings: FitSettings) -> Callable[[int], Batch]:
-    """Compute the features of whole pictures once; a batch is of pictures of one size."""
+def _cached(model: Model, card: HeadCard, samples: DenseSet, settings: FitSettings) -> Callable[[int], list[Batch]]:
+    """Compute the features of whole pictures once; the pictures of a step are in one batch for each of their sizes."""
+    logger.info("computing the features of %d pictures once", len(samples))
     kept: list[Batch] = []
     num_bytes = 0
     for index in range(len(samples)):
@@ -115,35 +148,38 @@ def _cached(model: Model, card: HeadCard, samples: DenseSet, settings: FitSettin
                 f"the features of {len(samples)} pictures would take {needed:.1f} "
                 f"GB of memory, allowed are {MAX_CACHE_BYTES / 1e9:g}; give a crop_size, or a smaller size"
             )
-    by_size: dict[tuple[int, ...], list[int]] = {}
-    for number, one in enumerate(kept):
-        by_size.setdefault(tuple(one.targets.shape), []).append(number)
 
-    def batch_at(step: int) -> Batch:
+    def batches_at(step: int) -> list[Batch]:
         generator = np.random.default_rng((settings.seed, step))
-        same = by_size[tuple(kept[generator.integers(len(kept))].targets.shape)]
-        chosen = [kept[i] for i in generator.choice(same, min(settings.batch_size, len(same)), replace=False)]
-        levels = [
-            Level(*(torch.cat(part) for part in zip(*many, strict=True)))
-            for many in zip(*(c.levels for c in chosen), strict=True)
-        ]
-        return Batch(levels, chosen[0].window, torch.cat([one.targets for one in chosen]))
+        by_size: dict[tuple[int, ...], list[Batch]] = {}
+        for number in generator.choice(len(kept), min(settings.batch_size, len(kept)), replace=False):
+            by_size.setdefault(tuple(kept[number].targets.shape), []).append(kept[number])
+        return [_joined(batches) for batches in by_size.values()]
 
-    return batch_at
+    return batches_at
 
 
-def _cropped(model: Model, card: HeadCard, samples: DenseSet, settings: FitSettings) -> Callable[[int], Batch]:
+def _joined(batches: Sequence[Batch]) -> Batch:
+    """Return batches of pictures of one size as one."""
+    levels = [
+        Level(*(torch.cat(part) for part in zip(*many, strict=True)))
+        for many in zip(*(batch.levels for batch in batches), strict=True)
+    ]
+    return Batch(levels, batches[0].window, torch.cat([batch.targets for batch in batches]))
+
+
+def _cropped(model: Model, card: HeadCard, samples: DenseSet, settings: FitSettings) -> Callable[[int], list[Batch]]:
     """Draw crops of resized and mirrored pictures in every step."""
 
-    def batch_at(step: int) -> Batch:
+    def batches_at(step: int) -> list[Batch]:
         generator = np.random.default_rng((settings.seed, step))
         chosen = generator.choice(len(samples), settings.batch_size, replace=len(samples) < settings.batch_size)
         channels = model.card.backbone.channels
         drawn = [random_crop(*samples.load(int(i), channels=channels), settings, generator) for i in chosen]
         pixels, targets = zip(*drawn, strict=True)
-        return _encoded(model, card, pixels, targets)
+        return [_encoded(model, card, pixels, targets)]
 
-    return batch_at
+    return batches_at
 
 
 def _encoded(model: Model, card: HeadCard, pixels: Sequence[np.ndarray], targets: Sequence[np.ndarray]) -> Batch:

@@ -84,7 +84,9 @@ def fit_classifier(
             tokens, numbers = tokens_at(drawn(step, kept, settings).tolist())
             if len(numbers) < 2:
                 raise ImageSetError(f"{len(numbers)} images of step {step} can be read; check the source")
-            return F.cross_entropy(network(tokens), labels[numbers])
+            device = next(network.parameters()).device
+            logits = network(Tokens(*(part.to(device) for part in tokens)))
+            return F.cross_entropy(logits, labels[numbers].to(device))
 
         return loss_at
 

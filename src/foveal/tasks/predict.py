@@ -115,11 +115,11 @@ class Predictor:
         levels, (top, left, height, width) = levels_of(
             self.model.engine, images, layers=card.layers, norm=card.norm, patch_size=patch_size
         )
-        found = self.head.network(levels)
+        found = self.head.network.to(levels[0].patches.device)(levels)
         padded = (height + -height % patch_size, width + -width % patch_size)
         if card.task == "depth" and card.settings.get("max_depth") is not None:
             found = found.clamp(card.settings.get("min_depth", 0.0), card.settings["max_depth"])
-        return resized(found, padded)[:, :, top : top + height, left : left + width]
+        return resized(found, padded)[:, :, top : top + height, left : left + width].cpu()
 
     def flipped_scores(self, images: Tensor) -> Tensor:
         """Return the mean over the picture and its mirror image: of probabilities, or of depths."""

@@ -32,7 +32,7 @@ def run_steps(
     state: Path | None = None,
     progress: Progress | None = None,
 ) -> tuple[nn.Module, float]:
-    """Fit the network that a card describes, and return it with its last loss.
+    """Fit the network that a card describes, on the device of the engine, and return it with its last loss.
 
     A state is saved every `settings.save_every_s` seconds, and when Ctrl-C or SIGTERM asks for the end: after the step
     that was begun.
@@ -53,7 +53,7 @@ def run_steps(
     """
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
-        network = build_network(card).train()
+        network = build_network(card).train().to(model.engine.description["device"])
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=1.0, betas=(0.9, settings.beta2), weight_decay=settings.weight_decay
     )
@@ -75,7 +75,7 @@ def run_steps(
     pass_on(caught)
     if state is not None:
         state.unlink(missing_ok=True)
-    return network.eval(), loss
+    return network.cpu().eval(), loss
 
 
 def _update(
