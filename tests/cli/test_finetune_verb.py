@@ -49,6 +49,24 @@ def test_depth_is_fine_tuned_measured_and_predicted(
     assert "was fitted on tiny, fine-tuned for depth" in capsys.readouterr().err
 
 
+def test_labels_are_fine_tuned_measured_and_predicted(
+    model_folder: Path, colours: Path, rooms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, data = tmp_path / "tuned", ("--data", colours)
+    tune = ("finetune", "classification", "linear", "--model", model_folder, *data, "--out", out)
+    assert run(*tune, "--steps", 8, "--batch-size", 12, "--learning-rate", 1e-3, "--crop-size", 21) == 0
+    tuned = ("--model", out / "model", "--head", out / "head")
+    capsys.readouterr()
+    assert run("head", "evaluate", *tuned, *data) == 0
+    lines = dict(line.split("\t")[:2] for line in capsys.readouterr().out.splitlines())
+    assert float(lines["linear top-1"]) > 80
+    assert run("head", "predict", colours / "test", *tuned, "--out", tmp_path / "found") == 0
+    assert "red" in (tmp_path / "found" / "predictions.csv").read_text()
+    other = (*tuned, "--data", rooms, "--out", tmp_path / "other")
+    assert run("finetune", "segmentation", *other) == 2
+    assert "is a head for classification; foveal finetune classification takes it" in capsys.readouterr().err
+
+
 def test_a_fitted_head_goes_on_with_its_backbone_and_with_no_other(
     model_folder: Path, rooms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -68,12 +86,14 @@ def test_a_fitted_head_goes_on_with_its_backbone_and_with_no_other(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("depth",), "which depth head? give its kind, as in foveal finetune depth dpt, or a fitted --head"),
+        (("depth",), "which depth head? choose lin.1, lin.4, dpt; or give one that is fitted, as --head"),
         (("depth", "linear"), "no depth head is called 'linear'; choose lin.1, lin.4, dpt"),
         (("depth", "lin.1", "--ignore", 3), "--ignore has no effect on depth"),
         (("segmentation", "linear", "--max-depth", 3), "--max-depth has no effect on segmentation"),
         (("depth", "lin.1", "--head", "h"), "the kind is that of --head h; leave it out"),
         (("depth", "--head", "nowhere"), "nowhere is not a head folder"),
+        (("classification", "linear", "--size", 64), "--size has no effect on classification"),
+        (("depth", "lin.1", "--label-smoothing", 0.1), "--label-smoothing has no effect on depth"),
         (("depth", "lin.1", "--layer-decay", 2), "layer_decay=2.0; give a factor above 0, at most 1"),
         (("depth", "lin.1", "--freeze-blocks", 3), "freeze_blocks=3 of a backbone with 1 blocks"),
         (("depth", "lin.1", "--out", __file__), "is a file; choose another place"),

@@ -117,7 +117,7 @@ sys.stdin.read()
     with other:
         assert other.stdout is not None
         assert other.stdout.readline() == "mine\n"
-        with pytest.raises(RunError, match="is being written by another process; wait for it or choose another out="):
+        with pytest.raises(RunError, match="is being written by another process; wait for it or choose another folder"):
             _open(tiny())
         other.kill()
         other.wait(timeout=60)

@@ -11,16 +11,21 @@ import numpy as np
 from torch import Tensor
 
 from foveal.backbone.card import Card
+from foveal.errors import FovealError, ImageSetError
 from foveal.features.batches import map_ahead
+from foveal.features.labels import number_labels
+from foveal.features.preprocessing import preprocessing_of
+from foveal.features.random_views import RandomViews
 from foveal.finetune.settings import FinetuneSettings
+from foveal.images.imageset import ImageSet
 from foveal.images.preprocess import normalise
 from foveal.tasks.crops import random_crop
 from foveal.tasks.dense import batch_of
-from foveal.tasks.samples import DenseSet
+from foveal.tasks.samples import DenseSet, Masks
 
 
 class Batch(NamedTuple):
-    """Normalised images (B, C, H, W) float32, and targets: (B, H, W) of masks or depth."""
+    """Normalised images (B, C, H, W) float32, and targets: labels (B,) int64, or masks or depth (B, H, W)."""
 
     images: Tensor
     targets: Tensor
@@ -34,6 +39,11 @@ class Batches(Protocol):
         """Return what tells the pictures from others."""
         ...
 
+    @property
+    def classes(self) -> list[str]:
+        """Return the names of the classes by number; none for depth."""
+        ...
+
     def __len__(self) -> int:
         """Return the number of pictures."""
         ...
@@ -41,6 +51,61 @@ class Batches(Protocol):
     def of(self, steps: range) -> Generator[Batch]:
         """Yield the batch of each step."""
         ...
+
+
+class LabelledBatches:
+    """Random resized crops of labelled images, mirrored half of the time; see `RandomViews`.
+
+    Args:
+        images: the labelled images.
+        settings: number of images a step, size of the crops, seed.
+        card: of the model: channels and their statistics.
+        num_threads: that decode and crop.
+
+    Raises:
+        ImageSetError: images without labels, or of one class.
+        FovealError: a crop that is no square or no multiple of the patch size, or one image a step.
+    """
+
+    def __init__(self, images: ImageSet, settings: FinetuneSettings, card: Card, *, num_threads: int = 2) -> None:
+        self._images = images
+        self._labels, _, self._classes = number_labels(images, images)
+        if len(self._classes) < 2:
+            raise ImageSetError(
+                f"all {len(images)} images are of the class {self._classes[0]}; give images of two or more"
+            )
+        if isinstance(settings.crop_size, tuple) or settings.batch_size < 2:
+            raise FovealError(
+                f"crop_size={settings.crop_size}, batch_size={settings.batch_size}; labelled images are seen as "
+                "squares, so give one side, and at least 2 of them a step"
+            )
+        self._views = RandomViews(
+            images,
+            preprocessing_of(card, size=settings.crop_size),
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            num_threads=num_threads,
+        )
+
+    @property
+    def hash(self) -> str:
+        """Return what tells the images from others."""
+        return self._images.hash
+
+    @property
+    def classes(self) -> list[str]:
+        """Return the names of the classes by number."""
+        return self._classes
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def of(self, steps: range) -> Generator[Batch]:
+        """Yield the batch of each step; what cannot be read is left out, and said once."""
+        for step, (indices, views) in zip(steps, self._views.batches(steps), strict=True):
+            if len(views) < 2:
+                raise ImageSetError(f"{len(views)} images of step {step} can be read; check the source")
+            yield Batch(batch_of(views), self._labels[indices])
 
 
 class DenseBatches:
@@ -60,6 +125,12 @@ class DenseBatches:
     def hash(self) -> str:
         """Return what tells the pictures from others."""
         return self._samples.hash
+
+    @property
+    def classes(self) -> list[str]:
+        """Return the names of the classes by number; none for depth."""
+        reader = self._samples.reader
+        return list(reader.classes) if isinstance(reader, Masks) else []
 
     def __len__(self) -> int:
         return len(self._samples)

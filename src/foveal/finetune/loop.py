@@ -6,10 +6,13 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
 
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from foveal import __version__
 from foveal.backbone.card import Card
@@ -22,6 +25,7 @@ from foveal.finetune.data import Batch, Batches
 from foveal.finetune.folder import HEAD, FinetuneFolder
 from foveal.finetune.network import Network, low_rank
 from foveal.finetune.settings import FinetuneSettings
+from foveal.images.preprocess import sides
 from foveal.pretrain.checkpoints.export import described_model, export_model
 from foveal.pretrain.checkpoints.reader import Checkpoint, newest_intact
 from foveal.pretrain.checkpoints.writer import CheckpointWriter
@@ -87,7 +91,7 @@ def finetune(
         "task": head.card.task,
         "kind": head.card.lineage.get("kind", head.card.architecture),
         "model": start.identity,
-        "head": head.card.sha256 or None,
+        "head": sha256(save({n: v.contiguous() for n, v in head.network.state_dict().items()})).hexdigest(),
         "data": data.hash,
     }
     network = Network(start.backbone, head, settings)
@@ -99,6 +103,13 @@ def finetune(
             return run.train(caught, listener=listener)
     finally:
         folder.close()
+
+
+def _loss(card: HeadCard, settings: FinetuneSettings) -> Callable[[Tensor, Tensor, int], Tensor]:
+    """Return the loss as a function of what the head says, targets and the step."""
+    if card.task == "classification":
+        return lambda found, labels, step: F.cross_entropy(found, labels, label_smoothing=settings.label_smoothing)
+    return loss_of(card, warm_up=min(WARM_UP_STEPS, settings.steps // 10))
 
 
 class FinetuneRun:
@@ -118,8 +129,7 @@ class FinetuneRun:
         groups = parameter_groups(network, layer_decay=settings.layer_decay, patch_embed_lr_multiplier=1.0)
         self.optimizer = adamw(groups, betas=(0.9, settings.beta2))
         self.parameters = [parameter for group in groups for parameter in group["params"]]
-        warm_up = 0 if network.card.sha256 else min(WARM_UP_STEPS, settings.steps // 10)
-        self.loss = loss_of(network.card, warm_up=warm_up)
+        self.loss = _loss(network.card, settings)
         self.checkpoints = CheckpointWriter(folder.path / CHECKPOINTS, keep=_KEEP)
         self.step = 0
         self.saved: int | None = None
@@ -139,8 +149,11 @@ class FinetuneRun:
         with closing(self.data.of(range(self.step, self.settings.steps))) as batches:
             while self.step < self.settings.steps and not caught:
                 started = time.perf_counter()
-                metrics = self.train_step(next(batches))
-                metrics["images_per_s"] = self.settings.batch_size / (time.perf_counter() - started)
+                batch = next(batches)
+                waited = time.perf_counter() - started
+                metrics = self.train_step(batch)
+                elapsed = time.perf_counter() - started
+                metrics |= {"images_per_s": self.settings.batch_size / elapsed, "data_wait": waited / elapsed}
                 self.folder.metrics.log({"step": self.step, **metrics})
                 self.step += 1
                 if time.monotonic() - last_saved >= self.settings.save_every_s:
@@ -202,10 +215,12 @@ class FinetuneRun:
         export_model(checkpoint, self.folder.path / MODEL)
         backbone, card = load_model(self.folder.path / MODEL)
         identity = identity_of(backbone, card.backbone)
-        lineage = {**self.network.card.lineage, "finetune": card.lineage["finetune"]}
+        before = self.network.card.lineage
+        lineage = {**before, "fit": asdict(self.settings), "data": self.data.hash, "num_images": len(self.data)}
+        if "fit" in before:
+            lineage["start"] = before
         changed = {"backbone": identity, "backbone_name": card.name, "licence": card.licence, "lineage": lineage}
-        head = Head(self.network.head, self.network.card.model_copy(update=changed))
-        save_head(self.folder.path / HEAD, head)
+        save_head(self.folder.path / HEAD, Head(self.network.head, self.network.card.model_copy(update=changed)))
 
     def card(self) -> Card:
         """Return the card of the model as it is now."""
@@ -229,6 +244,9 @@ class FinetuneRun:
             "parents": [],
             "sha256": {},
         }
+        if task == "classification":  # pictures are seen at the size at which they were learned from
+            size, _ = sides(self.settings.crop_size or card.crop_size)
+            own |= {"crop_size": size, "resize_size": round(size * card.resize_size / card.crop_size)}
         return inherited_card(card.model_copy(update=own), self.start, new=[])
 
     def _tensors(self) -> dict[str, dict[str, Tensor]]:

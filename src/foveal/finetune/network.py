@@ -14,6 +14,7 @@ from foveal.finetune.settings import FinetuneSettings
 from foveal.pretrain.optimizer import layer_id
 from foveal.pretrain.start.lora import add_low_rank
 from foveal.pretrain.start.settings import LoRA
+from foveal.tasks import classify
 from foveal.tasks.dense import levels_of
 from foveal.tasks.fit import seen
 from foveal.tasks.head import Head, HeadCard
@@ -40,7 +41,7 @@ class Network(nn.Module):
         self.head = head.network.train().requires_grad_()
 
     def forward(self, images: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """Return the maps (B, K, H, W) of the head for normalised images (B, C, H, W).
+        """Return the logits (B, K) or maps (B, K, H, W) of the head for normalised images (B, C, H, W).
 
         Args:
             images: on the device of the network.
@@ -48,6 +49,9 @@ class Network(nn.Module):
         """
         patch_size = self.backbone.config.patch_size
         encoder = _WithGradients(self.backbone, generator, reduced=self.reduced)
+        if self.card.task == "classification":
+            found = encoder.intermediate(images, self.card.layers)
+            return self.head(classify.Tokens(torch.stack([one.cls for one in found], dim=1), found[-1].patches))
         levels, window = levels_of(encoder, images, layers=self.card.layers, norm=self.card.norm, patch_size=patch_size)
         return seen(self.head(levels), window, patch_size=patch_size)
 

@@ -22,6 +22,7 @@ class FinetuneSettings(FitSettings):
         drop_path: rate of stochastic depth.
         lora_rank: train low-rank changes of this rank instead of the backbone's weights; None trains the weights.
         freeze_blocks: so many first blocks stay as they are, and all that is before them.
+        label_smoothing: of labels, the share that is spread over all classes (arXiv 1512.00567, section 7).
         precision: of the backbone's products; heads, losses and weights are always float32.
     """
 
@@ -35,6 +36,7 @@ class FinetuneSettings(FitSettings):
     drop_path: float = 0.0
     lora_rank: int | None = None
     freeze_blocks: int = 0
+    label_smoothing: float = 0.0
     precision: TrainPrecision = "fp32"
 
     def __post_init__(self) -> None:
@@ -46,8 +48,9 @@ class FinetuneSettings(FitSettings):
             )
         if not 0 < self.layer_decay <= 1:
             raise FovealError(f"layer_decay={self.layer_decay}; give a factor above 0, at most 1, such as 0.75")
-        if not 0 <= self.drop_path < 1:
-            raise FovealError(f"drop_path={self.drop_path}; give a share of at least 0, below 1, such as 0.1")
+        for name in ("drop_path", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise FovealError(f"{name}={getattr(self, name)}; give a share of at least 0, below 1, such as 0.1")
         if self.lora_rank is not None and self.lora_rank < 1:
             raise FovealError(f"lora_rank={self.lora_rank}; it must be at least 1; leave it out to train all weights")
         if self.freeze_blocks < 0:
@@ -56,9 +59,21 @@ class FinetuneSettings(FitSettings):
             raise FovealError(f"precision='{self.precision}'; choose {' or '.join(get_args(TrainPrecision))}")
 
 
-# AdamW, 5e-6 for the backbone and ten times that for the head, weight decay 0.01, power 0.9: arXiv 2406.09414 and its
-# public code for metric depth.
+# Labels: layer decay, stochastic depth, weight decay, label smoothing and one rate for backbone and head as in arXiv
+# 2111.06377, table 9, with a rate for small batches and few steps. Masks and depth: AdamW, 5e-6 for the backbone,
+# ten times that for the head, weight decay 0.01, power 0.9, as in arXiv 2406.09414 and its code for metric depth.
 PROTOCOLS: dict[Task, FinetuneSettings] = {
+    "classification": FinetuneSettings(
+        batch_size=32,
+        learning_rate=1e-4,
+        weight_decay=0.05,
+        schedule="one_cycle",
+        warm_up=0.05,
+        head_multiplier=1.0,
+        layer_decay=0.75,
+        drop_path=0.1,
+        label_smoothing=0.1,
+    ),
     "segmentation": FinetuneSettings(),
     "depth": FinetuneSettings(scales=(1.0, 1.0)),
 }

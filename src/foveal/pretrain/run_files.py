@@ -28,7 +28,7 @@ def locked(folder: Path) -> IO[str]:
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         lock.close()
-        raise RunError(f"{folder} is being written by another process; wait for it or choose another out=") from error
+        raise RunError(f"{folder} is being written by another process; wait for it or choose another folder") from error
     return lock
 
 

@@ -46,20 +46,21 @@ class StartWeights:
         return identity_of(self.backbone, self.backbone.config)
 
 
-def open_start(source: str) -> StartWeights:
+def open_start(source: str, *, num_heads: int | None = None) -> StartWeights:
     """Read the weights that a run starts from.
 
     Args:
         source: a run folder (its model is taken), or what `open_backbone` opens.
+        num_heads: attention heads, where neither the files nor the width tell.
 
     Raises:
         WeightsError, DownloadError: as `open_backbone`; also for a run that has not saved a model yet.
     """
     path = model_path(source)
     if not path.exists():
-        backbone, card = open_backbone(source)
+        backbone, card = open_backbone(source, num_heads=num_heads)
         return StartWeights(source, backbone, card, {})
-    found = read_checkpoint(path)
+    found = read_checkpoint(path, num_heads=num_heads)
     backbone = build(found.tensors, found.card.backbone, dtype=torch.float32)
     return StartWeights(source, backbone, found.card, {k: v.float() for k, v in found.ssl_heads.items()})
 
