@@ -134,4 +134,5 @@ def test_terminated_command_saves_and_goes_on(
     said = capsys.readouterr().out
     assert said.startswith("stopped and saved at step ")
     assert said.endswith("of 100000; run the same command again to continue\n")
-    assert list((out / "checkpoints").glob("step_*/manifest.json"))
+    assert run("checkpoint", "export", out, tmp_path / "so_far") == 0
+    assert f"after {said.split()[5]} steps" in capsys.readouterr().out

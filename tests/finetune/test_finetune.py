@@ -133,7 +133,7 @@ def test_result_is_a_model_with_its_head_and_keeps_licence_and_lineage(
         model.with_head(head)
     card = tuned.card
     assert (card.licence.name, [parent.name for parent in card.parents]) == ("CC-BY-NC-4.0", ["tiny"])
-    assert card.lineage["finetune"]["steps"] == 6  # type: ignore[index]
+    assert card.lineage["steps"] == 6
     assert card.lineage["start"]["name"] == "tiny"  # type: ignore[index]
     assert head.card.licence.name == "CC-BY-NC-4.0"
     assert head.card.lineage["kind"] == "linear"

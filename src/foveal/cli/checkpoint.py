@@ -1,4 +1,4 @@
-"""`foveal checkpoint`: list, verify and export what a pretraining run has saved."""
+"""`foveal checkpoint`: list, verify and export what a run of pretraining or fine-tuning has saved."""
 
 import sys
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 COLUMNS = ("step", "bytes", "processes", "saved", "state")
 
-checkpoint = typer.Typer(help="List, verify and export the checkpoints of a pretraining run.", no_args_is_help=True)
+checkpoint = typer.Typer(help="List, verify and export the checkpoints of a run.", no_args_is_help=True)
 
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="The run folder, out= of the recipe.")]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")]
 
 
 @checkpoint.command("ls")
@@ -57,14 +57,15 @@ def export(
 
 def _found(run: Path) -> list[Path]:
     from foveal.errors import RunError
+    from foveal.finetune.folder import SETTINGS
     from foveal.pretrain.checkpoints.reader import list_checkpoints
     from foveal.pretrain.run import CHECKPOINTS, RECIPE
 
-    if not (run / RECIPE).is_file():
-        raise RunError(f"{run} is not a run folder: it has no {RECIPE}; give the out= of a pretraining run")
+    if not (run / RECIPE).is_file() and not (run / SETTINGS).is_file():
+        raise RunError(f"{run} is not a run folder: it has no {RECIPE} or {SETTINGS}; give the folder of a run")
     paths = list_checkpoints(run / CHECKPOINTS)
     if not paths:
-        raise RunError(f"{run} has no checkpoint yet; it saves one every checkpoints.every_steps steps and at its end")
+        raise RunError(f"{run} has no checkpoint yet; it saves one every now and then, and at its end")
     return paths
 
 

@@ -227,12 +227,12 @@ class FinetuneRun:
         card, task = self.start.card, self.network.card.task
         made = {
             "made_by": f"foveal {__version__} finetune",
+            "images": self.data.hash,
+            "steps": self.step,
             "finetune": {
                 "task": task,
                 "head": self.network.card.name,
-                "data": self.data.hash,
                 "num_images": len(self.data),
-                "steps": self.step,
                 "settings": asdict(self.settings),
             },
         }
