@@ -9,8 +9,10 @@ from PIL import Image
 from foveal.errors import BadImageError, FovealError, ImageSetError
 from foveal.evaluate.layouts.dense import open_depths, open_masks
 from foveal.features.extract import Model
-from foveal.tasks.fit import fit_head
+from foveal.tasks.depth import gradient_loss
+from foveal.tasks.fit import fit_head, loss_of
 from foveal.tasks.head import Head, HeadCard
+from foveal.tasks.kinds import head_card
 from foveal.tasks.protocols import FitSettings
 from foveal.tasks.samples import DenseSet, Depths, Masks, Pair
 
@@ -162,6 +164,18 @@ def test_steps_are_of_pictures_of_all_sizes(model: Model, halves: DenseSet) -> N
     losses = [head.card.lineage["last_loss"] for head in heads.values()]
     assert losses[0] != losses[1]
     assert all(loss == pytest.approx(np.log(2), abs=0.1) for loss in losses)  # a mean, not a sum over the sizes
+
+
+def test_gradients_count_half_for_the_decoder_alone_and_the_mean_alone_at_first(model: Model) -> None:
+    generator = torch.Generator().manual_seed(0)
+    found, target = (torch.rand(2, 13, 11, generator=generator) + 0.5 for _ in range(2))
+    g = torch.log(found + 1e-3) - torch.log(target + 1e-3)
+    mean = 0.15 * g.mean() ** 2
+    for kind, share in (("lin.1", 0.0), ("dpt", 0.5)):
+        loss = loss_of(head_card(model, "depth", kind), warm_up=7)
+        gradients = share * gradient_loss(found[:, None], target[:, None], max_depth=10)
+        torch.testing.assert_close(loss(found[:, None], target, 6), mean.sqrt() + gradients)
+        torch.testing.assert_close(loss(found[:, None], target, 7), (g.var() + mean).sqrt() + gradients)
 
 
 def test_targets_without_an_answer_are_refused_before_any_work(model: Model, halves: DenseSet, tmp_path: Path) -> None:

@@ -148,6 +148,9 @@ def gradient_loss(predicted: Tensor, target: Tensor, *, max_depth: float | None)
 
     At each stride the error of the logarithms is differenced over two pixels of the thinned picture, where both are
     known: sum(|g[y] - g[y + 2]|) + sum(|g[x] - g[x + 2]|), divided by the known pixels (arXiv 1804.00607, equation 4).
+
+    The authors of the public heads index the first two dimensions of (B, 1, H, W) instead, so that pictures are
+    differenced and not pixels, and with two pictures a process, as they had, nothing is: their loss was `sig_loss`.
     """
     loss = predicted.sum() * 0
     for step in _GRADIENT_STEPS:
