@@ -139,6 +139,51 @@ def test_result_is_a_model_with_its_head_and_keeps_licence_and_lineage(
     assert head.card.lineage["kind"] == "linear"
 
 
+def test_steps_are_those_of_plain_pytorch(start: Start, model: Model, halves: DenseSet, tmp_path: Path) -> None:
+    settings = FinetuneSettings(
+        steps=3, batch_size=2, learning_rate=1e-3, head_multiplier=2, weight_decay=0.3, crop_size=42, clip=0.5
+    )
+    backbone, head = start().backbone.train(), head_of(model).network.train()
+    named = {**dict(backbone.named_parameters()), **{f"head.{n}": p for n, p in head.named_parameters()}}
+    plain = ("bias", "norm", "gamma")
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p], "rate": 2.0 if n.startswith("head.") else 1.0, "weight_decay": decay}
+            for n, p in named.items()
+            for decay in [0.0 if n.endswith("bias") or any(word in n for word in plain) else 0.3]
+        ]
+    )
+    for step, batch in enumerate(DenseBatches(halves, settings, model.card).of(range(3))):
+        patches = backbone(batch.images).patches.transpose(1, 2).reshape(2, -1, 3, 3)
+        logits = torch.nn.functional.interpolate(head.conv_seg(head.bn(patches)), size=(42, 42), mode="bilinear")
+        loss = torch.nn.functional.cross_entropy(logits, batch.targets, ignore_index=-1)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(named.values(), 0.5)
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3 * (1 - step / 3) ** 0.9 * group["rate"]
+        optimizer.step()
+    tune(start(), head_of(model), halves, settings, tmp_path / "run")
+    found = tensors_of(tmp_path / "run")
+    del named[
+        "norm.bias"
+    ]  # batch norm follows it: its gradient is 0 but for rounding, of which AdamW makes whole steps
+    for name, wanted in named.items():
+        torch.testing.assert_close(found[name], wanted.detach(), atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_a_head_of_other_classes_and_masks_that_count_nowhere_are_refused(
+    start: Start, model: Model, halves: DenseSet, tmp_path: Path
+) -> None:
+    other = new_head(head_card(model, "segmentation", "linear", classes=["a", "b"]), seed=0)
+    with pytest.raises(FovealError, match="is for segmentation of 2 classes, the pictures for segmentation of 2, or"):
+        tune(start(), other, halves, SETTINGS, tmp_path / "run")
+    empty = DenseSet(halves.pairs, Masks(["dark", "bright"], frozenset({0, 1})))
+    with pytest.raises(FovealError, match="no pixel of 5 train masks counts"):
+        tune(start(), head_of(model), empty, SETTINGS, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_learning_rates_fall_from_block_to_block(start: Start, model: Model) -> None:
     network = Network(start().backbone, head_of(model), FinetuneSettings(layer_decay=0.5))
     rates = {

@@ -113,14 +113,15 @@ def finetune(
     )
     found = _open_data(task, data, ignore=ignore, unit=unit)
     start, loaded = open_model(model, num_heads=num_heads)
-    batches = _batches(found, with_crop_size(settings, start.card), start.card)
+    settings = with_crop_size(settings, start.card)
+    batches = _batches(found, settings, start.card)
     if head is None:
         classes = batches.classes
         card = head_card(loaded, task, str(kind), classes=classes, max_depth=10.0 if max_depth is None else max_depth)
         begun = new_head(card, seed=seed)
     else:
         begun = _given_head(head, loaded, task, batches.classes, data=data, max_depth=max_depth)
-    _train(start, begun, batches, with_crop_size(settings, start.card), out)
+    _train(start, begun, batches, settings, out)
 
 
 _DENSE = ("--size", "--distort", "--ignore", "--unit", "--max-depth")

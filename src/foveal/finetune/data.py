@@ -21,6 +21,8 @@ from foveal.images.imageset import ImageSet
 from foveal.images.preprocess import normalise
 from foveal.tasks.crops import random_crop
 from foveal.tasks.dense import batch_of
+from foveal.tasks.fit import check_targets
+from foveal.tasks.head import HeadCard, Task
 from foveal.tasks.samples import DenseSet, Masks
 
 
@@ -46,6 +48,10 @@ class Batches(Protocol):
 
     def __len__(self) -> int:
         """Return the number of pictures."""
+        ...
+
+    def check(self, card: HeadCard) -> None:
+        """Refuse, before long work, a head that cannot learn from these pictures."""
         ...
 
     def of(self, steps: range) -> Generator[Batch]:
@@ -100,6 +106,10 @@ class LabelledBatches:
     def __len__(self) -> int:
         return len(self._images)
 
+    def check(self, card: HeadCard) -> None:
+        """Refuse a head of another task or of other classes."""
+        _check_head(card, "classification", self._classes)
+
     def of(self, steps: range) -> Generator[Batch]:
         """Yield the batch of each step; what cannot be read is left out, and said once."""
         for step, (indices, views) in zip(steps, self._views.batches(steps), strict=True):
@@ -135,6 +145,12 @@ class DenseBatches:
     def __len__(self) -> int:
         return len(self._samples)
 
+    def check(self, card: HeadCard) -> None:
+        """Refuse a head of another task or of other classes, and targets that teach it nothing; see `check_targets`."""
+        masks = isinstance(self._samples.reader, Masks)
+        _check_head(card, "segmentation" if masks else "depth", self.classes)
+        check_targets(card, self._samples)
+
     def of(self, steps: range) -> Generator[Batch]:
         """Yield the batch of each step; BadImageError names a file that cannot be used."""
         batch_size = self._settings.batch_size
@@ -157,3 +173,11 @@ class DenseBatches:
         picture = self._samples.load(index, channels=self._card.backbone.channels)
         pixels, target = random_crop(*picture, self._settings, generator)
         return normalise(pixels, mean=tuple(self._card.mean), std=tuple(self._card.std)), target
+
+
+def _check_head(card: HeadCard, task: Task, classes: list[str]) -> None:
+    if card.task != task or card.classes != classes:
+        raise FovealError(
+            f"the head {card.name} is for {card.task} of {len(card.classes)} classes, the pictures for {task} of "
+            f"{len(classes)}, or others; give a head for them"
+        )

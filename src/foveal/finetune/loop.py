@@ -80,7 +80,8 @@ def finetune(
         listener: called after each step.
 
     Raises:
-        FovealError: settings that do not fit the backbone.
+        FovealError: settings that do not fit the backbone, or a head that does not fit the pictures.
+        ImageSetError: no target that was looked at has anything to learn from.
         RunError: the run folder is another run's, or in use.
         BadImageError: a picture or a target that cannot be used.
         CheckpointError: a checkpoint cannot be written (earlier ones stay) or none is intact.
@@ -94,6 +95,7 @@ def finetune(
         "head": sha256(save({n: v.contiguous() for n, v in head.network.state_dict().items()})).hexdigest(),
         "data": data.hash,
     }
+    data.check(head.card)
     network = Network(start.backbone, head, settings)
     folder = FinetuneFolder(out, what | decisive)
     try:
