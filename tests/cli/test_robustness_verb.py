@@ -2,8 +2,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from foveal.cli.main import main
+from foveal.evaluate.corruptions.corrupt import CORRUPTIONS
+from foveal.evaluate.robustness import ALEXNET_ERRORS
 
 
 def run(*arguments: object) -> int:
@@ -22,7 +25,32 @@ def test_rows_are_kept_under_a_protocol_of_their_own(
     rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     assert [row["metric"] for row in rows] == names
     assert {(row["protocol"], row["data"]) for row in rows} == {("robustness-generated-knn-3", "colours")}
-    assert not (out / ".robustness").exists()
+    assert not (out / "unfinished").exists() or not list((out / "unfinished").iterdir())
+
+
+def test_official_head_on_files_is_the_published_protocol(
+    model_folder: Path, colours: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    width = json.loads((model_folder / "model.json").read_text())["backbone"]["width"]
+    head = tmp_path / "tiny_linear_head.pth"
+    torch.save({"weight": torch.zeros(3, 2 * width), "bias": torch.tensor([0.0, 1.0, 0.0])}, head)  # always green
+    for name in CORRUPTIONS:
+        for severity in range(1, 6):
+            (tmp_path / "C" / name).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "C" / name / str(severity)).symlink_to(colours / "test")
+    evaluate = ("evaluate", "robustness", "--model", model_folder, "--data", colours, "--head", head)
+    assert run(*evaluate, "--corrupted", tmp_path / "C", "--out", tmp_path / "results") == 0
+    rows = [json.loads(line) for line in (tmp_path / "results" / "results.jsonl").read_text().splitlines()]
+    assert {row["protocol"] for row in rows} == {"robustness"}
+    values = {row["metric"]: row["value"] for row in rows}
+    assert values["clean top-1"] == values["corrupted top-1"] == pytest.approx(100 / 3)
+    ratios = [100 * (200 / 3) / error for error in ALEXNET_ERRORS.values()]
+    assert values["mCE"] == pytest.approx(sum(ratios) / 15)
+    assert run(*evaluate, "--k", 3) == 2
+    assert "--k has no effect beside --head" in capsys.readouterr().err
+    assert run(*evaluate, "--corruption", "contrast", "--severity", 5, "--out", tmp_path / "results") == 0
+    last = json.loads((tmp_path / "results" / "results.jsonl").read_text().splitlines()[-1])
+    assert last["protocol"] == "robustness-generated-tiny_linear_head"
 
 
 @pytest.mark.parametrize(

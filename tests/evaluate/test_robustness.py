@@ -8,9 +8,13 @@ from foveal.errors import FovealError, ImageSetError
 from foveal.evaluate import robustness
 from foveal.evaluate.corruptions.conditions import Condition, Corrupted, all_conditions, generate, open_corrupted
 from foveal.evaluate.corruptions.corrupt import CORRUPTIONS, corrupt, generator_of
-from foveal.evaluate.robustness import ALEXNET_ERRORS, _measures, run
+from foveal.evaluate.robustness import ALEXNET_ERRORS, _measures, run, run_head
 from foveal.features.extract import Model
 from foveal.images.imageset import ImageSet
+from foveal.tasks.fit_classes import fit_classifier
+from foveal.tasks.head import Head
+from foveal.tasks.kinds import head_card
+from foveal.tasks.protocols import fit_settings
 
 TWO = [Condition("brightness", 5), Condition("contrast", 5)]
 
@@ -190,3 +194,30 @@ def test_what_cannot_be_evaluated_is_said_first(model: Model, train: ImageSet, t
         all_conditions(["fog", "fog"])
     with pytest.raises(FovealError, match="no corruption is called 'mist'"):
         all_conditions(["mist"])
+
+
+@pytest.fixture
+def head(model: Model, train: ImageSet) -> Head:
+    card = head_card(model, "classification", "linear", classes=["blue", "green", "red"])
+    return fit_classifier(
+        model, card, train, fit_settings("classification", steps=40, batch_size=8, learning_rate=3e-3)
+    ).head
+
+
+def test_a_head_classifies_what_it_would_predict(model: Model, test: ImageSet, head: Head, tmp_path: Path) -> None:
+    corrupted = generate(test, TWO, margin=32 / 28)
+    found = run_head(model, head, test, corrupted, state=tmp_path / "state")
+    assert _value(found, "clean top-1") == 100
+    assert not (tmp_path / "state").exists()
+    whole = Model(model.engine, model.card.model_copy(update={"resize_size": 28}))
+    for condition, images in corrupted.sets.items():
+        names = [whole.with_head(head).predict(images.decode(index)).name for index in range(len(images))]
+        right = [name == label for name, label in zip(names, images.labels or [], strict=True)]
+        assert _value(found, f"{condition.corruption} 5 top-1") == pytest.approx(100 * np.mean(right))
+
+
+def test_labels_that_a_head_does_not_know_are_refused(model: Model, test: ImageSet, head: Head, colours: Path) -> None:
+    (colours / "test" / "red").rename(colours / "test" / "pink")
+    pink = ImageSet.open(colours / "test")
+    with pytest.raises(ImageSetError, match="does not know, first pink"):
+        run_head(model, head, pink, generate(pink, TWO, margin=1.0))

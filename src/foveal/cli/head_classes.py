@@ -20,6 +20,7 @@ from foveal.errors import FovealError
 if TYPE_CHECKING:
     import numpy as np
 
+    from foveal.evaluate.layouts.classification import Classification
     from foveal.features.extract import Model
     from foveal.tasks.classify import ClassPredictor
     from foveal.tasks.head import Head
@@ -79,8 +80,7 @@ def evaluate_classes(
     from foveal.tasks.classify import ClassPredictor
 
     found = open_classification(data)
-    if not head.card.classes:
-        head = of_classes(head, sorted(set(found.train.labels or ())), data)
+    head = with_names(head, found)
     predictor = ClassPredictor(model, head)
     name = str(head.card.lineage.get("kind", head.card.architecture))
     with progress_of("measuring") as progress:
@@ -100,6 +100,21 @@ def evaluate_classes(
         out=out,
         title=f"{head.card.name}, {len(found.test)} test images of {found.name}",
     )
+
+
+def open_classifier(path: Path, model: "Model", data: "Classification") -> "Head":
+    """Open a classification head, a folder or the file of an official one; FovealError for a head of another task."""
+    from foveal.tasks.public_heads import open_head
+
+    head = open_head(path, model)
+    if head.card.task != "classification":
+        raise FovealError(f"{path} is a head for {head.card.task}; give one for classification")
+    return with_names(head, data)
+
+
+def with_names(head: "Head", data: "Classification") -> "Head":
+    """Return a head whose classes have the names that the train labels have, where its file has none."""
+    return head if head.card.classes else of_classes(head, sorted(set(data.train.labels or ())), data.name)
 
 
 @contextmanager

@@ -3,11 +3,11 @@
 Shapes: n test images, K classes.
 """
 
-from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from foveal.errors import ImageSetError
 from foveal.evaluate.results import Measure, measured, measured_mean
@@ -49,18 +49,25 @@ def run(
         ImageSetError: a set without labels, a label that the head does not know, or no readable image.
     """
     labels = known_labels(predictor.classes, test)
+    indices, probabilities = classified(predictor, test, batch_size=batch_size, progress=progress)
+    return measures_of(probabilities.numpy(), labels[indices.numpy()], name=name, seed=seed)
+
+
+def classified(
+    predictor: ClassPredictor, images: ImageSet, *, batch_size: int = 32, progress: Progress | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return the indices (n,) of the images that can be read, and their probabilities (n, K); see `run`."""
     found, numbers = [], []
     for indices, arrays in prepared_batches(
-        test,
+        images,
         predictor.model.preprocessing(),
         batch_size=batch_size,
         channels=predictor.model.card.backbone.channels,
-        bad=Counter(),
         progress=progress,
     ):
-        numbers.append(indices.numpy())
+        numbers.append(indices)
         found.append(predictor.of_arrays(arrays))
-    return measures_of(torch.cat(found).numpy(), labels[np.concatenate(numbers)], name=name, seed=seed)
+    return torch.cat(numbers), torch.cat(found)
 
 
 def known_labels(classes: list[str], images: ImageSet) -> np.ndarray:

@@ -1,34 +1,33 @@
 """Accuracy under common corruptions, of a classifier fitted on clean features."""
 
-import hashlib
-import shutil
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
-from foveal.backbone.weights import load_tensors
-from foveal.errors import FovealError, ImageSetError, WeightsError
+from foveal.errors import FovealError, ImageSetError
 from foveal.evaluate import logistic
+from foveal.evaluate.classification import classified, known_labels
 from foveal.evaluate.corruptions.conditions import Condition, Corrupted
 from foveal.evaluate.corruptions.corrupt import CORRUPTIONS
+from foveal.evaluate.corruptions.passes import Found, Kept, Passes
 from foveal.evaluate.knn import Labelled
 from foveal.evaluate.results import Measure, measured_mean
 from foveal.features.batches import Progress
 from foveal.features.extract import Model
 from foveal.features.labels import check_apart, number_labels
 from foveal.features.neighbours import knn_ranks
-from foveal.files import write_atomically
 from foveal.images.imageset import ImageSet
+from foveal.tasks.classify import ClassPredictor
+from foveal.tasks.head import Head
 
 Classifier = Literal["knn", "logistic"]
 Classify = Callable[[Labelled], Tensor]
+Right = Callable[[ImageSet, Model, Tensor], Found]  # of a set, as a model sees it, with its labels: which are right
 
 # Error of AlexNet in percent, mean over the five severities of ImageNet-C (arXiv 1903.12261, its public table).
 ALEXNET_ERRORS = {
@@ -88,23 +87,92 @@ def run(
             some conditions only.
         FovealError: more neighbours than train images, too few images or classes, or a model of other channels.
     """
-    _check(model, train, classifier, k)
+    _check_channels(model)
+    if classifier == "knn" and not 1 <= k <= len(train):
+        raise FovealError(f"k={k} neighbours among {len(train)} train images; choose a k up to that")
     labels_of = _labels(train, test, corrupted)
     model = model.settle(train)
-    whole = Model(model.engine, model.card.model_copy(update={"resize_size": model.card.crop_size}))
-    kept = _Kept(state, [model.identity, train.hash, test.hash, corrupted.hash, classifier, str(k)])
-    passes = _Passes(progress, len(train) + len(test) + sum(map(len, corrupted.sets.values())))
+    kept = Kept(state, [model.identity, train.hash, test.hash, corrupted.hash, classifier, str(k)])
+    passes = Passes(progress, len(train) + _num_images(test, corrupted))
 
-    def extract(images: ImageSet, seen: Model) -> _Found:
+    def extract(images: ImageSet, seen: Model) -> Found:
         found = seen.extract_set(images, batch_size=batch_size, progress=passes.progress)
-        return _Found(found.indices, found.arrays["cls"])
-
-    def right(images: ImageSet, seen: Model, labels: Tensor) -> _Found:
-        indices, features = extract(images, seen)
-        return _Found(indices, classify(Labelled(features, labels[indices])).double())
+        return Found(found.indices, found.arrays["cls"])
 
     learned = passes.over(train, lambda: kept.found("train", lambda: extract(train, model)))
     classify = _fitted(Labelled(learned.values, labels_of["train"][learned.indices]), classifier, k)
+
+    def right(images: ImageSet, seen: Model, labels: Tensor) -> Found:
+        indices, features = extract(images, seen)
+        return Found(indices, classify(Labelled(features, labels[indices])).double())
+
+    return _over_conditions(model, test, corrupted, right, labels_of, kept=kept, passes=passes, seed=seed)
+
+
+def run_head(
+    model: Model,
+    head: Head,
+    test: ImageSet,
+    corrupted: Corrupted,
+    *,
+    seed: int = 0,
+    batch_size: int = 32,
+    state: Path | None = None,
+    progress: Progress | None = None,
+) -> list[Measure]:
+    """Evaluate a model with a classification head under corruptions.
+
+    With an official linear head on the files of ImageNet-C this is the published evaluation.
+
+    Args:
+        model: a loaded model of three channels.
+        head: whose classes have the names of the labels.
+        test: labelled clean images.
+        corrupted: see `run`, as for the other arguments and the result.
+        seed: of the intervals.
+        batch_size: images at a time.
+        state: see `run`.
+        progress: see `run`.
+
+    Raises:
+        ImageSetError: a label that the head does not know, or an image that is readable under some conditions only.
+        WeightsError: the head belongs to another backbone.
+        FovealError: a model of other channels.
+
+    Source: arXiv 2304.07193, section 7.1.
+    """
+    _check_channels(model)
+    first = next(iter(corrupted.sets.values()))
+    classes = ClassPredictor(model, head).classes
+    labels_of = {
+        name: torch.from_numpy(known_labels(classes, one)) for name, one in (("clean", test), ("corrupted", first))
+    }
+    model = model.settle(test, layers=head.card.layers)
+    kept = Kept(state, [model.identity, head.identity, test.hash, corrupted.hash])
+    passes = Passes(progress, _num_images(test, corrupted))
+
+    def right(images: ImageSet, seen: Model, labels: Tensor) -> Found:
+        indices, probabilities = classified(
+            ClassPredictor(seen, head), images, batch_size=batch_size, progress=passes.progress
+        )
+        return Found(indices, (probabilities.argmax(dim=1) == labels[indices]).double())
+
+    return _over_conditions(model, test, corrupted, right, labels_of, kept=kept, passes=passes, seed=seed)
+
+
+def _over_conditions(
+    model: Model,
+    test: ImageSet,
+    corrupted: Corrupted,
+    right: Right,
+    labels_of: Mapping[str, Tensor],
+    *,
+    kept: Kept,
+    passes: Passes,
+    seed: int,
+) -> list[Measure]:
+    """Classify the clean images and those of every condition, and return the measures of `run`."""
+    whole = Model(model.engine, model.card.model_copy(update={"resize_size": model.card.crop_size}))
     clean = passes.over(test, lambda: kept.found("clean", lambda: right(test, model, labels_of["clean"])))
     found = {}
     for one, images in corrupted.sets.items():
@@ -117,69 +185,11 @@ def run(
     return _measures(clean.values.numpy(), values, against_alexnet=against_alexnet, seed=seed)
 
 
-class _Found(NamedTuple):
-    """What was found of the readable images of a set: indices (n,) int64 into it, and a row of values for each."""
-
-    indices: Tensor
-    values: Tensor
+def _num_images(test: ImageSet, corrupted: Corrupted) -> int:
+    return len(test) + sum(map(len, corrupted.sets.values()))
 
 
-class _Kept:
-    """What was found so far, in a folder of its own for each thing that is evaluated."""
-
-    def __init__(self, state: Path | None, what: Sequence[str]) -> None:
-        key = hashlib.sha256("\n".join(what).encode()).hexdigest()[:16]
-        self._folder = None if state is None else state / key
-
-    def found(self, name: str, compute: Callable[[], _Found]) -> _Found:
-        """Return what is kept under a name, else compute and keep it."""
-        if self._folder is None:
-            return compute()
-        path = self._folder / f"{name}.safetensors"
-        if path.is_file():
-            try:
-                return _Found(**load_tensors(path))
-            except WeightsError as error:
-                raise FovealError(f"{path} is damaged; remove it, and that part is computed again") from error
-        found = compute()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, save(found._asdict()))
-        except OSError as error:
-            raise FovealError(f"{path} cannot be written ({error}); free space or choose another folder") from error
-        return found
-
-    def remove(self) -> None:
-        """Remove what is kept, once nothing is left to compute."""
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            with suppress(OSError):  # another evaluation keeps something there
-                self._folder.parent.rmdir()
-
-
-class _Passes:
-    """Progress over several sets as one."""
-
-    def __init__(self, progress: Progress | None, total: int) -> None:
-        self._progress, self._total, self._before = progress, total, 0
-
-    def progress(self, done: int, _: int) -> None:
-        """Take the images done of the present set."""
-        if self._progress:
-            self._progress(self._before + done, self._total)
-
-    def over(self, images: ImageSet, one: Callable[[], _Found]) -> _Found:
-        """Return what one pass over a set gives, and count its images."""
-        found = one()
-        self._before += len(images)
-        self.progress(0, 0)
-        return found
-
-
-def _check(model: Model, train: ImageSet, classifier: Classifier, k: int) -> None:
-    """Refuse what cannot be evaluated, before long work."""
-    if classifier == "knn" and not 1 <= k <= len(train):
-        raise FovealError(f"k={k} neighbours among {len(train)} train images; choose a k up to that")
+def _check_channels(model: Model) -> None:
     if (channels := model.card.backbone.channels) != 3:
         raise FovealError(f"{model.card.name} takes {channels} channels; corruptions are made for RGB")
 
@@ -203,7 +213,7 @@ def _fitted(train: Labelled, classifier: Classifier, k: int) -> Classify:
     return lambda test: knn_ranks(*train, *test, ks=[k])[k] == 0
 
 
-def _check_same(found: Mapping[Condition, _Found]) -> None:
+def _check_same(found: Mapping[Condition, Found]) -> None:
     (first, one), *others = found.items()
     for condition, other in others:
         if not torch.equal(one.indices, other.indices):

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -75,6 +76,15 @@ class Head:
 
     network: nn.Module
     card: HeadCard
+
+    @property
+    def identity(self) -> str:
+        """The hash of the weights and of the card, which tells one head from another whatever the files."""
+        digest = sha256(self.card.model_dump_json(exclude={"sha256"}).encode())
+        for name, values in sorted(self.network.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(values.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def attach(self, model: "Model") -> "Predictor | ClassPredictor":
         """Return what predicts with this head on a model; WeightsError where it belongs to another."""

@@ -2,7 +2,7 @@
 
 import hashlib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -13,11 +13,16 @@ from foveal.cli.evaluate.results import (
     SeedOption,
     check_results,
     report_results,
-    skip_finished,
+    unfinished_work,
 )
+from foveal.cli.head_classes import open_classifier
 from foveal.cli.loading import EngineOption, FastOption, ModelOption, NumHeadsOption, PrecisionOption, open_model
 from foveal.cli.terminal import progress_of
 from foveal.errors import FovealError
+
+if TYPE_CHECKING:
+    from foveal.evaluate.corruptions.conditions import Corrupted
+    from foveal.tasks.head import Head
 
 
 def robustness(
@@ -38,8 +43,13 @@ def robustness(
         list[int] | None, typer.Option("--severity", help="1 to 5; repeatable.  [default: all]")
     ] = None,
     classifier: Annotated[
-        Literal["knn", "logistic"], typer.Option("--classifier", help="What learns from the clean train images.")
-    ] = "knn",
+        Literal["knn", "logistic"] | None,
+        typer.Option("--classifier", help="What learns from the clean train images.  [default: knn]"),
+    ] = None,
+    head: Annotated[
+        Path | None,
+        typer.Option("--head", help="Instead: a classification head, as a folder or the file of an official one."),
+    ] = None,
     k: Annotated[int | None, typer.Option("--k", min=1, help="Neighbours of kNN.  [default: 20]")] = None,
     seed: SeedOption = 0,
     batch_size: BatchSizeOption = 32,
@@ -50,13 +60,18 @@ def robustness(
     num_heads: NumHeadsOption = None,
 ) -> None:
     """Classify test images under 15 corruptions at 5 severities, with what was learned from clean ones."""
+    if head is not None and (classifier is not None or k is not None):
+        raise FovealError(
+            f"{'--k' if classifier is None else '--classifier'} has no effect beside --head; leave it out"
+        )
+    classifier = classifier or "knn"
     if k is not None and classifier != "knn":
         raise FovealError(f"--k has no effect on --classifier {classifier}; leave it out")
     from foveal.evaluate.corruptions.conditions import all_conditions, generate, open_corrupted
     from foveal.evaluate.corruptions.corrupt import CORRUPTIONS, SEVERITIES
     from foveal.evaluate.layouts.classification import open_classification
     from foveal.evaluate.published import IMAGENET, IMAGENET_C
-    from foveal.evaluate.robustness import run
+    from foveal.evaluate.robustness import run, run_head
 
     conditions = all_conditions(corruption or tuple(CORRUPTIONS), severity or SEVERITIES)
     check_results(out)
@@ -68,29 +83,45 @@ def robustness(
     else:
         shown = open_corrupted(corrupted, conditions)
     data_hash = hashlib.sha256(f"{found.hash} {shown.hash}".encode()).hexdigest()
-    skip_finished(context, model=loaded, data_hash=data_hash, out=out)
+    fitted = None if head is None else open_classifier(head, loaded, found)
     neighbours = 20 if k is None else k
-    learner = f"knn-{neighbours}" if classifier == "knn" else classifier
-    with progress_of("classifying") as progress:
-        measures = run(
-            loaded,
-            found.train,
-            found.test,
-            shown,
-            classifier=classifier,
-            k=neighbours,
-            seed=seed,
-            batch_size=batch_size,
-            state=None if out is None else out / ".robustness",
-            progress=progress,
-        )
+    with (
+        unfinished_work(context, model=loaded, data_hash=data_hash, out=out) as state,
+        progress_of("classifying") as progress,
+    ):
+        if fitted is None:
+            learner = f"knn-{neighbours}" if classifier == "knn" else classifier
+            measures = run(
+                loaded,
+                found.train,
+                found.test,
+                shown,
+                classifier=classifier,
+                k=neighbours,
+                seed=seed,
+                batch_size=batch_size,
+                state=state,
+                progress=progress,
+            )
+        else:
+            learner = fitted.card.name
+            measures = run_head(
+                loaded, fitted, found.test, shown, seed=seed, batch_size=batch_size, state=state, progress=progress
+            )
     report_results(
         context,
         measures,
-        protocol="-".join(["robustness", "generated" if shown.generated else "files", learner]),
+        protocol=_protocol(shown, learner, fitted),
         model=loaded,
         data=IMAGENET_C if not shown.generated and found.name == IMAGENET else found.name,
         data_hash=data_hash,
         out=out,
         title=f"{len(conditions)} corruptions and severities, {found.sizes}",
     )
+
+
+def _protocol(shown: "Corrupted", learner: str, head: "Head | None") -> str:
+    """Return the name of the protocol: the published one for official linear heads on files, else one of its own."""
+    if head is not None and head.card.backbone is None and not shown.generated:
+        return "robustness"
+    return "-".join(["robustness", "generated" if shown.generated else "files", learner])
