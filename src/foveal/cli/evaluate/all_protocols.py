@@ -14,7 +14,7 @@ from foveal.cli.loading import ModelOption, NumHeadsOption
 from foveal.cli.terminal import print_table
 from foveal.errors import FovealError
 
-_WHOLE = ("--steps", "2000", "--crop-size", "whole")
+_WHOLE = ("--steps", "500", "--batch-size", "8", "--size", "224", "--crop-size", "whole")
 _INTERRUPTED = 130  # as Typer tells of it
 
 # How often a protocol runs, and with which options; once and with none where nothing else is said.
