@@ -60,7 +60,8 @@ def test_mask_head_is_fitted_measured_and_used(
     assert run("head", "evaluate", *model, "--head", head, "--data", street, "--out", tmp_path / "results") == 0
     lines = dict(line.split("\t")[:2] for line in capsys.readouterr().out.splitlines())
     assert float(lines["linear mIoU"]) > 80
-    assert (tmp_path / "results" / "results.jsonl").is_file()
+    # A name of its own: what is published was fitted and tested in one way.
+    assert '"protocol": "segment, given head"' in (tmp_path / "results" / "results.jsonl").read_text()
     assert run("head", "predict", street / "test", *model, "--head", head, "--out", tmp_path / "masks") == 0
     mask = Image.open(tmp_path / "masks" / "0.png")
     assert (mask.mode, mask.size) == ("P", (35, 28))

@@ -238,7 +238,7 @@ def evaluate(
     report_results(
         context,
         measures,
-        protocol="segment" if masks else "depth",
+        protocol="segment, given head" if masks else "depth, given head",  # fitted and tested in any way
         model=loaded,
         data=found.name,
         data_hash=found.hash,

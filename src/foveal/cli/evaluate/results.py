@@ -59,7 +59,7 @@ def unfinished_work(
     try:
         yield folder
     except (KeyboardInterrupt, SystemExit):
-        if folder.is_dir():
+        if folder.is_dir() and any(folder.iterdir()):
             typer.echo("what was done so far is kept; run the same command again to go on", err=True)
         raise
     shutil.rmtree(folder, ignore_errors=True)
