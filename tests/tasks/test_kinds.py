@@ -6,6 +6,7 @@ from torch.nn import functional as F
 from foveal.errors import FovealError
 from foveal.features.extract import Model
 from foveal.tasks.dense import Level
+from foveal.tasks.depth import DptDepth
 from foveal.tasks.head import build_network
 from foveal.tasks.kinds import KINDS, find_kind, head_card
 from foveal.tasks.segment import DptSegmenter, MlpSegmenter
@@ -17,7 +18,7 @@ from foveal.tasks.segment import DptSegmenter, MlpSegmenter
         ("segmentation", "linear", [3], True, 1),
         ("segmentation", "ms", [0, 1, 2, 3], True, 1),
         ("segmentation", "mlp", [3], True, 1),
-        ("segmentation", "dpt", [0, 1, 2, 3], False, 16),
+        ("segmentation", "dpt", [0, 1, 2, 3], False, 8),
         ("depth", "lin.1", [3], False, 4),
         ("depth", "lin.4", [0, 1, 2, 3], False, 4),
         ("depth", "dpt", [0, 1, 2, 3], False, 16),
@@ -65,10 +66,14 @@ def test_mlp_is_the_same_network_on_every_patch() -> None:
     torch.testing.assert_close(found.permute(0, 2, 3, 1), wanted, rtol=1e-5, atol=1e-6)
 
 
-def test_dpt_of_masks_is_that_of_depth_with_more_maps() -> None:
-    """The decoder itself is checked against the reference with one map: here its keys are the same ones."""
-    head = DptSegmenter(8, num_classes=7, fusion_width=6)
-    shapes = {name: tuple(value.shape) for name, value in head.state_dict().items()}
-    assert shapes["conv_depth.head.4.weight"] == (7, 3, 1, 1)
-    assert shapes["reassemble_blocks.projects.0.conv.weight"] == (1, 8, 1, 1)
-    assert shapes["reassemble_blocks.readout_projects.3.0.weight"] == (8, 16)
+def test_dpt_of_masks_is_the_decoder_of_depth_and_a_linear_layer() -> None:
+    """The decoder itself is checked against the reference as part of the depth head: here its weights fit, and stay."""
+    torch.manual_seed(0)
+    depth, head = DptDepth(8, fusion_width=6), DptSegmenter(8, num_classes=7, fusion_width=6)
+    shared = {name: value for name, value in depth.state_dict().items() if not name.startswith("conv_depth.")}
+    missing = head.load_state_dict(shared, strict=False).missing_keys
+    assert sorted(missing) == ["conv_seg.bias", "conv_seg.weight"]
+    levels = [Level(torch.randn(2, 8, 3, 4), torch.randn(2, 8)) for _ in range(4)]
+    rows = depth.fused(levels).permute(0, 2, 3, 1)
+    wanted = F.linear(rows, head.conv_seg.weight[:, :, 0, 0], head.conv_seg.bias)
+    torch.testing.assert_close(head(levels).permute(0, 2, 3, 1), wanted)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from foveal.errors import FovealError
 from foveal.tasks.dense import Level
-from foveal.tasks.dpt import DPT, DptForm
+from foveal.tasks.dpt import DPT, DptForm, upsampled
 
 NUM_BINS = 256
 WARM_UP_STEPS = 100
@@ -70,14 +70,17 @@ class LinearDepth(nn.Module):
 
 
 class DptDepth(DPT):
-    """A DPT decoder whose one map is a depth: relu + min_depth, or sigmoid * max_depth.
+    """The DPT decoder, two 3x3 convolutions and one map of depth: relu + min_depth, or sigmoid * max_depth.
+
+    Between the convolutions the map is upsampled: to twice its size ("dinov2", 16 times the patch grid), or to the
+    pixels of the picture ("depth_anything").
 
     Args:
         width: D of the backbone.
         channels: see `DPT`.
         fusion_width: see `DPT`.
         form: see `DPT`.
-        patch_size: pixels.
+        patch_size: pixels; used by "depth_anything" alone.
         output: "relu", or "sigmoid" for the metric heads of Depth Anything V2.
         min_depth: added after the relu; 0 for relative depth.
         max_depth: factor of the sigmoid; None for relative depth, whose unit is none.
@@ -95,16 +98,28 @@ class DptDepth(DPT):
         min_depth: float = 0.0,
         max_depth: float | None = None,
     ) -> None:
-        super().__init__(width, channels, fusion_width=fusion_width, form=form, patch_size=patch_size)
+        super().__init__(width, channels, fusion_width=fusion_width, form=form)
         if output not in get_args(DepthOutput) or (output == "sigmoid" and max_depth is None):
             raise FovealError(f"output='{output}' with max_depth={max_depth}; choose relu, or sigmoid with a max_depth")
         if max_depth is not None:
             check_range(min_depth, max_depth)
+        head = nn.Sequential(
+            nn.Conv2d(fusion_width, fusion_width // 2, 3, padding=1),
+            nn.Identity(),  # where the map is upsampled
+            nn.Conv2d(fusion_width // 2, 32, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(32, 1, 1),
+        )
+        self.conv_depth = nn.ModuleDict({"head": head})
+        self.patch_size = patch_size
         self.output, self.min_depth, self.max_depth = output, min_depth, max_depth
 
     def forward(self, levels: Sequence[Level]) -> Tensor:
         """Return depths (B, 1, h, w)."""
-        found = super().forward(levels)
+        grid_h, grid_w = levels[-1].patches.shape[2:]
+        size = (grid_h * self.patch_size, grid_w * self.patch_size) if self.form == "depth_anything" else None
+        head: nn.Sequential = self.conv_depth["head"]  # type: ignore[assignment]
+        found = head[2:](upsampled(head[0](self.fused(levels)), size))
         if self.output == "sigmoid":
             assert self.max_depth is not None  # checked above
             return found.sigmoid() * self.max_depth

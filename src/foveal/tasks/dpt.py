@@ -18,7 +18,7 @@ DptForm = Literal["dinov2", "depth_anything"]
 
 
 class DPT(nn.Module):
-    """Four levels of tokens become one map at 8 to 16 times the patch grid.
+    """Four levels of tokens become one map of F channels at 8 times the patch grid; a head of depth or masks follows.
 
     | | dinov2 | depth_anything |
     |---|---|---|
@@ -26,16 +26,12 @@ class DPT(nn.Module):
     | biases in residual units | no | yes |
     | upsampling between levels | twice the size, the skip resized to it | to the size of the next skip |
     | convolution after the fusion | 3x3, ReLU | none |
-    | last upsampling | twice the size | to the pixels of the picture |
 
     Args:
         width: D of the backbone.
         channels: of the four levels after the 1x1 convolutions, from the shallowest; None is D/8, D/4, D/2, D.
         fusion_width: F.
         form: see above.
-        out_channels: maps that come out; 1 for depth, else one a class.
-        patch_size: pixels; used by "depth_anything" alone.
-        hidden: channels before the last convolution.
     """
 
     def __init__(
@@ -45,9 +41,6 @@ class DPT(nn.Module):
         *,
         fusion_width: int = 256,
         form: DptForm = "dinov2",
-        out_channels: int = 1,
-        patch_size: int = 14,
-        hidden: int = 32,
     ) -> None:
         super().__init__()
         channels = channels or [max(width // share, 1) for share in (8, 4, 2, 1)]
@@ -55,7 +48,7 @@ class DPT(nn.Module):
             raise FovealError(f"form='{form}' of a DPT head is not known; choose {', '.join(get_args(DptForm))}")
         if len(channels) != 4:
             raise FovealError(f"channels={list(channels)} of a DPT head; give four, one a level")
-        self.form, self.patch_size = form, patch_size
+        self.form = form
         self.reassemble_blocks = _Reassemble(width, channels, readout=form == "dinov2")
         self.convs = nn.ModuleList(_conv(count, fusion_width, 3, bias=False) for count in channels)
         self.fusion_blocks = nn.ModuleList(
@@ -63,29 +56,16 @@ class DPT(nn.Module):
         )
         if form == "dinov2":
             self.project = _conv(fusion_width, fusion_width, 3)
-        head = nn.Sequential(
-            nn.Conv2d(fusion_width, fusion_width // 2, 3, padding=1),
-            nn.Identity(),  # where the map is upsampled
-            nn.Conv2d(fusion_width // 2, hidden, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(hidden, out_channels, 1),
-        )
-        self.conv_depth = nn.ModuleDict({"head": head})
 
-    def forward(self, levels: Sequence[Level]) -> Tensor:
-        """Return maps (B, out_channels, h, w), before any activation."""
-        grid = levels[-1].patches.shape[2:]
+    def fused(self, levels: Sequence[Level]) -> Tensor:
+        """Return the map (B, F, 8 grid_h, 8 grid_w); of an odd grid a little more."""
         skips = [conv["conv"](x) for conv, x in zip(self.convs, self.reassemble_blocks(levels), strict=True)]  # type: ignore[index]
         x = None
         for number, (block, skip) in enumerate(zip(self.fusion_blocks, reversed(skips), strict=True)):
             following = skips[2 - number].shape[2:] if number < 3 else None
             x = block(x, skip, size=following if self.form == "depth_anything" else None)
         assert x is not None  # there are four blocks
-        if self.form == "dinov2":
-            x = F.relu(self.project["conv"](x))
-        head: nn.Sequential = self.conv_depth["head"]  # type: ignore[assignment]
-        size = (grid[0] * self.patch_size, grid[1] * self.patch_size) if self.form == "depth_anything" else None
-        return head[2:](_upsampled(head[0](x), size))
+        return F.relu(self.project["conv"](x)) if self.form == "dinov2" else x
 
 
 class _Reassemble(nn.Module):
@@ -137,7 +117,7 @@ class _Fusion(nn.Module):
             if skip.shape != below.shape:
                 skip = F.interpolate(skip, size=below.shape[2:], mode="bilinear", align_corners=False)
             x = below + self.res_conv_unit1(skip)
-        return self.project["conv"](_upsampled(self.res_conv_unit2(x), size))
+        return self.project["conv"](upsampled(self.res_conv_unit2(x), size))
 
 
 class _Residual(nn.Module):
@@ -157,7 +137,7 @@ def _conv(channels_in: int, channels_out: int, kernel: int, *, bias: bool = True
     return nn.ModuleDict({"conv": nn.Conv2d(channels_in, channels_out, kernel, padding=kernel // 2, bias=bias)})
 
 
-def _upsampled(x: Tensor, size: tuple[int, int] | None) -> Tensor:
+def upsampled(x: Tensor, size: tuple[int, int] | None) -> Tensor:
     """Return a map at a size, or at twice its own: bilinear, corners aligned."""
     if size is None:
         return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)

@@ -60,10 +60,10 @@ class MlpSegmenter(nn.Module):
 
 
 class DptSegmenter(DPT):
-    """The DPT decoder of the official depth heads with one map a class, of 16 times the patch grid.
+    """The DPT decoder of the official depth heads, then a 1x1 convolution to one logit a class (arXiv 2103.13413).
 
-    It reads what those read: the ends of the four quarters with their class tokens, before the final norm. The layer
-    before the last has half the fusion width, as many classes would not fit through the 32 channels that depth has.
+    It reads what those read: the ends of the four quarters with their class tokens, before the final norm. There is no
+    dropout and, as in those, no batch norm.
 
     Args:
         width: D of the backbone.
@@ -72,7 +72,12 @@ class DptSegmenter(DPT):
     """
 
     def __init__(self, width: int, *, num_classes: int, fusion_width: int = 256) -> None:
-        super().__init__(width, fusion_width=fusion_width, out_channels=num_classes, hidden=fusion_width // 2)
+        super().__init__(width, fusion_width=fusion_width)
+        self.conv_seg = nn.Conv2d(fusion_width, num_classes, 1)
+
+    def forward(self, levels: Sequence[Level]) -> Tensor:
+        """Return logits (B, K, 8 grid_h, 8 grid_w); of an odd grid a little more."""
+        return self.conv_seg(self.fused(levels))
 
 
 def segmentation_loss(logits: Tensor, target: Tensor) -> Tensor:
