@@ -3,7 +3,7 @@
 State-dict keys are those of the official checkpoints (blocks not chunked).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -32,8 +32,9 @@ class VisionTransformer(nn.Module):
         config: sizes and settings; see `BackboneConfig`.
 
     Attributes:
-        recompute_blocks: keep only the input of each block for the backward pass of `forward_rows`, and run the blocks
-            again there (arXiv 1604.06174): the same gradients to the bit, a third more time, far less memory.
+        recompute_blocks: keep only the input of each block for the backward pass of `forward_rows` and `intermediate`,
+            and run the blocks again there (arXiv 1604.06174): the same gradients to the bit, a third more time, far
+            less memory.
 
     Example:
         >>> from foveal.backbone.variants import backbone_config
@@ -146,7 +147,8 @@ class VisionTransformer(nn.Module):
         depth = self._stochastic_depth(generator, groups)
         found = []
         for i, block in enumerate(self.blocks[: wanted[-1] + 1]):
-            x = block(x, groups, drops=(depth.draw(x.device), depth.draw(x.device)) if depth else None)
+            drops = (depth.draw(x.device), depth.draw(x.device)) if depth else None
+            x = self._run(block)(x, groups, drops=drops)
             if i in wanted:
                 found.append(self._split(self.norm(x) if norm else x, groups[0]))
         return found
@@ -218,13 +220,11 @@ class VisionTransformer(nn.Module):
             (R, D).
         """
         x, groups = self.embed(images, masks)
-        recompute = self.recompute_blocks and torch.is_grad_enabled()
         depth = self._stochastic_depth(generator, groups, absent=absent)
         for i, block in enumerate(self.blocks):
             chosen = rows if i == len(self.blocks) - 1 else None
             drops = (depth.draw(x.device), depth.draw(x.device, rows=chosen)) if depth else None
-            run = partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False) if recompute else block
-            x = run(x, groups, drops=drops, rows=chosen)
+            x = self._run(block)(x, groups, drops=drops, rows=chosen)
         return self.norm(x)
 
     def embed(self, images: Sequence[Tensor], masks: Sequence[Tensor | None]) -> tuple[Tensor, list[Group]]:
@@ -267,6 +267,11 @@ class VisionTransformer(nn.Module):
             factor = ((grid_h + 0.1) / side, (grid_w + 0.1) / side)
             grid = F.interpolate(grid, scale_factor=factor, mode="bicubic", recompute_scale_factor=False)
         return cls, grid.permute(0, 2, 3, 1).reshape(1, grid_h * grid_w, -1).to(self.pos_embed.dtype)
+
+    def _run(self, block: nn.Module) -> Callable[..., Tensor]:
+        if self.recompute_blocks and torch.is_grad_enabled():
+            return partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False)
+        return block
 
     def _stochastic_depth(
         self, generator: torch.Generator | None, groups: list[Group], *, absent: Sequence[Group] = ()

@@ -66,6 +66,9 @@ def finetune(
         int | None, typer.Option("--lora", min=1, help="Train low-rank changes of this rank in place of all weights.")
     ] = None,
     freeze_blocks: Annotated[int, typer.Option(min=0, help="So many first blocks stay as they are.")] = 0,
+    recompute: Annotated[
+        bool, typer.Option("--recompute", help="Run blocks twice: far less memory, a third more time.")
+    ] = False,
     crop_size: Annotated[
         str | None, typer.Option(help="Of random crops, pixels: 518 or 416x544.  [default: the model's]")
     ] = None,
@@ -107,6 +110,7 @@ def finetune(
         crop_size=parse_size(crop_size, option="--crop-size"),
         size=size,
         distort=distort,
+        recompute=recompute,
         precision=precision,
         save_every_s=save_every_s,
         seed=seed,

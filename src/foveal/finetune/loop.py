@@ -42,6 +42,7 @@ from foveal.tasks.protocols import learning_rate_at
 
 NETWORK = "network"  # its file stem in a checkpoint
 _KEEP = 2
+_FREE = {"save_every_s", "recompute"}  # settings that no number depends on, so that they may change
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ def finetune(
         CheckpointError: a checkpoint cannot be written (earlier ones stay) or none is intact.
         DivergedError: a loss or a gradient that is not finite; the newest checkpoint stays.
     """
-    decisive = {name: value for name, value in asdict(settings).items() if name != "save_every_s"}
+    decisive = {name: value for name, value in asdict(settings).items() if name not in _FREE}
     what = {
         "task": head.card.task,
         "kind": head.card.lineage.get("kind", head.card.architecture),

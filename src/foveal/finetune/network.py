@@ -89,6 +89,7 @@ def check_backbone_settings(settings: FinetuneSettings, *, width: int, depth: in
 
 def _prepared(backbone: VisionTransformer, settings: FinetuneSettings) -> VisionTransformer:
     backbone.config = backbone.config.model_copy(update={"drop_path_rate": settings.drop_path})
+    backbone.recompute_blocks = settings.recompute
     backbone.requires_grad_()
     if lora := low_rank(settings):
         generator = torch.Generator().manual_seed(settings.seed)
