@@ -1,5 +1,7 @@
 """`foveal evaluate logistic`: logistic regression on frozen features."""
 
+from typing import TYPE_CHECKING
+
 import typer
 
 from foveal.cli.evaluate.classification import (
@@ -15,6 +17,9 @@ from foveal.cli.evaluate.classification import (
 from foveal.cli.evaluate.results import BatchSizeOption, OutOption, SeedOption, check_results, unfinished_work
 from foveal.cli.loading import EngineOption, FastOption, ModelOption, NumHeadsOption, PrecisionOption, open_model
 from foveal.cli.terminal import progress_of
+
+if TYPE_CHECKING:
+    from foveal.evaluate.softmax_regression import Fit
 
 
 def logistic(
@@ -48,9 +53,9 @@ def logistic(
     with unfinished_work(context, model=loaded, data_hash=found.hash, out=out) as folder:
         with progress_of("extracting") as progress, progress_of("fitting") as fitting:
 
-            def fitted(*_: object) -> None:
+            def fitted(fit: "Fit", _: float) -> None:
                 nonlocal done
-                done += 1
+                done = max(done, CS.index(fit.c)) + 1  # a sweep that goes on begins later
                 fitting(done, total)
 
             measures = run(
