@@ -10,7 +10,7 @@ from foveal.errors import BadImageError, FovealError, ImageSetError
 from foveal.evaluate.layouts.dense import open_depths, open_masks
 from foveal.features.extract import Model
 from foveal.tasks.depth import gradient_loss
-from foveal.tasks.fit import fit_head, loss_of
+from foveal.tasks.fit import check_targets, fit_head, loss_of
 from foveal.tasks.head import Head, HeadCard
 from foveal.tasks.kinds import head_card
 from foveal.tasks.protocols import FitSettings
@@ -182,6 +182,10 @@ def test_targets_without_an_answer_are_refused_before_any_work(model: Model, hal
     masks = DenseSet(halves.pairs, Masks(["dark", "bright"], frozenset({0, 1, 255})))
     with pytest.raises(ImageSetError, match="no pixel of 6 train masks counts"):
         fit_head(model, card_of(model, "segmentation", {"num_classes": 2}), masks, FitSettings())
+    blank = Image.fromarray(np.full((56, 42), 255, np.uint8))
+    for pair in halves.pairs[:5]:  # one mask of six is enough
+        blank.save(pair.target)
+    check_targets(card_of(model, "segmentation", {"num_classes": 2}), halves)
     pair = Pair(halves.pairs[0].image, tmp_path / "far.png")
     Image.fromarray(np.full((56, 42), 20_000, np.uint16)).save(pair.target)
     card = card_of(model, "depth", {"min_depth": 0.001, "max_depth": 10.0})

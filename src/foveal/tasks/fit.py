@@ -27,7 +27,6 @@ from foveal.tasks.segment import IGNORED, segmentation_loss
 from foveal.tasks.steps import LossAt, run_steps
 
 MAX_CACHE_BYTES = 4_000_000_000
-_LOOKED_AT = 16
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +63,7 @@ def fit_head(
 
     Raises:
         FovealError: a state of other settings, or more features than fit into memory.
-        ImageSetError: no pixel of the pictures that were looked at has an answer to learn from.
+        ImageSetError: no pixel of any picture has an answer to learn from.
         BadImageError: a picture or a target that cannot be used.
     """
     check_targets(card, samples)
@@ -91,24 +90,24 @@ def fit_head(
 
 
 def check_targets(card: HeadCard, samples: DenseSet) -> None:
-    """Refuse, before long work, masks or depth that teach nothing: up to 16 of them, evenly spread, are looked at.
+    """Refuse masks or depth that teach nothing, before long work: they are read up to the first that does.
 
     Raises:
         ImageSetError: no pixel has a class that counts, or a depth in the range of the head.
     """
-    chosen = np.linspace(0, len(samples) - 1, min(len(samples), _LOOKED_AT)).round().astype(int)
-    targets = [torch.from_numpy(samples.target(int(index))) for index in chosen]
+    limit, highest = card.settings.get("max_depth"), 0.0
+    for index in range(len(samples)):
+        target = torch.from_numpy(samples.target(index))
+        known = target != IGNORED if card.task == "segmentation" else valid_depth(target, max_depth=limit)
+        if known.any():
+            return
+        highest = max(highest, float(target.max()))
     if card.task == "segmentation":
-        if not any(bool((target != IGNORED).any()) for target in targets):
-            raise ImageSetError(f"no pixel of {len(targets)} train masks counts; check the values that are ignored")
-        return
-    limit = card.settings.get("max_depth")
-    if not any(bool(valid_depth(target, max_depth=limit).any()) for target in targets):
-        highest = max(float(target.max()) for target in targets)
-        raise ImageSetError(
-            f"none of {len(targets)} train pictures has a depth above 0 and up to {limit:g} m, the highest is "
-            f"{highest:g} m; check the unit of the files and the end of the range"
-        )
+        raise ImageSetError(f"no pixel of {len(samples)} train masks counts; check the values that are ignored")
+    raise ImageSetError(
+        f"none of {len(samples)} train pictures has a depth above 0 and up to {limit:g} m, the highest is "
+        f"{highest:g} m; check the unit of the files and the end of the range"
+    )
 
 
 def loss_of(card: HeadCard, *, warm_up: int) -> Callable[[Tensor, Tensor, int], Tensor]:
