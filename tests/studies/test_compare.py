@@ -1,6 +1,7 @@
 """Two models beside each other: the numbers are those of each protocol alone, and the page shows them."""
 
 import csv
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,9 @@ from foveal.backbone.weights import Card, save_model
 from foveal.cli.main import main
 from foveal.evaluate.knn import run as run_knn
 from foveal.evaluate.layouts.classification import open_classification
+from foveal.evaluate.linear_cached import run as run_linear_cached
 from foveal.features.extract import load
-from foveal.studies.compare import PAGE, compare, table
+from foveal.studies.compare import PAGE, PROTOCOLS, compare, table
 
 
 @pytest.fixture
@@ -44,6 +46,20 @@ def test_numbers_are_those_of_the_protocols_alone(models: list[str], colours: Pa
     assert header[:2] == ["model", "knn-20 top-1"]
     assert [row[0] for row in rows] == ["w48", "w96"]
     assert all(len(row) == len(header) for row in rows)
+
+
+def test_linear_classifiers_can_be_compared_too(
+    models: list[str], colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PROTOCOLS, "linear-cached", partial(PROTOCOLS["linear-cached"], num_steps=9))
+    command = ["compare", *models, f"--data={colours}", f"--out={tmp_path}", "--engine=torch"]
+    assert main([*command, "--protocol=linear-cached"]) == 0
+    with (tmp_path / "results.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["metric"] == "top-1"]
+    data = open_classification(str(colours))
+    (top1, *_) = run_linear_cached(load(models[1], engine="torch"), data.train, data.test, num_steps=9)
+    assert [(row["model"], row["protocol"]) for row in rows] == [("w48", "linear-cached"), ("w96", "linear-cached")]
+    assert float(rows[1]["value"]) == top1.value
 
 
 def test_command_line(models: list[str], colours: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,7 +21,8 @@ def compare(
     test: TestOption = None,
     split: SplitOption = None,
     protocol: Annotated[
-        list[str] | None, typer.Option("--protocol", help="knn, logistic; repeatable.  [default: all]")
+        list[str] | None,
+        typer.Option("--protocol", help="knn, logistic, linear-cached; repeatable.  [default: knn, logistic]"),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the page and of the rows.")] = Path("comparison"),
     seed: SeedOption = 0,
@@ -32,10 +33,10 @@ def compare(
 ) -> None:
     """Measure frozen models on the same labelled images: quality, speed and size in one table and one page."""
     from foveal.evaluate.layouts.classification import open_classification
-    from foveal.studies.compare import PROTOCOLS, check, table, write_comparison
+    from foveal.studies.compare import DEFAULT, check, table, write_comparison
     from foveal.studies.compare import compare as run
 
-    chosen = protocol or list(PROTOCOLS)
+    chosen = protocol or DEFAULT
     check(models=models, protocols=chosen)
     check_results(out)
     found = open_classification(data, train=train, test=test, split=split)

@@ -14,6 +14,7 @@ from foveal.backbone.parameters import backbone_parameters
 from foveal.errors import FovealError
 from foveal.evaluate.knn import run as run_knn
 from foveal.evaluate.layouts.classification import Classification
+from foveal.evaluate.linear_cached import run as run_linear_cached
 from foveal.evaluate.logistic import run as run_logistic
 from foveal.evaluate.report import add_rows, rows_of, table_page
 from foveal.evaluate.results import Measure, shown
@@ -21,7 +22,12 @@ from foveal.features.extract import Model
 from foveal.files import write_atomically
 from foveal.pretrain.planning.cost import forward_flops
 
-PROTOCOLS: dict[str, Callable[..., list[Measure]]] = {"knn": partial(run_knn, ks=[20]), "logistic": run_logistic}
+PROTOCOLS: dict[str, Callable[..., list[Measure]]] = {
+    "knn": partial(run_knn, ks=[20]),
+    "logistic": run_logistic,
+    "linear-cached": run_linear_cached,
+}
+DEFAULT = ("knn", "logistic")
 PAGE = "compare.html"
 
 Listener = Callable[[str, str, int, int], None]
@@ -57,7 +63,7 @@ def compare(
     models: Sequence[tuple[str, Model]],
     data: Classification,
     *,
-    protocols: Sequence[str] = tuple(PROTOCOLS),
+    protocols: Sequence[str] = DEFAULT,
     seed: int = 0,
     batch_size: int = 32,
     listener: Listener | None = None,
