@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import threading
 import time
@@ -6,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from foveal.cli.main import main
+from foveal.tasks.head import load_head
 
 
 @pytest.fixture
@@ -81,6 +84,23 @@ def test_a_fitted_head_goes_on_with_its_backbone_and_with_no_other(
     (rooms / "classes.txt").write_text("floor\nwall\nceiling\n")
     assert run(*tune[:-2], "--model", model_folder, "--out", tmp_path / "other") == 2
     assert "knows 2 classes, class 0, class 1, ...; " in capsys.readouterr().err
+
+
+def test_file_of_a_public_head_is_where_it_begins(
+    model_folder: Path, colours: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, out = tmp_path / "nano_linear_head.pth", tmp_path / "tuned"
+    torch.save({"weight": torch.randn(3, 2 * 48), "bias": torch.randn(3)}, file)
+    tune = ("finetune", "classification", "--model", model_folder, "--head", file, "--out", out, "--steps", 1)
+    assert run(*tune, "--batch-size", 2, "--data", colours, "--learning-rate", 1e-9) == 0
+    head = load_head(out / "head")
+    assert head.card.classes == ["blue", "green", "red"]
+    torch.testing.assert_close(head.network.state_dict(), torch.load(file), atol=1e-8, rtol=0)
+    capsys.readouterr()
+    for part in ("train", "test"):
+        shutil.rmtree(colours / part / "red")
+    assert run(*tune[:-4], "--out", tmp_path / "other", "--data", colours) == 2
+    assert "knows 3 classes, not named, ...; " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
