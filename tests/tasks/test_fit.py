@@ -191,6 +191,9 @@ def test_targets_without_an_answer_are_refused_before_any_work(model: Model, hal
     card = card_of(model, "depth", {"min_depth": 0.001, "max_depth": 10.0})
     with pytest.raises(ImageSetError, match=r"a depth above 0 and up to 10 m, the highest is 20 m; check the unit"):
         fit_head(model, card, DenseSet([pair], Depths()), FitSettings())
+    Image.fromarray(np.zeros((56, 42), np.uint16)).save(pair.target)
+    with pytest.raises(ImageSetError, match="has a depth above 0, the highest is 0 m"):
+        check_targets(card_of(model, "depth", {"max_depth": None}), DenseSet([pair], Depths()))
 
 
 def test_masks_out_of_range_are_refused_with_their_file(halves: DenseSet) -> None:

@@ -104,8 +104,9 @@ def check_targets(card: HeadCard, samples: DenseSet) -> None:
         highest = max(highest, float(target.max()))
     if card.task == "segmentation":
         raise ImageSetError(f"no pixel of {len(samples)} train masks counts; check the values that are ignored")
+    reach = "" if limit is None else f" and up to {limit:g} m"
     raise ImageSetError(
-        f"none of {len(samples)} train pictures has a depth above 0 and up to {limit:g} m, the highest is "
+        f"none of {len(samples)} train pictures has a depth above 0{reach}, the highest is "
         f"{highest:g} m; check the unit of the files and the end of the range"
     )
 
