@@ -42,12 +42,21 @@ def test_classes_are_fitted_measured_and_predicted(
     assert run("head", "predict", colours / "test", *used, "--out", answers, "--probabilities") == 0
     rows = _rows(answers / "predictions.csv")
     assert list(rows[0]) == ["image", *(f"{c}{e}" for e in ("", "_2", "_3") for c in ("label", "probability"))]
-    assert [row["label"] for row in rows] == [
-        row["image"].split("/")[0] for row in rows
-    ]  # names occur in three folders
+    assert [row["label"] for row in rows] == [Path(row["image"]).parent.name for row in rows]
+    assert all(Path(row["image"]).is_file() for row in rows)  # the same names are in three folders
     probabilities = np.load(answers / "probabilities.npy")
     assert probabilities.shape == (9, 3)
     assert float(rows[4]["probability"]) == pytest.approx(probabilities[4].max(), abs=1e-4)
+
+
+def test_pictures_of_several_folders_are_told_apart(model_folder: Path, colours: Path, tmp_path: Path) -> None:
+    assert _fit(model_folder, colours, tmp_path / "head") == 0
+    sources = (colours / "test" / "red", colours / "test" / "blue", colours / "test" / "green" / "1.png")
+    head = ("--model", model_folder, "--head", tmp_path / "head")
+    assert run("head", "predict", *sources, *head, "--out", tmp_path / "out") == 0
+    found = [(row["image"], row["label"]) for row in _rows(tmp_path / "out" / "predictions.csv")]
+    wanted = [(str(colours / "test" / name / f"{i}.png"), name) for name in ("red", "blue") for i in range(3)]
+    assert found == [*wanted, (str(colours / "test" / "green" / "1.png"), "green")]
 
 
 def test_public_head_is_used_with_names(

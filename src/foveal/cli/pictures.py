@@ -3,6 +3,7 @@
 import glob
 import io
 import logging
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -133,5 +134,10 @@ def _entries(source: str) -> list[_Entry]:
         if not re.search(r"[*?{\[]", source):
             raise FovealError(f"{source} does not exist; give {SOURCES}")
     images = ImageSet.open(source)
+    # Below a folder, the path from here: the same names in several folders are then told apart.
+    start = path if path.is_dir() and images.root == Path(os.path.abspath(path)) else Path()
     uris = images.rows.column("uri").to_pylist()
-    return [_Entry(Path(uri).name, uri, partial(images.decode, index), named=False) for index, uri in enumerate(uris)]
+    return [
+        _Entry(Path(uri).name, str(start / uri), partial(images.decode, index), named=False)
+        for index, uri in enumerate(uris)
+    ]
