@@ -39,8 +39,9 @@ def top_k(
     Equal similarities are ordered by the lower index.
 
     In a database of many rows, float32 scores choose candidates first, and only these are scored exactly; see
-    `rough_filter`. That changes the time, never the answer. It needs 4 * D + 14 * k bytes a query, for up to 65,536
-    queries, and else, as beyond inputs and outputs in general, a few times block_queries * block_database numbers.
+    `rough_filter`. That changes the time, never the answer. It needs some 4 * D + 35 * k bytes a query, answers
+    included, for up to 65,536 queries together, and else a few times block_queries * block_database numbers: nothing
+    that grows with N.
 
     Args:
         queries: (Q, D) float, of any length; a row of zeros has similarity 0 to everything.
@@ -68,7 +69,9 @@ def top_k(
         filtered_keys(part, database, k=k, block_queries=block_queries, block_database=block_database)
         for part in queries.split(_QUERIES_TOGETHER)
     ]
-    return _answer(torch.cat(parts), bits_of_index(len(database)))
+    answers = [_answer(some, bits_of_index(len(database))) for part in parts for some in part.split(block_queries)]
+    similarities, indices = (torch.cat(tensors) for tensors in zip(*answers, strict=True))
+    return similarities, indices
 
 
 def top_k_of_blocks(

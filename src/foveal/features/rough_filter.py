@@ -66,8 +66,7 @@ def _candidates(
 ) -> tuple[Tensor, Tensor]:
     """Return (Q, C) numbers of the rows with the best rough scores, and (Q,) what no other row's cosine exceeds."""
     centre = _unit_rows(database[:block_database]).mean(dim=0)
-    parts = [_moved(block, centre) for block in queries.split(block_queries)]
-    factors = [torch.cat([part.rows, torch.ones(len(part.rows), 1, device=queries.device)], dim=1) for part in parts]
+    parts = [_with_ones(_moved(block, centre)) for block in queries.split(block_queries)]
     pools = [Candidates(len(part.rows), _num_candidates(k), queries.device) for part in parts]
     buffer = torch.empty(min(block_queries, len(queries)) * block_database, device=queries.device)
     reach = tilt = 0.0  # the largest distance and the largest tilt of a row
@@ -75,9 +74,9 @@ def _candidates(
         block = _moved(database[first : first + block_database], centre)
         reach, tilt = max(reach, float(block.distances.max())), max(tilt, float(block.tilts.abs().max()))
         rows = torch.cat([block.rows, block.tilts.float()[:, None]], dim=1)
-        for factor, pool in zip(factors, pools, strict=True):
-            scores = buffer[: len(factor) * len(rows)].view(len(factor), len(rows))
-            pool.take(torch.mm(factor, rows.T, out=scores), first)
+        for part, pool in zip(parts, pools, strict=True):
+            scores = buffer[: len(part.rows) * len(rows)].view(len(part.rows), len(rows))
+            pool.take(torch.mm(part.rows, rows.T, out=scores), first)
     for pool in pools:
         pool.merge()
     length = centre.norm() ** 2
@@ -108,6 +107,11 @@ class _Moved(NamedTuple):
 def _moved(block: Tensor, centre: Tensor) -> _Moved:
     moved = _unit_rows(block).sub_(centre)
     return _Moved(moved.float(), torch.linalg.vector_norm(moved, dim=1), moved @ centre)
+
+
+def _with_ones(moved: _Moved) -> _Moved:
+    """Return rows with a last number of 1, which meets the tilts of the database."""
+    return moved._replace(rows=torch.cat([moved.rows, moved.rows.new_ones(len(moved.rows), 1)], dim=1))
 
 
 def _unit_rows(block: Tensor) -> Tensor:
