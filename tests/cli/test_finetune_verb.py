@@ -14,23 +14,6 @@ from foveal.cli.main import main
 from foveal.tasks.head import load_head
 
 
-@pytest.fixture
-def rooms(tmp_path: Path) -> Path:
-    """rooms/{images,masks,depth}: left dark, far and class 0, right bright, near and class 1."""
-    for number in range(5):
-        bright = (np.arange(35) >= 12 + 3 * number)[None].repeat(28, 0)
-        files = {
-            "rooms/images": np.where(bright, 220, 30).astype(np.uint8),
-            "rooms/masks": bright.astype(np.uint8),
-            "rooms/depth": np.where(bright, 1500, 3000).astype(np.uint16),
-        }
-        for folder, pixels in files.items():
-            path = tmp_path / folder / f"{number}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels).save(path)
-    return tmp_path / "rooms"
-
-
 def run(*arguments: object) -> int:
     return main([str(argument) for argument in arguments])
 

@@ -12,25 +12,6 @@ from PIL import Image
 from foveal.cli.main import main
 
 
-@pytest.fixture
-def street(tmp_path: Path) -> Path:
-    """street/{train,test} with masks beside them: left dark is 0, right bright is 1; and depth of the same pictures."""
-    for part, count in (("train", 4), ("test", 2)):
-        for number in range(count):
-            bright = (np.arange(35) >= 12 + 3 * number)[None].repeat(28, 0)
-            files = {
-                f"street/{part}": np.where(bright, 220, 30).astype(np.uint8),
-                f"street/{part}annot": bright.astype(np.uint8),
-                f"rooms/{part}": np.where(bright, 220, 30).astype(np.uint8),
-                f"rooms/{part}depth": np.where(bright, 1500, 3000).astype(np.uint16),
-            }
-            for folder, pixels in files.items():
-                path = tmp_path / folder / f"{number}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(pixels).save(path)
-    return tmp_path / "street"
-
-
 def run(*arguments: object) -> int:
     return main([str(argument) for argument in arguments])
 
