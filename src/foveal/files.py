@@ -1,11 +1,13 @@
 """Files and folders that are whole or absent: the one way in which artefacts reach the disk."""
 
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
 import socket
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -101,6 +103,18 @@ def publish_new(staging: Path, folder: Path) -> bool:
         return False
     sync(folder.parent)
     return True
+
+
+@contextmanager
+def in_turn(folder: Path) -> Iterator[None]:
+    """Wait until no other process is in this block with this folder: for files that are read, changed and written back.
+
+    Raises:
+        OSError: the lock file, `.lock`, cannot be written, or the file system knows no locks.
+    """
+    with open(folder / ".lock", "w") as lock:
+        fcntl.lockf(lock, fcntl.LOCK_EX)  # released when the file is closed, also by the end of the process
+        yield
 
 
 def staging_of(path: Path) -> Path:

@@ -1,4 +1,6 @@
 import csv
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +28,17 @@ def test_history_keeps_all_and_the_table_shows_the_newest(tmp_path: Path) -> Non
     assert "birds &lt;1&gt;" in html
     assert "http" not in html
     assert "published" not in html
+
+
+def test_commands_that_end_at_the_same_time_all_keep_their_rows(tmp_path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; from foveal.evaluate.report import Row, add_rows\n"
+        "for number in range(12): add_rows(Path(sys.argv[1]), [Row('knn', 'd', sys.argv[2] + str(number), 1.0, '%', "
+        "1.0, 1.0, 'm', 'h', 'd', 'c')])"
+    )
+    commands = [subprocess.Popen([sys.executable, "-c", script, str(tmp_path), name]) for name in ("a", "b")]
+    assert [command.wait() for command in commands] == [0, 0]
+    assert {row.metric for row in read_rows(tmp_path)} == {f"{name}{number}" for name in "ab" for number in range(12)}
 
 
 def test_rows_of_other_data_stand_beside_each_other() -> None:

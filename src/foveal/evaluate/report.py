@@ -16,7 +16,7 @@ from foveal.errors import FovealError
 from foveal.evaluate.confusion import MAX_SHOWN, Confusion, read_confusions
 from foveal.evaluate.published import published_value
 from foveal.evaluate.results import Measure, shown
-from foveal.files import write_atomically
+from foveal.files import in_turn, write_atomically
 
 JSONL, CSV, PAGE = "results.jsonl", "results.csv", "results.html"
 
@@ -93,7 +93,7 @@ def check_out(out: Path) -> None:
 
 
 def add_rows(out: Path, rows: Sequence[Row]) -> Path:
-    """Append rows to the history in a folder and renew the table and the page.
+    """Append rows to the history in a folder and renew the table and the page; of several processes one at a time.
 
     Args:
         out: folder; made where it is missing.
@@ -106,12 +106,13 @@ def add_rows(out: Path, rows: Sequence[Row]) -> Path:
         FovealError: the history is damaged, or the folder cannot be written.
     """
     check_out(out)
-    history = [*read_rows(out), *rows]
-    newest = newest_rows(history)
     try:
-        write_atomically(out / JSONL, "".join(json.dumps(asdict(row)) + "\n" for row in history))
-        write_atomically(out / CSV, csv_of(newest))
-        write_atomically(out / PAGE, page_of(newest, read_confusions(out)))
+        with in_turn(out):
+            history = [*read_rows(out), *rows]
+            newest = newest_rows(history)
+            write_atomically(out / JSONL, "".join(json.dumps(asdict(row)) + "\n" for row in history))
+            write_atomically(out / CSV, csv_of(newest))
+            write_atomically(out / PAGE, page_of(newest, read_confusions(out)))
     except OSError as error:
         raise FovealError(f"{out} cannot be written ({error}); free space or choose another folder") from error
     return out / PAGE
