@@ -35,6 +35,15 @@ def test_depth_is_fine_tuned_measured_and_predicted(
     assert "was fitted on tiny, fine-tuned for depth" in capsys.readouterr().err
 
 
+def test_depth_of_another_range_is_another_run(
+    model_folder: Path, rooms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tune = ("finetune", "depth", "lin.1", "--model", model_folder, "--data", rooms, "--out", tmp_path / "tuned")
+    assert run(*tune, "--steps", 1, "--batch-size", 2, "--max-depth", 4) == 0
+    assert run(*tune, "--steps", 1, "--batch-size", 2, "--max-depth", 8) == 2
+    assert "holds another run: answers.max_depth was 4.0, is 8.0" in capsys.readouterr().err
+
+
 def test_labels_are_fine_tuned_measured_and_predicted(
     model_folder: Path, colours: Path, rooms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

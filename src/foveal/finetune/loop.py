@@ -92,6 +92,7 @@ def finetune(
     what = {
         "task": head.card.task,
         "kind": head.card.lineage.get("kind", head.card.architecture),
+        "answers": head.card.settings,
         "model": start.identity,
         "head": sha256(save({n: v.contiguous() for n, v in head.network.state_dict().items()})).hexdigest(),
         "data": data.hash,
