@@ -45,3 +45,5 @@ def test_wrong_settings_are_refused() -> None:
         segment_protocol("lin.1", "ADE20K")
     with pytest.raises(FovealError, match=r"max_depth=0; the range begins at 0.001 m"):
         depth_protocol("lin.1", "NYUd", max_depth=0)
+    with pytest.raises(FovealError, match=r"max_depth=inf; the range begins at 0.001 m, give its end in metres"):
+        depth_protocol("lin.1", "NYUd", max_depth=float("inf"))

@@ -301,6 +301,7 @@ def test_run_that_is_over_writes_its_result_again(start: Start, model: Model, ha
         ({"drop_path": 1.0}, "drop_path=1.0; give a share"),
         ({"lora_rank": 0}, "lora_rank=0; it must be at least 1"),
         ({"head_multiplier": 0.0}, "head_multiplier=0.0, clip=None; both must be above 0"),
+        ({"clip": float("nan")}, "head_multiplier=10.0, clip=nan; both must be above 0"),
         ({"freeze_blocks": -1}, "freeze_blocks=-1"),
         ({"precision": "fp16"}, "precision='fp16'; choose fp32 or bf16"),
         ({"learning_rate": 0.0}, "learning_rate=0.0"),

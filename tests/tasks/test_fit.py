@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from foveal.errors import BadImageError, FovealError, ImageSetError
+from foveal.errors import BadImageError, DivergedError, FovealError, ImageSetError
 from foveal.evaluate.layouts.dense import open_depths, open_masks
 from foveal.features.extract import Model
 from foveal.tasks.depth import gradient_loss
@@ -118,6 +118,14 @@ def test_state_is_saved_by_the_clock_for_a_kill_without_warning(model: Model, ha
     again = fit_head(model, card, halves, settings, state=state, progress=lambda done, _: steps.append(done))
     assert steps == [5, 6]
     assert same(fit_head(model, card, halves, settings), again)
+
+
+def test_fit_that_diverges_says_so_and_leaves_no_state(model: Model, halves: DenseSet, tmp_path: Path) -> None:
+    settings = FitSettings(steps=5, batch_size=2, learning_rate=1e30, save_every_s=0)
+    state = tmp_path / "state.safetensors"
+    with pytest.raises(DivergedError, match=r"of the fit is not finite: loss nan, .* lower learning rate than 1e\+30"):
+        fit_head(model, card_of(model, "segmentation", {"num_classes": 2}), halves, settings, state=state)
+    assert not state.exists()
 
 
 def test_state_of_other_settings_is_refused(model: Model, halves: DenseSet, tmp_path: Path) -> None:

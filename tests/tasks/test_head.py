@@ -61,6 +61,15 @@ def test_head_of_another_backbone_is_refused(model: Model, other_model: Model) -
         other_model.with_head(make_head(model))
 
 
+@pytest.mark.parametrize("task", ["segmentation", "depth"])
+def test_answer_that_is_no_number_is_refused(model: Model, task: str) -> None:
+    head = make_head(model, task=task)
+    with torch.no_grad():
+        next(head.network.parameters()).mul_(float("inf"))
+    with pytest.raises(FovealError, match="the head mine answers numbers that are not finite; fit it again"):
+        model.with_head(head).predict(picture(30, 40))
+
+
 def test_damaged_and_foreign_folders_are_refused(model: Model, tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="is not a head folder"):
         load_head(tmp_path)

@@ -35,6 +35,8 @@ def test_the_rate_of_a_very_short_fit_is_finite() -> None:
     [
         ({"steps": 0}, "steps=0; it must be at least 1"),
         ({"learning_rate": 0.0}, "learning_rate=0.0, .* above 0"),
+        ({"learning_rate": float("nan")}, "learning_rate=nan, .* both finite"),
+        ({"weight_decay": float("inf")}, "weight_decay=inf; .* both finite"),
         ({"crop_size": (0, 5)}, r"crop_size=\(0, 5\); give at least 1 pixel"),
         ({"scales": (2.0, 1.0)}, r"scales=\(2.0, 1.0\)"),
         ({"schedule": "cubic"}, "schedule='cubic'; .* linear or one_cycle"),

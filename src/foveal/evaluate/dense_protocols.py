@@ -5,6 +5,7 @@ beside it and no row takes the place of another.
 """
 
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Any, Literal
 
 from foveal.errors import FovealError
@@ -162,7 +163,7 @@ def depth_protocol(
         published, steps=steps, batch_size=batch_size, learning_rate=learning_rate, size=size, crop=crop_size
     )
     reach, part = farthest if max_depth is None else max_depth, crop or usual
-    if reach <= 0.001:
+    if not 0.001 < reach < inf:
         raise FovealError(f"max_depth={reach:g}; the range begins at 0.001 m, give its end in metres")
     words = [f"up to {reach:g} m"] * (reach != farthest) + [f"crop {part}"] * (part != usual)
     return DepthProtocol(_name("depth", fit, published, *words), replace(fit, seed=seed), 0.001, reach, part)

@@ -1,6 +1,7 @@
 """How a backbone and its head are fine-tuned: the settings, and their published values for each task."""
 
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Any, Literal, get_args
 
 from foveal.errors import FovealError
@@ -43,7 +44,7 @@ class FinetuneSettings(FitSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.head_multiplier <= 0 or (self.clip is not None and self.clip <= 0):
+        if not (0 < self.head_multiplier < inf and (self.clip is None or self.clip > 0)):
             raise FovealError(
                 f"head_multiplier={self.head_multiplier}, clip={self.clip}; both must be above 0; without a clip "
                 "gradients keep their size"

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from foveal.errors import FovealError
 from foveal.images.preprocess import ImageLike
-from foveal.tasks.dense import batch_of
+from foveal.tasks.dense import batch_of, finite
 
 if TYPE_CHECKING:
     from foveal.features.extract import Model
@@ -169,4 +169,4 @@ class ClassPredictor:
     def of_arrays(self, arrays: Sequence[np.ndarray]) -> Tensor:
         """Return the probabilities (B, K) of pictures that are prepared already."""
         tokens = read_tokens(self.model, batch_of(arrays), self.head.card.layers)
-        return self.head.network(tokens).softmax(dim=1)
+        return finite(self.head.network(tokens), head=self.head.card.name).softmax(dim=1)

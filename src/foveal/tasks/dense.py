@@ -77,6 +77,16 @@ def resized(scores: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(scores, size=size, mode="bilinear", align_corners=False)
 
 
+def finite(found: Tensor, *, head: str) -> Tensor:
+    """Return what a head of this name said; FovealError where it is no number, which would count as an answer."""
+    if not bool(found.isfinite().all()):
+        raise FovealError(
+            f"the head {head} answers numbers that are not finite; fit it again with a lower learning rate, or run the "
+            "backbone with precision fp32"
+        )
+    return found
+
+
 def batch_of(arrays: Sequence[np.ndarray]) -> Tensor:
     """Return prepared pictures (C, H, W) of one size as a batch."""
     return torch.from_numpy(np.stack(arrays))

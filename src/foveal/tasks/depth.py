@@ -3,6 +3,7 @@
 Shapes: B images, D width, H W pixels.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Literal, get_args
 
@@ -128,7 +129,7 @@ class DptDepth(DPT):
 
 def check_range(min_depth: float, max_depth: float) -> None:
     """Refuse a range of depths that is none."""
-    if not 0 <= min_depth < max_depth:
+    if not 0 <= min_depth < max_depth < math.inf:
         raise FovealError(f"depths from {min_depth} to {max_depth}; give 0 <= min_depth < max_depth, in metres")
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from foveal.errors import FovealError
 from foveal.features.extract import Model
 from foveal.images.preprocess import ImageLike, normalise, resize, short_side_shape, to_array
-from foveal.tasks.dense import levels_of, resized
+from foveal.tasks.dense import finite, levels_of, resized
 from foveal.tasks.head import Head, check_backbone
 from foveal.tasks.windows import CROP_SIZE, STRIDE, check_windows, resized_bands, slide
 from foveal.tasks.written import kept_probabilities
@@ -115,7 +115,7 @@ class Predictor:
         levels, (top, left, height, width) = levels_of(
             self.model.engine, images, layers=card.layers, norm=card.norm, patch_size=patch_size
         )
-        found = self.head.network.to(levels[0].patches.device)(levels)
+        found = finite(self.head.network.to(levels[0].patches.device)(levels), head=card.name)
         padded = (height + -height % patch_size, width + -width % patch_size)
         if card.task == "depth" and card.settings.get("max_depth") is not None:
             found = found.clamp(card.settings.get("min_depth", 0.0), card.settings["max_depth"])

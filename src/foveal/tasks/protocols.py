@@ -54,10 +54,10 @@ class FitSettings:
         for name in ("steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise FovealError(f"{name}={getattr(self, name)}; it must be at least 1")
-        if self.learning_rate <= 0 or self.weight_decay < 0:
+        if not (0 < self.learning_rate < math.inf and 0 <= self.weight_decay < math.inf):
             raise FovealError(
                 f"learning_rate={self.learning_rate}, weight_decay={self.weight_decay}; the first must be above 0, the "
-                "other not below"
+                "other not below, and both finite"
             )
         if self.crop_size is not None and min(sides(self.crop_size)) < 1:
             raise FovealError(f"crop_size={self.crop_size}; give at least 1 pixel, or leave it out")

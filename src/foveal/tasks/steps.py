@@ -5,13 +5,14 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from hashlib import sha256
-from math import inf, nan
+from math import inf, isfinite, nan
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from foveal.engine.memory import freed_memory_kept
+from foveal.errors import DivergedError
 from foveal.features.batches import Progress
 from foveal.features.extract import Model
 from foveal.signals import caught_signals, pass_on
@@ -50,6 +51,7 @@ def run_steps(
     Raises:
         FovealError: a state of other settings.
         WeightsError: a damaged state.
+        DivergedError: a loss or a gradient that is not finite; the state, which would lead there again, is removed.
     """
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
@@ -63,7 +65,12 @@ def run_steps(
     saved = time.monotonic()
     with caught_signals() as caught, freed_memory_kept():
         for step in range(first, settings.steps):
-            loss = _update(network, optimizer, loss_at, step, settings)
+            try:
+                loss = _update(network, optimizer, loss_at, step, settings)
+            except DivergedError:
+                if state is not None:
+                    state.unlink(missing_ok=True)
+                raise
             stop = bool(caught)  # what comes after this look waits for the next step
             if state is not None and (stop or time.monotonic() - saved >= settings.save_every_s):
                 save_state(state, network, optimizer, step=step + 1, loss=loss, stamp=stamp)
@@ -88,7 +95,12 @@ def _update(
     optimizer.zero_grad()
     loss.backward()
     limit = inf if settings.clip is None else settings.clip
-    torch.nn.utils.clip_grad_norm_(network.parameters(), limit, error_if_nonfinite=True)
+    norm = torch.nn.utils.clip_grad_norm_(network.parameters(), limit).item()
+    if not (isfinite(norm) and isfinite(loss.item())):
+        raise DivergedError(
+            f"step {step} of the fit is not finite: loss {loss.item()}, gradient norm {norm}; fit again with a lower "
+            f"learning rate than {settings.learning_rate:g}"
+        )
     optimizer.step()
     return loss.item()
 
