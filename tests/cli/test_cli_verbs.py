@@ -57,6 +57,7 @@ def test_knn_with_a_test_set_and_few_shot(
         (["--split", "1.5"], "split=1.5"),
         (["--k", "500"], "k=500 with"),
         (["--k", "0"], "Invalid value for '--k'"),
+        (["--seed", "-1"], "Invalid value for '--seed'"),
         (["--out", "photos/cat/1.png"], "is a file; give a folder for the results"),
     ],
 )

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 OutOption = Annotated[
     Path | None, typer.Option("--out", help="Folder that collects results: JSONL, CSV and a page for all protocols.")
 ]
-SeedOption = Annotated[int, typer.Option("--seed", help="Of everything drawn, and of the intervals.")]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Of everything drawn, and of the intervals.")]
 BatchSizeOption = Annotated[int, typer.Option("--batch-size", help="Images at a time.", min=1)]
 
 
