@@ -114,6 +114,8 @@ def test_answers_never_replace_pictures_or_each_other(
         assert "is where the pictures are" in capsys.readouterr().err
     assert run("head", "predict", street / "test", street / "train", *head, "--out", tmp_path / "out") == 2
     assert "2 names occur more than once, first 0" in capsys.readouterr().err
+    assert run("head", "predict", street / "test", *head, "--out", tmp_path / "out", "--unit", 0) == 2
+    assert "unit=0; give the metres of the value 1" in capsys.readouterr().err
     assert run("head", "predict", street / "test", *head, "--out", tmp_path / "out", "--stride", 7) == 2
     assert "stride=7 without crop_size" in capsys.readouterr().err
 

@@ -75,7 +75,7 @@ def finetune(
     size: SizeOption = None,
     distort: Annotated[bool, typer.Option(help="Change the colours of crops; turn those of depth a little.")] = True,
     ignore: IgnoreOption = None,
-    unit: UnitOption = 0.001,
+    unit: UnitOption = None,
     max_depth: Annotated[
         float | None, typer.Option(help="Depth: end of the range, metres.  [default: 10; with --head, its own]")
     ] = None,
@@ -155,16 +155,14 @@ def _check_options(context: typer.Context, task: "Task", kind: str | None, head:
         raise FovealError(f"which {task} head? choose {kinds}; or give one that is fitted, as --head")
 
 
-def _open_data(task: "Task", data: str, *, ignore: list[int] | None, unit: float) -> "ImageSet | DenseSet":
+def _open_data(task: "Task", data: str, *, ignore: list[int] | None, unit: float | None) -> "ImageSet | DenseSet":
     """Open the train pictures."""
     from foveal.evaluate.layouts.classification import open_classification
     from foveal.evaluate.layouts.dense import open_depths, open_masks
 
     if task == "classification":
         return open_classification(data).train
-    return (
-        open_masks(data, ignored=ignore or (255,)) if task == "segmentation" else open_depths(data, unit=unit)
-    ).train
+    return (open_masks(data, ignored=ignore) if task == "segmentation" else open_depths(data, unit=unit)).train
 
 
 def _batches(found: "ImageSet | DenseSet", settings: "FinetuneSettings", card: "Card") -> "Batches":

@@ -32,7 +32,10 @@ SizeOption = Annotated[
 IgnoreOption = Annotated[
     list[int] | None, typer.Option("--ignore", help="Masks: value that does not count; repeatable.  [default: 255]")
 ]
-UnitOption = Annotated[float, typer.Option("--unit", help="Depth: metres of the value 1 in the files.")]
+UnitOption = Annotated[
+    float | None,
+    typer.Option("--unit", help="Depth: metres of the value 1 in the files.  [default: 0.001; KITTI 1/256]"),
+]
 MaxDepthOption = Annotated[
     float | None, typer.Option("--max-depth", help="Public depth heads: end of the range, metres, if no name tells it.")
 ]
@@ -79,7 +82,7 @@ def fit(
     ] = None,
     distort: Annotated[bool, typer.Option(help="Change the colours of crops; turn those of depth a little.")] = True,
     ignore: IgnoreOption = None,
-    unit: UnitOption = 0.001,
+    unit: UnitOption = None,
     max_depth: Annotated[float, typer.Option(help="Depth: end of the range, metres.")] = 10.0,
     num_heads: NumHeadsOption = None,
     seed: SeedOption = 0,
@@ -109,7 +112,7 @@ def fit(
     )
     if task == "classification":
         return fit_classes(kind, model=model, data=data, out=out, settings=settings, num_heads=num_heads)
-    found = open_masks(data, ignored=ignore or (255,)) if masks else open_depths(data, unit=unit)
+    found = open_masks(data, ignored=ignore) if masks else open_depths(data, unit=unit)
     loaded = open_model(model, num_heads=num_heads)
     card = head_card(loaded, task, kind, classes=found.classes, max_depth=max_depth)
     with kept_state(out) as state, progress_of("fitting") as progress:
@@ -142,7 +145,7 @@ def predict(
             help="Masks: also NAME.npy, (classes, height, width) float16. Labels: also probabilities.npy.",
         ),
     ] = False,
-    unit: UnitOption = 0.001,
+    unit: Annotated[float, typer.Option("--unit", help="Depth: metres of the value 1 in the files.")] = 0.001,
     max_depth: MaxDepthOption = None,
     version: VersionOption = None,
     names: NamesOption = None,
@@ -151,11 +154,13 @@ def predict(
 ) -> None:
     """Write labels, or for every image a mask, or depth and a picture of it."""
     from foveal.tasks.classify import ClassPredictor
+    from foveal.tasks.samples import check_unit
     from foveal.tasks.windows import check_windows
     from foveal.tasks.written import written_answer
 
     listing = list_pictures(images, max_images=max_images)
     check_windows(crop_size, stride)
+    check_unit(unit)
     _check_folder(images, out)
     loaded, fitted = _open(model, folder, max_depth=max_depth, version=version, names=names, num_heads=num_heads)
     _check_options(context, fitted.card.task)
@@ -188,7 +193,7 @@ def evaluate(
     size: SizeOption = None,
     flip: FlipOption = False,
     ignore: IgnoreOption = None,
-    unit: UnitOption = 0.001,
+    unit: UnitOption = None,
     crop: Annotated[
         Literal["none", "nyu", "eigen", "garg"], typer.Option("--crop", help="Depth: part of a picture that counts.")
     ] = "none",
@@ -210,7 +215,7 @@ def evaluate(
     _check_options(context, fitted.card.task)
     if fitted.card.task == "classification":
         return evaluate_classes(context, loaded, fitted, folder=folder, data=data, seed=seed, out=out)
-    found = open_masks(data, ignored=ignore or (255,)) if masks else open_depths(data, unit=unit)
+    found = open_masks(data, ignored=ignore) if masks else open_depths(data, unit=unit)
     if masks:
         fitted = of_classes(fitted, found.classes, data)
     elif fitted.card.settings.get("max_depth") is None:

@@ -4,6 +4,7 @@ Shapes: H W pixels.
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,7 +13,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from foveal.errors import BadImageError, ImageSetError
+from foveal.errors import BadImageError, FovealError, ImageSetError
 from foveal.images.decode import decode, decode_ids
 from foveal.images.preprocess import to_array
 from foveal.tasks.segment import IGNORED
@@ -75,6 +76,9 @@ class Depths:
     """
 
     unit: float = 0.001
+
+    def __post_init__(self) -> None:
+        check_unit(self.unit)
 
     def read(self, path: Path) -> np.ndarray:
         """Return depth as (H, W) float32, metres; 0 is not known.
@@ -150,6 +154,12 @@ def window_of(shape: tuple[int, ...], part: Part) -> tuple[slice, slice]:
     if part == "framed" and shape == (480, 640):
         return slice(45, 472), slice(43, 608)
     return slice(0, height), slice(0, width)
+
+
+def check_unit(unit: float) -> None:
+    """Refuse a unit of depth, metres of the value 1, that is none."""
+    if not 0 < unit < math.inf:
+        raise FovealError(f"unit={unit:g}; give the metres of the value 1 in the files of depth, such as 0.001")
 
 
 def check_files(pairs: Sequence[Pair]) -> None:

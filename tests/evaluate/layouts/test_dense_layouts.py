@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from foveal.errors import BadImageError, ImageSetError
+from foveal.errors import BadImageError, FovealError, ImageSetError
 from foveal.evaluate.layouts.dense import DenseData, open_depths, open_masks
 from foveal.tasks.segment import IGNORED
 
@@ -150,3 +150,29 @@ def test_masks_of_nothing_but_ignored_pixels_are_refused(tmp_path: Path) -> None
     target(path, 255)
     with pytest.raises(ImageSetError, match="no pixel of the 1 test pictures of Cityscapes counts"):
         open_masks(tmp_path).check()
+
+
+def test_what_a_layout_says_itself_is_not_said_otherwise(tmp_path: Path) -> None:
+    cityscapes(tmp_path / "streets")
+    with pytest.raises(ImageSetError, match=r"Cityscapes says itself which pixels do not count; leave .* 7 out"):
+        open_masks(tmp_path / "streets", ignored=[7])
+    kitti(tmp_path / "roads")
+    with pytest.raises(ImageSetError, match=r"unit=0\.001 has no effect on KITTI, whose files count 1/256 m"):
+        open_depths(tmp_path / "roads", unit=0.001)
+
+
+@pytest.mark.parametrize("unit", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_unit_that_is_none_is_refused(tmp_path: Path, unit: float) -> None:
+    with pytest.raises(FovealError, match="give the metres of the value 1 in the files of depth"):
+        open_depths(tmp_path, unit=unit)
+
+
+def test_lists_of_another_form_are_refused_by_name(tmp_path: Path) -> None:
+    kitti(tmp_path)
+    path = next(tmp_path.glob("*train*.txt"))
+    path.write_text("0.png\n")
+    with pytest.raises(ImageSetError, match=rf"{path} has the line '0.png'; each is a picture and its depth"):
+        open_depths(tmp_path)
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ImageSetError, match=rf"{path} is no text in UTF-8"):
+        open_depths(tmp_path)

@@ -17,6 +17,7 @@ from foveal.cli.evaluate.dense import (
     parse_short_side,
 )
 from foveal.cli.evaluate.results import OutOption, SeedOption, check_results, report_results, unfinished_work
+from foveal.cli.head import UnitOption
 from foveal.cli.loading import ModelOption, NumHeadsOption, PrecisionOption, open_model
 from foveal.cli.terminal import progress_of
 
@@ -31,7 +32,7 @@ def depth(
     learning_rate: RateOption = None,
     size: ShortSideOption = None,
     crop_size: CropsOption = None,
-    unit: Annotated[float, typer.Option("--unit", help="Metres of the value 1 in the files.")] = 0.001,
+    unit: UnitOption = None,
     max_depth: Annotated[
         float | None, typer.Option("--max-depth", help="End of the range, metres.  [default: 10, KITTI 80]")
     ] = None,

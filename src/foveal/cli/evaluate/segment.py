@@ -57,7 +57,7 @@ def segment(
     changed: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
     changed |= {"size": parse_short_side(size), "crop_size": crops}
     segment_protocol(kind, "", **changed)
-    found = open_masks(data, ignored=ignore or (255,))
+    found = open_masks(data, ignored=ignore)
     protocol = segment_protocol(kind, found.name, **changed)
     loaded = open_model(model, engine="torch", precision=precision, num_heads=num_heads)
     card = head_card(loaded, "segmentation", kind, classes=found.classes)

@@ -107,7 +107,7 @@ class DenseData:
                 )
 
 
-def open_masks(data: str | Path, *, ignored: Iterable[int] = (255,)) -> DenseData:
+def open_masks(data: str | Path, *, ignored: Iterable[int] | None = None) -> DenseData:
     """Open pictures with masks.
 
     | layout | what is read |
@@ -124,33 +124,33 @@ def open_masks(data: str | Path, *, ignored: Iterable[int] = (255,)) -> DenseDat
 
     Args:
         data: the folder.
-        ignored: values of pixels that do not count, for the last two layouts.
+        ignored: values of pixels that do not count, for the last two layouts; None is 255.
 
     Raises:
-        ImageSetError: none of these, or a file is missing.
+        ImageSetError: none of these, a file is missing, or `ignored` for a layout that has values of its own.
         BadImageError: a mask with a value out of range; the file is named.
     """
     folder = Path(data)
     for ours in (folder, folder / "VOC2012", folder / "VOCdevkit" / "VOC2012"):
         if (ours / "SegmentationClass").is_dir():
-            return _data("Pascal VOC 2012", _voc(ours), Masks(_VOC))
+            return _data(_own("Pascal VOC 2012", ignored), _voc(ours), Masks(_VOC))
     if (folder / "gtFine").is_dir():
-        return _data("Cityscapes", _cityscapes(folder), Masks(_CITYSCAPES))
+        return _data(_own("Cityscapes", ignored), _cityscapes(folder), Masks(_CITYSCAPES))
     if parts := find_coco(folder):
-        return _coco(folder.resolve().name, parts)
+        return _coco(_own(folder.resolve().name, ignored), parts)
     pairs = _beside(folder, "mask", _MASKS, suffixes=("annot",))
     if (folder / "annotations" / "training").is_dir() and (folder / "objectInfo150.txt").is_file():
-        return _data("ADE20K", pairs, Masks(_ade20k_names(folder / "objectInfo150.txt"), frozenset({0}), offset=1))
-    found = _data(
-        folder.resolve().name, pairs, Masks(_class_names(folder, pairs[0], frozenset(ignored)), frozenset(ignored))
-    )
+        reader = Masks(_ade20k_names(folder / "objectInfo150.txt"), frozenset({0}), offset=1)
+        return _data(_own("ADE20K", ignored), pairs, reader)
+    values = frozenset((255,) if ignored is None else ignored)
+    found = _data(folder.resolve().name, pairs, Masks(_class_names(folder, pairs[0], values), values))
     for part in (found.train, found.test):
         for index in range(len(part)):
             part.target(index)
     return found
 
 
-def open_depths(data: str | Path, *, unit: float = 0.001) -> DenseData:
+def open_depths(data: str | Path, *, unit: float | None = None) -> DenseData:
     """Open pictures with 16-bit depth.
 
     | layout | what is read |
@@ -167,12 +167,13 @@ def open_depths(data: str | Path, *, unit: float = 0.001) -> DenseData:
 
     Args:
         data: the folder.
-        unit: metres of the value 1: 0.001 for millimetres; lists of KITTI are read with 1/256.
+        unit: metres of the value 1; None is 0.001, millimetres, and 1/256 for lists of KITTI, which have no other.
 
     Raises:
-        ImageSetError: none of these, or a file is missing.
+        ImageSetError: none of these, a file is missing, or a `unit` for KITTI.
+        FovealError: a unit that is not above 0.
     """
-    folder = Path(data)
+    folder, reader = Path(data), Depths() if unit is None else Depths(unit)
     lists = [
         sorted(path for path in folder.glob("*.txt") if split in path.stem.split("_")) for split in ("train", "test")
     ]
@@ -180,14 +181,24 @@ def open_depths(data: str | Path, *, unit: float = 0.001) -> DenseData:
         kitti = "kitti" in lists[0][0].stem
         name = "KITTI" if kitti else "NYUd" if "nyu" in lists[0][0].stem else folder.resolve().name
         pairs = (_listed(folder, lists[0][0]), _listed(folder, lists[1][0]))
-        found = _data(name, pairs, Depths(1 / 256 if kitti else unit))
+        if kitti and unit is not None:
+            raise ImageSetError(f"unit={unit:g} has no effect on KITTI, whose files count 1/256 m; leave it out")
+        found = _data(name, pairs, Depths(1 / 256) if kitti else reader)
         if kitti:
             return DenseData(name, replace(found.train, part="bottom"), replace(found.test, part="bottom"))
         return replace(found, train=replace(found.train, part="framed")) if name == "NYUd" else found
     if frames := sorted(folder.glob("*.color.*")):
         pairs = _split([Pair(path, path.with_name(path.name.split(".color.")[0] + ".depth.png")) for path in frames])
-        return _data(folder.resolve().name, pairs, Depths(unit))
-    return _data(folder.resolve().name, _beside(folder, "depth", _DEPTHS, suffixes=("depth",)), Depths(unit))
+        return _data(folder.resolve().name, pairs, reader)
+    return _data(folder.resolve().name, _beside(folder, "depth", _DEPTHS, suffixes=("depth",)), reader)
+
+
+def _own(name: str, ignored: Iterable[int] | None) -> str:
+    """Return the name of data whose layout says itself what does not count; refuse another word on it."""
+    if ignored is not None:
+        values = ", ".join(map(str, ignored))
+        raise ImageSetError(f"{name} says itself which pixels do not count; leave the ignored values {values} out")
+    return name
 
 
 def _data(name: str, pairs: Pairs, reader: Masks | Depths) -> DenseData:
@@ -267,7 +278,9 @@ def _split(pairs: list[Pair]) -> Pairs:
 def _listed(folder: Path, path: Path) -> list[Pair]:
     found = []
     for line in _lines(path):
-        image, depth = line.split()[:2]
+        image, depth, *_ = [*line.split(), ""]
+        if not depth:
+            raise ImageSetError(f"{path} has the line '{line}'; each is a picture and its depth, with a blank between")
         if depth != "None":
             found.append(Pair(_place(folder, image, "input"), _place(folder, depth, "gt_depth")))
     return found
@@ -299,3 +312,5 @@ def _lines(path: Path) -> list[str]:
         return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except OSError as error:
         raise ImageSetError(f"{path} cannot be read ({error.strerror}); the layout needs it") from error
+    except UnicodeDecodeError as error:
+        raise ImageSetError(f"{path} is no text in UTF-8 ({error.reason}); save it as such") from error
