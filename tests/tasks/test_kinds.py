@@ -3,6 +3,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from foveal.backbone.licence import accept, licence_named
 from foveal.errors import FovealError
 from foveal.features.extract import Model
 from foveal.tasks.dense import Level
@@ -77,3 +78,10 @@ def test_dpt_of_masks_is_the_decoder_of_depth_and_a_linear_layer() -> None:
     rows = depth.fused(levels).permute(0, 2, 3, 1)
     wanted = F.linear(rows, head.conv_seg.weight[:, :, 0, 0], head.conv_seg.bias)
     torch.testing.assert_close(head(levels).permute(0, 2, 3, 1), wanted)
+
+
+def test_acceptance_of_a_licence_is_not_copied_into_a_head(model: Model) -> None:
+    accepted = accept(licence_named("CC-BY-NC-4.0"), what="m", action="export", name="CC-BY-NC-4.0")
+    owner = Model(model.engine, model.card.model_copy(update={"licence": accepted}))
+    licence = head_card(owner, "depth", "lin.1").licence
+    assert (licence.name, licence.accepted) == ("CC-BY-NC-4.0", ())

@@ -98,7 +98,7 @@ def head_card(
         width=backbone.width,
         depth=backbone.depth,
         classes=list(classes),
-        licence=model.card.licence,
+        licence=model.card.licence.unaccepted(),
         lineage={"kind": name},
     )
 
