@@ -201,6 +201,8 @@ def test_what_cannot_be_fitted_is_said(model: Model, other_model: Model, train: 
         fit_classifier(model, head_card(model, "classification", "linear", classes=["blue"]), one, settings)
     with pytest.raises(FovealError, match="crop_size=14 is for dense heads"):
         fit_classifier(model, _card(model, "linear"), train, fit_settings("classification", crop_size=14))
+    with pytest.raises(FovealError, match="batch_size=1; give at least 2 images a step"):
+        fit_classifier(model, _card(model, "mlp"), train, fit_settings("classification", batch_size=1))
     with pytest.raises(FovealError, match="the card names 2 classes, and the images have 3"):
         fit_classifier(model, head_card(model, "classification", "linear", classes=["a", "b"]), train, settings)
     with pytest.raises(FovealError, match="no classification head is called 'ms'; choose linear, linear4, mlp"):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from foveal.errors import BadImageError, DivergedError, FovealError, ImageSetError
+from foveal.errors import BadImageError, DivergedError, FovealError, ImageSetError, WeightsError
 from foveal.evaluate.layouts.dense import open_depths, open_masks
 from foveal.features.extract import Model
 from foveal.tasks.depth import gradient_loss
@@ -141,6 +141,9 @@ def test_state_of_other_settings_is_refused(model: Model, halves: DenseSet, tmp_
     with pytest.raises(FovealError, match="another model, data or settings"):
         fit_head(model, card, halves, FitSettings(steps=5, batch_size=2, save_every_s=0), state=state)
     assert state.is_file()
+    state.write_bytes(state.read_bytes()[:100])
+    with pytest.raises(WeightsError, match=rf"{state}, the state of a fit, is damaged; remove it to begin again"):
+        fit_head(model, card, halves, FitSettings(steps=4, batch_size=2, save_every_s=0), state=state)
 
 
 def test_depth_head_learns_and_passes_over_unknown_depth(model: Model, tmp_path: Path) -> None:

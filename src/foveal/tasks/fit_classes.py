@@ -124,6 +124,8 @@ def _labels(images: ImageSet) -> tuple[Tensor, list[str]]:
 def _check(card: HeadCard, classes: Sequence[str], settings: FitSettings) -> None:
     if card.classes != list(classes):
         raise FovealError(f"the card names {len(card.classes)} classes, and the images have {len(classes)}, or others")
+    if settings.batch_size < 2:
+        raise FovealError(f"batch_size={settings.batch_size}; give at least 2 images a step")
     default = FitSettings()
     if wrong := [name for name in _DENSE if getattr(settings, name) != getattr(default, name)]:
         raise FovealError(f"{wrong[0]}={getattr(settings, wrong[0])} is for dense heads; leave it out")

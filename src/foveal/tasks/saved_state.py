@@ -10,7 +10,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from foveal.backbone.weights import load_tensors
-from foveal.errors import FovealError
+from foveal.errors import FovealError, WeightsError
 from foveal.files import staging_of, write_atomically
 
 logger = logging.getLogger(__name__)
@@ -57,7 +57,10 @@ def load_state(path: Path, *, stamp: str, work: str) -> Saved | None:
     """
     if not path.is_file():
         return None
-    tensors = load_tensors(path)
+    try:
+        tensors = load_tensors(path)
+    except WeightsError as error:
+        raise WeightsError(f"{path}, the state of a {work}, is damaged; remove it to begin again ({error})") from error
     with safetensors.safe_open(path, framework="pt") as file:
         words = file.metadata() or {}
     if words.get("stamp") != stamp:
