@@ -89,6 +89,28 @@ def test_damaged_and_foreign_folders_are_refused(model: Model, tmp_path: Path) -
         load_head(folder)
 
 
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"layers": [0, 1]}, r"layers=\[0, 1\] for a head that reads 1"),
+        ({"classes": ["a"]}, "1 names for 5 classes"),
+        ({"width": -1}, "negative dimension"),
+        (
+            {"task": "classification", "architecture": "attentive", "settings": {"num_heads": 5, "num_classes": 5}},
+            "divisible by num_heads",
+        ),
+    ],
+)
+def test_card_that_contradicts_itself_is_refused(
+    model: Model, tmp_path: Path, changed: dict[str, object], said: str
+) -> None:
+    save_head(tmp_path / "head", make_head(model))
+    path = tmp_path / "head" / "head.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+    with pytest.raises(WeightsError, match=rf"head.json cannot be understood \(.*{said}"):
+        load_head(tmp_path / "head")
+
+
 def test_windows_cover_a_side_and_end_with_it() -> None:
     assert window_starts(1000, crop_size=512, stride=341) == [0, 341, 488]
     assert window_starts(300, crop_size=512, stride=341) == [0]

@@ -86,6 +86,9 @@ def test_files_that_do_not_fit_are_refused(model: Model, tmp_path: Path) -> None
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(WeightsError, match=r"one\.pth"):
         open_public_head(path, model)
+    torch.save({"weight": torch.zeros(3), "bias": torch.zeros(3)}, path)
+    with pytest.raises(WeightsError, match=r"one\.pth: weight has the shape \(3,\), which is that of no head"):
+        open_public_head(path, model)
     torch.save({"decode_head.conv_seg.weight": torch.zeros(1)}, tmp_path / "masks.pth")
     with pytest.raises(WeightsError, match="is no classification head; leave the names"):
         open_public_head(tmp_path / "masks.pth", model, classes=["a"])

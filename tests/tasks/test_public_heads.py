@@ -214,6 +214,9 @@ def test_files_that_do_not_fit_are_refused(model: Model, golden: Path, tmp_path:
     torch.save({"state_dict": {"decode_head.conv_depth.weight": torch.zeros(256, 100, 1, 1)}}, path)
     with pytest.raises(WeightsError, match="reads 100 channels, and this backbone has 96 or, of four blocks, 384"):
         open_public_head(path, model)
+    torch.save({"state_dict": {"decode_head.conv_depth.weight": torch.zeros(256)}}, path)
+    with pytest.raises(WeightsError, match=r"decode_head\.conv_depth\.weight has the shape \(256,\), .* of no head"):
+        open_public_head(path, model)
     torch.save({"fc.weight": torch.zeros(3, 3)}, path)
     with pytest.raises(WeightsError, match=r"holds fc\.weight; public heads hold"):
         open_public_head(path, model)

@@ -165,6 +165,15 @@ def check_target(folder: Path) -> None:
         raise WeightsError(f"{folder} exists and is not a head folder; choose another place or remove it")
 
 
+def _check_whole(card: HeadCard) -> None:
+    """Raise ValueError where parts of a card contradict each other."""
+    num_levels = card.settings.get("num_levels", 4 if card.architecture == "dpt" else 1)
+    if len(card.layers) != num_levels:
+        raise ValueError(f"layers={card.layers} for a head that reads {num_levels}")
+    if card.classes and len(card.classes) != (num_classes := card.settings.get("num_classes")):
+        raise ValueError(f"{len(card.classes)} names for {num_classes} classes")
+
+
 def load_head(folder: str | Path) -> Head:
     """Read a head folder back.
 
@@ -177,8 +186,9 @@ def load_head(folder: str | Path) -> Head:
         raise WeightsError(f"{folder} is not a head folder: it needs {CARD} and {WEIGHTS}; foveal head fit writes one")
     try:
         card = HeadCard.model_validate(json.loads((folder / CARD).read_text()))
+        _check_whole(card)
         network = build_network(card)
-    except (OSError, ValueError, TypeError, ValidationError) as error:
+    except (OSError, ValueError, TypeError, ValidationError, RuntimeError, AssertionError) as error:
         raise WeightsError(f"{folder / CARD} cannot be understood ({error}); copy the head folder again") from error
     if (seen := sha256_of(path)) != card.sha256:
         raise WeightsError(f"{path} is damaged: its sha256 is {seen}, the card says {card.sha256}; copy it again")

@@ -19,6 +19,7 @@ from foveal.tasks.dense import quarter_layers
 from foveal.tasks.head import Head, HeadCard, Task, build_network, load_head
 
 _LINEAR = {"weight", "bias"}
+_MATRICES = ("conv_seg.weight", "conv_depth.weight")  # whose sizes tell what a head is
 _MIN_DEPTH = 0.001
 _RANGES = {"nyu": 10.0, "kitti": 80.0}
 _DEPTH_ANYTHING_SIZE = 518  # the short side at which its authors' code shows it pictures
@@ -61,9 +62,13 @@ def open_public_head(
     """
     path = Path(path)
     tensors = {_short(name): tensor for name, tensor in read_container(path).tensors.items()}
-    if classes is not None and set(tensors) != _LINEAR:
+    is_linear = set(tensors) == _LINEAR
+    if classes is not None and not is_linear:
         raise WeightsError(f"{path} is no classification head; leave the names of classes out")
-    if set(tensors) == _LINEAR:
+    matrices = ("weight",) if is_linear else _MATRICES
+    if flat := [name for name, tensor in tensors.items() if name.endswith(matrices) and tensor.ndim < 2]:
+        raise WeightsError(f"{path}: {flat[0]} has the shape {tuple(tensors[flat[0]].shape)}, which is that of no head")
+    if is_linear:
         return _classification(tensors, model, path, classes)
     if head := _below("depth_head.", tensors):
         return _depth_anything(head, model, path, max_depth, version)
@@ -223,7 +228,7 @@ def _head(
         backbone_name=model.card.name,
         width=backbone.width,
         depth=backbone.depth,
-        licence=model.card.licence,
+        licence=model.card.licence.unaccepted(),
         lineage={"file": path.name},
     )
     network = build_network(card)
