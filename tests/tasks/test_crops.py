@@ -3,7 +3,7 @@ import colorsys
 import numpy as np
 import pytest
 
-from foveal.tasks.crops import change_exposure, distort_colours, largest_share, random_crop, turned
+from foveal.tasks.crops import change_exposure, distort_colours, largest_share, prepared_crop, random_crop, turned
 from foveal.tasks.protocols import FitSettings
 
 
@@ -37,9 +37,15 @@ def test_crops_keep_picture_and_mask_together() -> None:
 
 def test_outside_of_a_small_picture_nothing_counts() -> None:
     settings = FitSettings(crop_size=(50, 23), scales=(1, 1), distort=False)
-    _, mask = random_crop(picture(), np.zeros((40, 30), np.int64), settings, np.random.default_rng(0))
+    colours = {"mean": (0.4, 0.5, 0.6), "std": (0.1, 0.2, 0.3)}
+    masks, metres = np.zeros((40, 30), np.int64), np.ones((40, 30), np.float32)
+    image, mask = prepared_crop(picture(), masks, settings, np.random.default_rng(0), **colours)
     assert (mask.shape, (mask[:40] == 0).all(), (mask[40:] == -1).all()) == ((50, 23), True, True)
-    depth = random_crop(picture(), np.ones((40, 30), np.float32), settings, np.random.default_rng(0))[1]
+    pixels, _ = random_crop(picture(), masks, settings, np.random.default_rng(0))
+    assert (pixels.shape, image.shape, image.dtype) == ((40, 23, 3), (3, 50, 23), np.float32)
+    np.testing.assert_allclose(image[2, :40], (pixels[:, :, 2] / 255 - 0.6) / 0.3, atol=1e-5)
+    assert (image[:, 40:] == 0).all()  # the mean colour, not black
+    depth = prepared_crop(picture(), metres, settings, np.random.default_rng(0), **colours)[1]
     assert (depth[:40] == 1).all()
     assert (depth[40:] == 0).all()
 

@@ -18,8 +18,7 @@ from foveal.features.preprocessing import preprocessing_of
 from foveal.features.random_views import RandomViews
 from foveal.finetune.settings import FinetuneSettings
 from foveal.images.imageset import ImageSet
-from foveal.images.preprocess import normalise
-from foveal.tasks.crops import random_crop
+from foveal.tasks.crops import prepared_crop
 from foveal.tasks.dense import batch_of
 from foveal.tasks.fit import check_targets
 from foveal.tasks.head import HeadCard, Task
@@ -119,7 +118,7 @@ class LabelledBatches:
 
 
 class DenseBatches:
-    """Random crops of pictures with masks or depth; see `foveal.tasks.crops.random_crop`.
+    """Random crops of pictures with masks or depth; see `foveal.tasks.crops.prepared_crop`.
 
     Args:
         samples: the pictures.
@@ -171,8 +170,7 @@ class DenseBatches:
         step, place, index = drawn
         generator = np.random.default_rng((self._settings.seed, step, 1 + place))
         picture = self._samples.load(index, channels=self._card.backbone.channels)
-        pixels, target = random_crop(*picture, self._settings, generator)
-        return normalise(pixels, mean=tuple(self._card.mean), std=tuple(self._card.std)), target
+        return prepared_crop(*picture, self._settings, generator, mean=self._card.mean, std=self._card.std)
 
 
 def _check_head(card: HeadCard, task: Task, classes: list[str]) -> None:

@@ -3,10 +3,12 @@
 Shapes: C channels, H W pixels.
 """
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 
-from foveal.images.preprocess import resize, short_side_shape, sides
+from foveal.images.preprocess import normalise, resize, short_side_shape, sides
 from foveal.tasks.protocols import FitSettings
 from foveal.tasks.segment import IGNORED
 
@@ -14,10 +16,33 @@ _REDRAWN = 10
 _LARGEST_TURN = 2.5  # degrees
 
 
+def prepared_crop(
+    pixels: np.ndarray,
+    target: np.ndarray,
+    settings: FitSettings,
+    generator: np.random.Generator,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return a random crop, normalised (C, H, W) float32, and its answer, both filled up to `settings.crop_size`.
+
+    As published, a crop that is smaller is filled below and at the right after it was normalised: with zeros, which are
+    the mean colour, and with what does not count. See `random_crop` and `normalise`.
+    """
+    assert settings.crop_size is not None
+    pixels, target = random_crop(pixels, target, settings, generator)
+    height, width = sides(settings.crop_size)
+    margins = ((0, height - target.shape[0]), (0, width - target.shape[1]))
+    image = normalise(pixels, mean=tuple(mean), std=tuple(std))
+    outside = IGNORED if target.dtype.kind == "i" else 0
+    return np.pad(image, ((0, 0), *margins)), np.pad(target, margins, constant_values=outside)
+
+
 def random_crop(
     pixels: np.ndarray, target: np.ndarray, settings: FitSettings, generator: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Resize by a random factor, cut a window out, mirror half of the time, distort; outside nothing counts.
+    """Resize by a random factor, cut a window out, mirror half of the time, distort.
 
     Masks: a window of which one class fills `settings.max_class_share` is drawn again, and colours are distorted by
     `distort_colours`. Depth: the picture is first turned half of the time, and colours change by `change_exposure`.
@@ -29,7 +54,7 @@ def random_crop(
         generator: of everything drawn.
 
     Returns:
-        Both at `settings.crop_size`.
+        Both at `settings.crop_size`, or smaller where the picture is.
     """
     assert settings.crop_size is not None
     masks = target.dtype.kind == "i"
@@ -44,9 +69,6 @@ def random_crop(
         pixels, target = pixels[:, ::-1], target[:, ::-1]
     if settings.distort:
         pixels = (distort_colours if masks else change_exposure)(np.ascontiguousarray(pixels), generator)
-    below, right = shape[0] - target.shape[0], shape[1] - target.shape[1]
-    pixels = np.pad(pixels, ((0, below), (0, right), (0, 0)))
-    target = np.pad(target, ((0, below), (0, right)), constant_values=IGNORED if masks else 0)
     return pixels, target
 
 

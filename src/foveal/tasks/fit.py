@@ -17,7 +17,7 @@ from foveal.errors import FovealError, ImageSetError
 from foveal.features.batches import Progress
 from foveal.features.extract import Model
 from foveal.images.preprocess import normalise
-from foveal.tasks.crops import random_crop, sized
+from foveal.tasks.crops import prepared_crop, sized
 from foveal.tasks.dense import Level, batch_of, levels_of, resized
 from foveal.tasks.depth import WARM_UP_STEPS, gradient_loss, sig_loss, valid_depth
 from foveal.tasks.head import Head, HeadCard
@@ -140,7 +140,8 @@ def _cached(model: Model, card: HeadCard, samples: DenseSet, settings: FitSettin
     num_bytes = 0
     for index in range(len(samples)):
         pixels, target = sized(*samples.load(index, channels=model.card.backbone.channels), settings.size)
-        kept.append(_encoded(model, card, [pixels], [target]))
+        image = normalise(pixels, mean=tuple(model.card.mean), std=tuple(model.card.std))
+        kept.append(_encoded(model, card, [image], [target]))
         num_bytes += sum(part.nbytes for level in kept[-1].levels for part in level) + kept[-1].targets.nbytes
         if num_bytes * len(samples) > MAX_CACHE_BYTES * (index + 1):
             needed = num_bytes / (index + 1) * len(samples) / 1e9
@@ -174,18 +175,19 @@ def _cropped(model: Model, card: HeadCard, samples: DenseSet, settings: FitSetti
     def batches_at(step: int) -> list[Batch]:
         generator = np.random.default_rng((settings.seed, step))
         chosen = generator.choice(len(samples), settings.batch_size, replace=len(samples) < settings.batch_size)
-        channels = model.card.backbone.channels
-        drawn = [random_crop(*samples.load(int(i), channels=channels), settings, generator) for i in chosen]
-        pixels, targets = zip(*drawn, strict=True)
-        return [_encoded(model, card, pixels, targets)]
+        channels, mean, std = model.card.backbone.channels, model.card.mean, model.card.std
+        drawn = [
+            prepared_crop(*samples.load(int(i), channels=channels), settings, generator, mean=mean, std=std)
+            for i in chosen
+        ]
+        images, targets = zip(*drawn, strict=True)
+        return [_encoded(model, card, images, targets)]
 
     return batches_at
 
 
-def _encoded(model: Model, card: HeadCard, pixels: Sequence[np.ndarray], targets: Sequence[np.ndarray]) -> Batch:
-    mean, std = tuple(model.card.mean), tuple(model.card.std)
-    images = batch_of([normalise(one, mean=mean, std=std) for one in pixels])
+def _encoded(model: Model, card: HeadCard, images: Sequence[np.ndarray], targets: Sequence[np.ndarray]) -> Batch:
     levels, window = levels_of(
-        model.engine, images, layers=card.layers, norm=card.norm, patch_size=model.card.backbone.patch_size
+        model.engine, batch_of(images), layers=card.layers, norm=card.norm, patch_size=model.card.backbone.patch_size
     )
     return Batch([Level(*(part.cpu() for part in level)) for level in levels], window, batch_of(targets))
