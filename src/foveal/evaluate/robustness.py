@@ -91,8 +91,8 @@ def run(
     if classifier == "knn" and not 1 <= k <= len(train):
         raise FovealError(f"k={k} neighbours among {len(train)} train images; choose a k up to that")
     labels_of = _labels(train, test, corrupted)
-    model = model.settle(train)
     kept = Kept(state, [model.identity, train.hash, test.hash, corrupted.hash, classifier, str(k)])
+    model = model.settle(train, folder=kept.engine)
     passes = Passes(progress, len(train) + _num_images(test, corrupted))
 
     def extract(images: ImageSet, seen: Model) -> Found:
@@ -147,8 +147,8 @@ def run_head(
     labels_of = {
         name: torch.from_numpy(known_labels(classes, one)) for name, one in (("clean", test), ("corrupted", first))
     }
-    model = model.settle(test, layers=head.card.layers)
     kept = Kept(state, [model.identity, head.identity, test.hash, corrupted.hash])
+    model = model.settle(test, layers=head.card.layers, folder=kept.engine)
     passes = Passes(progress, _num_images(test, corrupted))
 
     def right(images: ImageSet, seen: Model, labels: Tensor) -> Found:

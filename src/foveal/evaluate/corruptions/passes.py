@@ -13,6 +13,7 @@ from torch import Tensor
 from foveal.backbone.weights import load_tensors
 from foveal.errors import FovealError, WeightsError
 from foveal.features.batches import Progress
+from foveal.features.store import ENGINE
 from foveal.files import write_atomically
 from foveal.images.imageset import ImageSet
 
@@ -30,6 +31,11 @@ class Kept:
     def __init__(self, state: Path | None, what: Sequence[str]) -> None:
         key = hashlib.sha256("\n".join(what).encode()).hexdigest()[:16]
         self._folder = None if state is None else state / key
+
+    @property
+    def engine(self) -> Path | None:
+        """Where the choice of an engine is kept, so that what goes on is encoded as before."""
+        return None if self._folder is None else self._folder / ENGINE
 
     def found(self, name: str, compute: Callable[[], Found]) -> Found:
         """Return what is kept under a name, else compute and keep it."""
