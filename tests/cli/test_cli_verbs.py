@@ -7,6 +7,7 @@ import pytest
 
 import foveal
 from foveal.cli.main import main
+from foveal.evaluate.report import read_rows
 
 
 def test_knn_prints_one_line_a_number_and_keeps_the_same_rows(
@@ -92,10 +93,11 @@ def test_logistic_regression_by_the_command(
 
 
 def test_linear_classifiers_by_the_command(
-    model_folder: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+    model_folder: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["evaluate", "linear-cached", "--model", str(model_folder), "--data", str(photos), "--engine", "torch"]
-    assert main([*arguments, "--num-steps", "2"]) == 0
+    assert main([*arguments, "--num-steps", "2", "--out", str(tmp_path / "results")]) == 0
+    assert {row.protocol for row in read_rows(tmp_path / "results")} == {"linear-cached, 2 steps"}
     names = [line.split("\t")[0] for line in capsys.readouterr().out.splitlines()]
     assert names == ["top-1", "learning rate", "blocks", "mean patch token"]
 

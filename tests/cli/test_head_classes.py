@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from foveal.cli.main import main
+from foveal.tasks.head import load_head
 
 
 def run(*arguments: object) -> int:
@@ -33,11 +34,12 @@ def test_classes_are_fitted_measured_and_predicted(
     used = ("--model", model_folder, "--head", head)
     assert run("head", "evaluate", *used, "--data", colours, "--out", out) == 0
     assert capsys.readouterr().out.splitlines()[0].startswith("linear top-1\t100.00")
-    assert {json.loads(line)["protocol"] for line in (out / "results.jsonl").read_text().splitlines()} == {"classify"}
+    name = f"classify, head {load_head(head).identity[:8]}"
+    assert {json.loads(line)["protocol"] for line in (out / "results.jsonl").read_text().splitlines()} == {name}
     (by_class,), (confusion,) = (out / "by_class").iterdir(), (out / "confusion").iterdir()
     assert _rows(by_class)[2] == {"class": "red", "images": "3", "top-1 in %": "100.00"}
     assert list(_rows(confusion)[1].values()) == ["green", "0", "3", "0"]
-    assert "classify, linear on tiny, colours" in (out / "results.html").read_text()
+    assert f"{name}, linear on tiny, colours" in (out / "results.html").read_text()
     answers = tmp_path / "answers"
     assert run("head", "predict", colours / "test", *used, "--out", answers, "--probabilities") == 0
     rows = _rows(answers / "predictions.csv")

@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 
 from foveal.cli.main import main
+from foveal.evaluate.report import read_rows
+from foveal.tasks.head import load_head
 
 
 def run(*arguments: object) -> int:
@@ -41,8 +43,12 @@ def test_mask_head_is_fitted_measured_and_used(
     assert run("head", "evaluate", *model, "--head", head, "--data", street, "--out", tmp_path / "results") == 0
     lines = dict(line.split("\t")[:2] for line in capsys.readouterr().out.splitlines())
     assert float(lines["linear mIoU"]) > 80
-    # A name of its own: what is published was fitted and tested in one way.
-    assert '"protocol": "segment, given head"' in (tmp_path / "results" / "results.jsonl").read_text()
+    # A name of its own: what is published was fitted and tested in one way, and heads are told apart.
+    out = ("--data", street, "--out", tmp_path / "results")
+    assert run("head", "evaluate", *model, "--head", head, *out, "--flip", "--size", 28) == 0
+    names = {row.protocol for row in read_rows(tmp_path / "results")}
+    name = f"segment, head {load_head(head).identity[:8]}"
+    assert names == {name, f"{name}, size 28, flip"}
     assert run("head", "predict", street / "test", *model, "--head", head, "--out", tmp_path / "masks") == 0
     mask = Image.open(tmp_path / "masks" / "0.png")
     assert (mask.mode, mask.size) == ("P", (35, 28))

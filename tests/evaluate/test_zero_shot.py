@@ -12,6 +12,7 @@ from foveal.backbone.vit import VisionTransformer
 from foveal.backbone.weights import Card, save_model
 from foveal.cli.main import main
 from foveal.errors import FovealError
+from foveal.evaluate.report import read_rows
 from foveal.evaluate.zero_shot import class_vectors, read_names, run
 from foveal.images.imageset import ImageSet
 
@@ -76,6 +77,8 @@ def test_command_line(colours: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     with (tmp_path / "results" / "results.csv").open(newline="") as file:
         (row,) = csv.DictReader(file)
     assert (row["protocol"], row["metric"], row["data"]) == ("zero-shot", "top-1", "test")
+    assert main([*command, "--template", "a {}", f"--out={tmp_path / 'results'}"]) == 0
+    assert [row.protocol[:17] for row in read_rows(tmp_path / "results")] == ["zero-shot", "zero-shot, texts "]
     right = float(row["value"]) * 9 / 100
     assert right == pytest.approx(round(right), abs=1e-6)
     assert main([*command, "--template=photo"]) == 2

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from foveal.cli.evaluate.results import OutOption, SeedOption, check_results, report_results
-from foveal.cli.head_classes import evaluate_classes, fit_classes, kept_state, of_classes, predict_classes, read_names
+from foveal.cli.head_classes import (
+    evaluate_classes,
+    fit_classes,
+    kept_state,
+    of_classes,
+    predict_classes,
+    protocol_of,
+    read_names,
+)
 from foveal.cli.loading import ModelOption, NumHeadsOption, open_model, parse_size
 from foveal.cli.pictures import list_pictures, read_pictures
 from foveal.cli.terminal import progress_of, typed_options, write_file
@@ -223,6 +231,7 @@ def evaluate(
     predictor = Predictor(loaded, fitted)
     name = str(fitted.card.lineage.get("kind", fitted.card.architecture))
     name = name.upper() if name == "dpt" else name
+    words = [f"size {size}"] * (size is not None) + ["flip"] * flip + [f"crop {crop}"] * (crop != "none")
     with progress_of("measuring") as progress:
         if masks:
             measures = segmentation.run(
@@ -243,7 +252,7 @@ def evaluate(
     report_results(
         context,
         measures,
-        protocol="segment, given head" if masks else "depth, given head",  # fitted and tested in any way
+        protocol=protocol_of("segment" if masks else "depth", fitted, *words),
         model=loaded,
         data=found.name,
         data_hash=found.hash,

@@ -86,20 +86,25 @@ def evaluate_classes(
     with progress_of("measuring") as progress:
         measures, confusion = run(predictor, found.test, name=name, seed=seed, progress=progress)
     if out is not None:
-        title = f"classify, {head.card.name}, {found.name}"
+        title = f"{protocol_of('classify', head)}, {head.card.name}, {found.name}"
         file = write_confusion(out, Confusion(title, predictor.classes, confusion))
         (out / _BY_CLASS).mkdir(exist_ok=True)
         write_file(out / _BY_CLASS / file.name, _by_class(confusion, predictor.classes).encode())
     report_results(
         context,
         measures,
-        protocol="classify",
+        protocol=protocol_of("classify", head),
         model=model,
         data=found.name,
         data_hash=found.hash,
         out=out,
         title=f"{head.card.name}, {len(found.test)} test images of {found.name}",
     )
+
+
+def protocol_of(name: str, head: "Head", *words: str) -> str:
+    """Return the name of a protocol of a head that is given: it was fitted in any way, and heads are told apart."""
+    return ", ".join([name, f"head {head.identity[:8]}", *words])
 
 
 def open_classifier(path: Path, model: "Model", data: "Classification") -> "Head":

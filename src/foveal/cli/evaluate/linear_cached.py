@@ -39,7 +39,7 @@ def linear_cached(
 ) -> None:
     """Train a grid of linear classifiers on fixed views, choose one on a tenth of train, and classify."""
     from foveal.evaluate.layouts.classification import open_classification
-    from foveal.evaluate.linear_cached import run
+    from foveal.evaluate.linear_cached import NUM_STEPS, run
 
     check_results(out)
     few_shot = few_shot_of(n_per_class, n_tries)
@@ -64,7 +64,7 @@ def linear_cached(
         report_classified(
             context,
             measures,
-            protocol="linear-cached",
+            protocol="linear-cached" if num_steps == NUM_STEPS else f"linear-cached, {num_steps} steps",
             model=loaded,
             data=found,
             out=out,

@@ -59,6 +59,7 @@ def video_classify(
     from foveal.evaluate.linear_cached import NUM_STEPS
     from foveal.evaluate.video_classify import run
 
+    steps = [f"{num_steps} steps"] * (num_steps not in (None, NUM_STEPS))
     check_results(out)
     sets = [open_clips(folder, num_frames=num_frames) for folder in (train, test)]
     data_hash = hashlib.sha256(" ".join(clips.frames.hash for clips in sets).encode()).hexdigest()
@@ -82,7 +83,7 @@ def video_classify(
         report_results(
             context,
             measures,
-            protocol=f"video-classify, {_LEARNERS[classifier]}, {join} of {num_frames}",
+            protocol=", ".join(["video-classify", _LEARNERS[classifier], f"{join} of {num_frames}", *steps]),
             model=loaded,
             data=train.resolve().parent.name,
             data_hash=data_hash,

@@ -1,7 +1,8 @@
 """`foveal evaluate zero-shot`: classes by their names alone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -49,9 +50,10 @@ def zero_shot(
     files = {"--vision-head": vision_head, "--text-encoder": text_encoder, "--vocabulary": vocabulary}
     opens_pair = _check_files(model, files)
     check_results(out)
-    templates = template or (TEMPLATE,)
+    templates = tuple(template or (TEMPLATE,))
     check_templates(templates)
     called = None if names is None else read_names(names)
+    words = [] if called is None and templates == (TEMPLATE,) else [f"texts {_digest(called, templates)}"]
     images = ImageSet.open(data)
     open_towers = _open_clip if opens_pair else partial(_open_dinotxt, files=files)
     loaded, vectors_of, encode_texts = open_towers(
@@ -69,13 +71,18 @@ def zero_shot(
     report_results(
         context,
         measures,
-        protocol="zero-shot",
+        protocol=", ".join(["zero-shot", *words]),
         model=loaded,
         data=Path(data).resolve().name,
         data_hash=images.hash,
         out=out,
         title=f"zero-shot by {'open_clip' if opens_pair else 'dino.txt'}, {len(images)} images",
     )
+
+
+def _digest(names: dict[str, str] | None, templates: Sequence[str]) -> str:
+    """Return what tells the texts of classes from others."""
+    return sha256(repr((names, tuple(templates))).encode()).hexdigest()[:8]
 
 
 def _check_files(model: str, files: dict[str, Path | None]) -> bool:
