@@ -171,6 +171,7 @@ def test_interrupted_fit_says_that_it_can_go_on(
             "--crop-size 4y; write pixels, such as 224, or height x width",
         ),
         (("fit", "depth", "lin.4"), "a head of four blocks on a network of 1"),
+        (("fit", "segmentation", "linear", "--out", Path(__file__) / "head"), "cannot be made (File exists)"),
         (("evaluate", "--head", "nowhere"), "nowhere is not a head folder"),
     ],
 )
@@ -183,6 +184,6 @@ def test_wrong_options_end_with_code_2(
     said: str,
 ) -> None:
     data = street.with_name("rooms") if "lin.4" in arguments else street
-    out = ("--out", tmp_path / "head") if arguments[0] == "fit" else ()
+    out = ("--out", tmp_path / "head") if arguments[0] == "fit" and "--out" not in arguments else ()
     assert run("head", *arguments, "--model", model_folder, "--data", data, *out) == 2
     assert said in capsys.readouterr().err

@@ -125,7 +125,7 @@ def fit(
     card = head_card(loaded, task, kind, classes=found.classes, max_depth=max_depth)
     with kept_state(out) as state, progress_of("fitting") as progress:
         fitted = fit_head(loaded, card, found.train, settings, state=state, progress=progress)
-    save_head(out, fitted)
+        save_head(out, fitted)
     typer.echo(f"{out}: {card.name}, fitted on {len(found.train)} pictures of {found.name}")
 
 

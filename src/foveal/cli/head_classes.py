@@ -46,7 +46,7 @@ def fit_classes(kind: str, *, model: str, data: str, out: Path, settings: "FitSe
         fitted = fit_classifier(
             loaded, card, found.train, settings, state=state, extracting=extracting, progress=progress
         )
-    save_head(out, fitted.head)
+        save_head(out, fitted.head)
     measured = "" if fitted.accuracy is None else f"; top-1 of a tenth that was held out: {fitted.accuracy:.2f} %"
     typer.echo(f"{out}: {card.name}, {len(classes)} classes, fitted on images of {found.name}{measured}")
 
@@ -124,11 +124,15 @@ def with_names(head: "Head", data: "Classification") -> "Head":
 
 @contextmanager
 def kept_state(out: Path) -> Iterator[Path]:
-    """Give the file that keeps the state of a fit, and say on an interruption that it is kept."""
+    """Give the file that keeps the state of a fit until its head is kept, and say on an interruption that it is."""
     state = out.absolute().with_name(f".{out.name}.fit.safetensors")
-    state.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        state.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FovealError(f"{state.parent} cannot be made ({error.strerror}); choose another place") from error
     try:
         yield state
+        state.unlink(missing_ok=True)
     except (KeyboardInterrupt, SystemExit):
         if state.is_file():
             typer.echo("the steps made so far are kept; run the same command again to go on", err=True)

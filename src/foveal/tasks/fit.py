@@ -50,15 +50,16 @@ def fit_head(
 ) -> Head:
     """Fit the head that a card describes.
 
-    A state is saved every `settings.save_every_s` seconds, and when Ctrl-C or SIGTERM asks for the end: after the step
-    that was begun.
+    A state is saved every `settings.save_every_s` seconds, after the last step, and when Ctrl-C or SIGTERM asks for the
+    end: after the step that was begun.
 
     Args:
         model: the frozen backbone.
         card: of the head; its lineage is filled in.
         samples: train pictures.
         settings: see there.
-        state: file from which an interrupted fit goes on, and into which it is saved; removed at the end.
+        state: file from which an interrupted fit goes on, and into which it is saved, also at the end: once the head is
+            kept it can be removed.
         progress: called with (steps done, steps in all).
 
     Raises:

@@ -63,7 +63,8 @@ def fit_classifier(
         images: labelled train images.
         settings: see there; sizes, crops and colours are for dense heads.
         max_cache_bytes: where the features take more, the backbone runs in every step instead.
-        state: file from which an interrupted fit goes on, and into which it is saved; removed at the end.
+        state: file from which an interrupted fit goes on, and into which it is saved, also at the end: once the head is
+            kept it can be removed.
         extracting: called with (images done, images in all) while features are computed.
         progress: called with (steps done, steps in all).
 

@@ -35,8 +35,8 @@ def run_steps(
 ) -> tuple[nn.Module, float]:
     """Fit the network that a card describes, on the device of the engine, and return it with its last loss.
 
-    A state is saved every `settings.save_every_s` seconds, and when Ctrl-C or SIGTERM asks for the end: after the step
-    that was begun.
+    A state is saved every `settings.save_every_s` seconds, after the last, and when Ctrl-C or SIGTERM asks for the end:
+    after the step that was begun.
 
     Args:
         model: the frozen backbone.
@@ -45,7 +45,8 @@ def run_steps(
         settings: see there.
         losses: called once, after the state was read and before the first step, for the long work that they need; gives
             a function of (network, step) that returns the loss, a function of both alone.
-        state: file from which an interrupted fit goes on, and into which it is saved; removed at the end.
+        state: file from which an interrupted fit goes on, and into which it is saved, also at the end: once the head is
+            kept it can be removed.
         progress: called with (steps done, steps in all).
 
     Raises:
@@ -72,7 +73,8 @@ def run_steps(
                     state.unlink(missing_ok=True)
                 raise
             stop = bool(caught)  # what comes after this look waits for the next step
-            if state is not None and (stop or time.monotonic() - saved >= settings.save_every_s):
+            is_last = stop or step + 1 == settings.steps
+            if state is not None and (is_last or time.monotonic() - saved >= settings.save_every_s):
                 save_state(state, network, optimizer, step=step + 1, loss=loss, stamp=stamp)
                 saved = time.monotonic()
             if stop:
@@ -80,8 +82,6 @@ def run_steps(
             if progress:
                 progress(step + 1, settings.steps)
     pass_on(caught)
-    if state is not None:
-        state.unlink(missing_ok=True)
     return network.cpu().eval(), loss
 
 

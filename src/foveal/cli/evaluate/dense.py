@@ -91,8 +91,9 @@ def fitted_head(
             folder.mkdir(parents=True, exist_ok=True)
         with progress_of("fitting") as progress:
             head = fit_head(model, card, data.train, settings, state=state, progress=progress)
-        if done is not None:
+        if done is not None and state is not None:
             save_head(done, head)
+            state.unlink()
     if head_out is not None:
         save_head(head_out, head)
     return head
