@@ -167,6 +167,14 @@ def test_a_unit_that_is_none_is_refused(tmp_path: Path, unit: float) -> None:
         open_depths(tmp_path, unit=unit)
 
 
+def test_lists_of_the_eigen_split_are_those_of_kitti(tmp_path: Path) -> None:
+    kitti(tmp_path)
+    for path in tmp_path.glob("*.txt"):
+        path.rename(path.with_name(f"eigen_{path.stem.split('_')[-1]}_files_with_gt.txt"))
+    found = open_depths(tmp_path)
+    assert (found.name, found.test.load(0)[1][1, 1]) == ("KITTI", 10.0)
+
+
 def test_lists_of_another_form_are_refused_by_name(tmp_path: Path) -> None:
     kitti(tmp_path)
     path = next(tmp_path.glob("*train*.txt"))

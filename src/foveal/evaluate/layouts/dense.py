@@ -178,7 +178,7 @@ def open_depths(data: str | Path, *, unit: float | None = None) -> DenseData:
         sorted(path for path in folder.glob("*.txt") if split in path.stem.split("_")) for split in ("train", "test")
     ]
     if all(lists):
-        kitti = "kitti" in lists[0][0].stem
+        kitti = "kitti" in lists[0][0].stem or "eigen" in lists[0][0].stem
         name = "KITTI" if kitti else "NYUd" if "nyu" in lists[0][0].stem else folder.resolve().name
         pairs = (_listed(folder, lists[0][0]), _listed(folder, lists[1][0]))
         if kitti and unit is not None:
