@@ -34,6 +34,12 @@ def test_few_classes_have_no_top_5() -> None:
     assert [(one.metric, round(one.value, 2)) for one in measures] == [("top-1", 66.67), ("mean over classes", 75.0)]
 
 
+def test_of_equal_classes_the_first_is_answered() -> None:
+    measures, confusion = classification.measures_of(np.full((2, 6), 1 / 6), np.array([0, 5]))
+    assert [one.value for one in measures] == [50, 50, 50]  # top-5 holds classes 0 to 4
+    assert confusion[:, 0].tolist() == [1, 0, 0, 0, 0, 1]
+
+
 def test_head_is_measured_on_images_that_can_be_read(model: Model, colours: Path) -> None:
     card = head_card(model, "classification", "linear", classes=["blue", "green", "red"])
     settings = fit_settings("classification", steps=40, batch_size=8, learning_rate=3e-3)

@@ -86,18 +86,20 @@ def known_labels(classes: list[str], images: ImageSet) -> np.ndarray:
 def measures_of(probabilities: np.ndarray, labels: np.ndarray, *, name: str = "", seed: int = 0) -> Classified:
     """Return the measures of probabilities (n, K) with the true classes (n,); see `run`."""
     num_classes = probabilities.shape[1]
-    order = np.argsort(-probabilities, axis=1, kind="stable")
-    right = (order == labels[:, None]).astype(np.float64)
+    truth = np.take_along_axis(probabilities, labels[:, None], axis=1)
+    is_earlier = np.arange(num_classes) < labels[:, None]  # of equal classes the first is answered
+    ranks = (probabilities > truth).sum(axis=1) + ((probabilities == truth) & is_earlier).sum(axis=1)
+    right = (ranks == 0).astype(np.float64)
     prefix = f"{name} " if name else ""
 
     def mean_over_classes(chosen: np.ndarray) -> float:
         counts = np.bincount(labels[chosen], minlength=num_classes)
-        hits = np.bincount(labels[chosen], weights=right[chosen, 0], minlength=num_classes)
+        hits = np.bincount(labels[chosen], weights=right[chosen], minlength=num_classes)
         return float(100 * (hits[counts > 0] / counts[counts > 0]).mean())
 
-    measures = [measured_mean(f"{prefix}top-1", 100 * right[:, 0], unit="%", seed=seed)]
+    measures = [measured_mean(f"{prefix}top-1", 100 * right, unit="%", seed=seed)]
     if num_classes >= 5:
-        measures.append(measured_mean(f"{prefix}top-5", 100 * right[:, :5].sum(axis=1), unit="%", seed=seed))
+        measures.append(measured_mean(f"{prefix}top-5", 100 * (ranks < 5), unit="%", seed=seed))
     measures.append(measured(f"{prefix}mean over classes", mean_over_classes, len(labels), unit="%", seed=seed))
-    pairs = labels * num_classes + order[:, 0]
+    pairs = labels * num_classes + probabilities.argmax(axis=1)
     return Classified(measures, np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes))
