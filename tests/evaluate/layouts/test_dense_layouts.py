@@ -184,3 +184,10 @@ def test_lists_of_another_form_are_refused_by_name(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(ImageSetError, match=rf"{path} is no text in UTF-8"):
         open_depths(tmp_path)
+
+
+def test_what_depth_may_lie_as_is_said_in_full(tmp_path: Path) -> None:
+    with pytest.raises(ImageSetError, match=r"images/ and depth/, .*NAME\.color\.jpg beside NAME\.depth\.png"):
+        open_depths(tmp_path)
+    with pytest.raises(ImageSetError, match=r"testannot/, or from a public data set"):
+        open_masks(tmp_path)

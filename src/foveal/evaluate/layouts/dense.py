@@ -257,9 +257,10 @@ def _beside(folder: Path, what: str, names: tuple[str, ...], *, suffixes: tuple[
         assert test
         return _paired(train, beside[0]), _paired(test, beside[1])
     seen = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) if folder.is_dir() else "nothing"
+    beside_each = "from NAME.color.jpg beside NAME.depth.png, " if what == "depth" else ""
     raise ImageSetError(
         f"{folder} holds {seen}; a {what} for every picture is read from images/ and {names[0]}/, from train/ and "
-        f"train{suffixes[0]}/ with test/ and test{suffixes[0]}/, or from a public data set as distributed"
+        f"train{suffixes[0]}/ with test/ and test{suffixes[0]}/, {beside_each}or from a public data set as distributed"
     )
 
 
