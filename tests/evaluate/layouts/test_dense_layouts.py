@@ -145,6 +145,17 @@ def test_depth_of_zeros_or_of_8_bits_is_named(
         open_depths(tmp_path).check()
 
 
+def test_a_stray_number_in_masks_without_names_is_named(tmp_path: Path) -> None:
+    for number in range(5):
+        picture(tmp_path / "images" / f"{number}.png")
+        target(tmp_path / "masks" / f"{number}.png", (0, 1, 7, 1, 0)[number])
+    with pytest.raises(BadImageError, match=r"masks/2\.png holds the value 7, and no train mask of .* the value 2;"):
+        open_masks(tmp_path)
+    assert open_masks(tmp_path, ignored=[7, 255]).classes == ["class 0", "class 1"]
+    text(tmp_path / "classes.txt", *"abcdefgh")
+    assert open_masks(tmp_path).classes == list("abcdefgh")
+
+
 def test_masks_of_nothing_but_ignored_pixels_are_refused(tmp_path: Path) -> None:
     path = cityscapes(tmp_path)
     target(path, 255)

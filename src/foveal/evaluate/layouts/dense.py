@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from foveal.errors import ImageSetError
+from foveal.errors import BadImageError, ImageSetError
 from foveal.evaluate.layouts.coco import Part, find_coco
 from foveal.features.batches import Progress
 from foveal.images.sources import IMAGE_SUFFIXES
@@ -120,7 +120,8 @@ def open_masks(data: str | Path, *, ignored: Iterable[int] | None = None) -> Den
     | images and masks (or annotations, labels), with train and test or val, or without | likewise |
 
     Where there are no splits, the last fifth of the pictures, in the order of their names, is the test set. In the last
-    two layouts classes.txt (a name a line) names the classes; without it there are as many as the train masks hold.
+    two layouts classes.txt (a name a line) names the classes; without it the train masks must hold all numbers
+    from 0 on.
 
     Args:
         data: the folder.
@@ -297,11 +298,20 @@ def _class_names(folder: Path, pairs: list[Pair], ignored: frozenset[int]) -> li
     if (folder / "classes.txt").is_file():
         return _lines(folder / "classes.txt")
     check_files(pairs)
-    highest = 0
+    first: dict[int, Path] = {}
     for pair in pairs:
-        ids = read_ids(pair.target)
-        highest = max(highest, int(ids[~np.isin(ids, list(ignored))].max(initial=0)))
-    return [f"class {number}" for number in range(1 + highest)]
+        for number in np.unique(read_ids(pair.target)):
+            first.setdefault(int(number), pair.target)
+    found = sorted(set(first) - ignored)
+    if found != list(range(len(found))):
+        stray = next(number for place, number in enumerate(found) if number != place)
+        raise BadImageError(
+            "wrong_id",
+            f"{first[stray]} holds the value {stray}, and no train mask of {folder} the value "
+            f"{found.index(stray)}; correct the mask, give {stray} as a value that does not count, or name the "
+            "classes, one a line, in classes.txt",
+        )
+    return [f"class {number}" for number in found]
 
 
 def _first(folder: Path, names: tuple[str, ...]) -> Path | None:
