@@ -15,7 +15,7 @@ import foveal
 from foveal.errors import FovealError
 from foveal.evaluate.confusion import MAX_SHOWN, Confusion, read_confusions
 from foveal.evaluate.published import published_value
-from foveal.evaluate.results import Measure, shown
+from foveal.evaluate.results import Measure, shown, shown_interval
 from foveal.files import in_turn, write_atomically
 
 JSONL, CSV, PAGE = "results.jsonl", "results.csv", "results.html"
@@ -188,6 +188,6 @@ def _cell(row: Row | None) -> dict[str, str]:
     if row is None:
         return {}
     unit = "" if row.unit == "points" else f" {row.unit}"
-    interval = f"{shown(row.low, row.unit)} to {shown(row.high, row.unit)}"
+    interval = shown_interval(row.low, row.high, row.unit)
     published = "" if row.published is None else f"published {shown(row.published, row.unit)}"
     return {"value": shown(row.value, row.unit) + unit, "interval": interval, "published": published}

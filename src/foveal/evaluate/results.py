@@ -37,8 +37,8 @@ class Measure(NamedTuple):
 
     @property
     def interval(self) -> str:
-        """The interval as it is shown."""
-        return f"{shown(self.low, self.unit)} to {shown(self.high, self.unit)}"
+        """The interval as it is shown; nothing for a setting that was chosen, which has none."""
+        return shown_interval(self.low, self.high, self.unit)
 
 
 def shown(value: float, unit: str) -> str:
@@ -49,6 +49,16 @@ def shown(value: float, unit: str) -> str:
         ('81.23', '0.3491')
     """
     return f"{value:.2f}" if unit in ("%", "points") else f"{value:.4g}"
+
+
+def shown_interval(low: float, high: float, unit: str) -> str:
+    """Return an interval as it is shown: "" where a number without a unit has no width.
+
+    Example:
+        >>> shown_interval(80.5, 82.25, "%"), shown_interval(4.0, 4.0, "")
+        ('80.50 to 82.25', '')
+    """
+    return "" if low == high and not unit else f"{shown(low, unit)} to {shown(high, unit)}"
 
 
 def measured(
