@@ -29,6 +29,7 @@ PROTOCOLS: dict[str, Callable[..., list[Measure]]] = {
 }
 DEFAULT = ("knn", "logistic")
 PAGE = "compare.html"
+_WIDE = 5  # a greater ratio of speeds or sizes is drawn on a logarithmic axis
 
 Listener = Callable[[str, str, int, int], None]
 
@@ -220,6 +221,7 @@ def _page(compared: Sequence[Compared], data: Classification, *, command: str) -
 def _plot(compared: Sequence[Compared]) -> bytes:
     """Draw every measure with its interval against images/s and against parameters; PNG."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
     columns, names = _columns(compared), short_names([one.name for one in compared])
     figure = Figure(figsize=(9.5, 3.0 * len(columns)), layout="constrained", dpi=110)
@@ -230,17 +232,25 @@ def _plot(compared: Sequence[Compared]) -> bytes:
             (by_speed, "images/s", [one.images_per_s for one in compared]),
             (by_size, "million parameters", [one.million_parameters for one in compared]),
         ):
-            panel.set(xscale="log", xlabel=label)
+            wide = max(where) > _WIDE * min(where)
+            panel.set(xscale="log" if wide else "linear", xlabel=label)
+            panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if wide else MaxNLocator(5))
             panel.xaxis.set_major_formatter("{x:g}")
-            panel.xaxis.set_minor_formatter("{x:g}")
+            panel.xaxis.set_minor_locator(NullLocator())
             panel.margins(x=0.25, y=0.2)
             panel.grid(alpha=0.3)
             for x, one in zip(where, compared, strict=True):
                 measure = _measure(one, protocol, metric)
                 below, above = measure.value - measure.low, measure.high - measure.value
                 panel.errorbar(x, measure.value, [[max(below, 0)], [max(above, 0)]], fmt="o", capsize=3)
+                right = x > (min(where) + max(where)) / 2  # a name stays inside where it reads towards the middle
                 panel.annotate(
-                    names[one.name], (x, measure.value), textcoords="offset points", xytext=(7, 5), fontsize=8
+                    names[one.name],
+                    (x, measure.value),
+                    textcoords="offset points",
+                    xytext=(-7 if right else 7, 5),
+                    ha="right" if right else "left",
+                    fontsize=8,
                 )
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
