@@ -38,6 +38,7 @@ def save_state(path: Path, tensors: Mapping[str, Tensor], *, stamp: str, **words
     written = {"stamp": stamp, **{name: str(value) for name, value in words.items()}}
     try:
         data = save({name: value.contiguous() for name, value in tensors.items()}, written)
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, data, staging=staging_of(path))
     except OSError as error:
         raise FovealError(f"{path} cannot be written ({error}); free space or choose another --out") from error
@@ -67,5 +68,6 @@ def load_state(path: Path, *, stamp: str, work: str) -> Saved | None:
         raise FovealError(
             f"{path} is the state of a {work} with another model, data or settings; finish that one, or remove the file"
         )
-    logger.info("going on with step %s of %s", words.get("step"), path)
+    if "step" in words:
+        logger.info("going on with step %s of %s", words["step"], path)
     return Saved(tensors, words)

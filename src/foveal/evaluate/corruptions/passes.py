@@ -7,15 +7,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from safetensors.torch import save
 from torch import Tensor
 
-from foveal.backbone.weights import load_tensors
 from foveal.errors import FovealError, WeightsError
 from foveal.features.batches import Progress
 from foveal.features.store import ENGINE
-from foveal.files import write_atomically
 from foveal.images.imageset import ImageSet
+from foveal.tasks.saved_state import load_state, save_state
 
 
 class Found(NamedTuple):
@@ -42,17 +40,14 @@ class Kept:
         if self._folder is None:
             return compute()
         path = self._folder / f"{name}.safetensors"
-        if path.is_file():
-            try:
-                return Found(**load_tensors(path))
-            except WeightsError as error:
-                raise FovealError(f"{path} is damaged; remove it, and that part is computed again") from error
-        found = compute()
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, save(found._asdict()))
-        except OSError as error:
-            raise FovealError(f"{path} cannot be written ({error}); free space or choose another folder") from error
+            saved = load_state(path, stamp=self._folder.name, work="pass")
+        except WeightsError as error:
+            raise FovealError(f"{path} is damaged; remove it, and that part is computed again") from error
+        if saved is not None:
+            return Found(**saved.tensors)
+        found = compute()
+        save_state(path, found._asdict(), stamp=self._folder.name)
         return found
 
     def remove(self) -> None:
