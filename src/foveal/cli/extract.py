@@ -197,7 +197,7 @@ def _check_options(*, on: str | None, shard: str | None, ray_address: str | None
     if on is not None and shard is not None:
         raise FovealError("--shard has no effect beside --on ray, which takes all shards; leave one of them out")
     from foveal.features.extraction import shards_of_part
-    from foveal.features.ray_shards import import_ray
+    from foveal.features.ray_tasks import import_ray
 
     if shard is not None:
         shards_of_part(shard, 1)

@@ -5,8 +5,6 @@ function that one process runs in a loop.
 """
 
 import functools
-import importlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +13,10 @@ import foveal
 from foveal.errors import FovealError
 from foveal.features.batches import Progress
 from foveal.features.extraction import Extraction, bad_images, finish, join_extraction
+from foveal.features.ray_tasks import ray_cluster, run_tasks
 from foveal.features.stamp import StoreSettings
 from foveal.features.store import ENGINE, read_done
 from foveal.images.imageset import ImageSet
-
-MAX_RETRIES = 5
 
 
 @dataclass(frozen=True)
@@ -64,15 +61,8 @@ def run_on_ray(
     Raises:
         FovealError: Ray is missing, the cluster cannot be reached, a worker died too often, or an error of a shard.
     """
-    ray = import_ray()
-    started = not ray.is_initialized()
-    if started:
-        _connect(ray, address)
-    try:
+    with ray_cluster(address) as ray:
         _run_tasks(ray, extraction, job, num_cpus=num_cpus, max_bad_share=max_bad_share, progress=progress)
-    finally:
-        if started:
-            ray.shutdown()
     return finish(extraction.store)
 
 
@@ -86,30 +76,19 @@ def _run_tasks(
     missing = extraction.missing()
     num_done = card.num_images - sum(len(card.rows_of(shard)) for shard in missing)
     num_gpus = int(extraction.model.engine.description["device"] == "cuda")
-    task = ray.remote(extract_one).options(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=MAX_RETRIES)
-    running = {
-        task.remote(str(store), job, shard, num_threads=max(1, num_cpus), max_bad_share=max_bad_share): shard
-        for shard in missing
-    }
-    try:
-        while running:
-            (reference, *_), _ = ray.wait(list(running))
-            shard = running.pop(reference)
-            _result(ray, reference, shard)
-            done = read_done(store, shard)
-            if done is None:
-                raise FovealError(
-                    f"a worker finished shard {shard}, and it is not in {store}; put the store on a disk that every "
-                    "node sees under this path"
-                )
-            num_done += len(card.rows_of(shard))
-            bad.update(done["bad"])
-            extraction.check_bad(bad, max_bad_share)
-            if progress:
-                progress(num_done, card.num_images)
-    finally:
-        for reference in running:
-            ray.cancel(reference, force=True)
+    task = functools.partial(extract_one, str(store), job, num_threads=max(1, num_cpus), max_bad_share=max_bad_share)
+    for shard in run_tasks(ray, task, missing, num_cpus=num_cpus, num_gpus=num_gpus):
+        done = read_done(store, shard)
+        if done is None:
+            raise FovealError(
+                f"a worker finished shard {shard}, and it is not in {store}; put the store on a disk that every "
+                "node sees under this path"
+            )
+        num_done += len(card.rows_of(shard))
+        bad.update(done["bad"])
+        extraction.check_bad(bad, max_bad_share)
+        if progress:
+            progress(num_done, card.num_images)
 
 
 def extract_one(store: str, job: Job, shard: int, *, num_threads: int, max_bad_share: float) -> None:
@@ -125,35 +104,3 @@ def _opened(store: str, job: Job) -> Extraction:
         images, layers=settings.layers, size=settings.size, fit=settings.fit, folder=Path(store) / ENGINE
     )
     return join_extraction(Path(store), model, images, job.settings)
-
-
-def _result(ray: Any, reference: Any, shard: int) -> None:
-    try:
-        ray.get(reference)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, FovealError):
-            raise error.cause from None
-        raise
-    except ray.exceptions.RayError as error:
-        raise FovealError(
-            f"shard {shard} failed on Ray after {MAX_RETRIES} more tries ({type(error).__name__}: {error}); the "
-            "finished shards stay; see the logs of the cluster and run the same command again"
-        ) from error
-
-
-def _connect(ray: Any, address: str | None) -> None:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster that we start reports to nobody
-    try:
-        ray.init(address=address, log_to_driver=False, include_dashboard=False if address is None else None)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise FovealError(
-            f"no Ray cluster at {address} ({error}); start one with `ray start`, or leave it out"
-        ) from error
-
-
-def import_ray() -> Any:
-    """Return the package ray; FovealError says how to install it."""
-    try:
-        return importlib.import_module("ray")
-    except ImportError as error:
-        raise FovealError(f"Ray cannot be imported ({error}); install foveal[ray]") from error

@@ -281,7 +281,7 @@ class FeatureStore:
 
     def _numbers(self, rows: Sequence[int] | np.ndarray | slice | None) -> np.ndarray:
         if rows is None or isinstance(rows, slice):
-            return np.arange(len(self))[rows or slice(None)]
+            return np.arange(*(rows or slice(None)).indices(len(self)))
         wanted = np.asarray(rows)
         wanted = wanted.astype(np.int64) if wanted.size == 0 else wanted
         if wanted.ndim != 1 or wanted.dtype.kind not in "iu":

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from foveal.errors import BadImageError, ImageSetError
-from foveal.files import publish
+from foveal.files import publish, staging_of, sync, write_atomically
 from foveal.images.decode import DEFAULT_LIMITS, DecodeLimits, decode
 from foveal.images.shards import Reader
 from foveal.images.sources import SCHEMA, listed_rows, scan
@@ -199,6 +199,23 @@ class ImageSet:
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
             raise ImageSetError(f"{folder} cannot be written ({error}); check space and permissions") from error
+
+    def save_in(self, folder: Path) -> None:
+        """Write the manifest into a folder of other things, over an earlier one; the card last, which makes it a set.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        (folder / CARD_NAME).unlink(missing_ok=True)
+        for old in folder.glob("part-*.parquet"):
+            old.unlink()
+        for part, start in enumerate(range(0, max(len(self), 1), _ROWS_PER_PART)):
+            path = folder / f"part-{part:05d}.parquet"
+            pq.write_table(self.rows.slice(start, _ROWS_PER_PART), staging_of(path))
+            sync(staging_of(path))
+            staging_of(path).replace(path)
+        card = folder / CARD_NAME
+        write_atomically(card, json.dumps(self._card(), indent=2) + "\n", staging=staging_of(card))
 
     def _card(self) -> dict[str, str | int]:
         num_labelled = len(self) - self.rows.column("label").null_count

@@ -1,0 +1,1 @@
+"""From a raw pile of images to a training set: audit, deduplicate, retrieve, balance; see docs/curate.md."""
