@@ -86,7 +86,8 @@ def test_a_finished_stage_is_an_image_set_and_says_what_it_removed(tmp_path: Pat
     kept = ImageSet(pa.table({"uri": ["a.jpg", "c.jpg"], "score": [0.5, 0.25]}), root=tmp_path)
     removed = removed_table({"uri": ["b.jpg"], "reason": ["duplicate"], "kept_uri": ["a.jpg"], "score": [0.9]})
     for _ in range(2):  # again over the first
-        stage.finish(kept, removed, {"num_components": 1})
+        stage.finish(kept, removed, {"num_components": 1}, rows=np.array([0, 2]))
+    assert np.load(stage.rows).tolist() == [0, 2]
     assert stage.summary == {"num_kept": 2, "num_removed": 1, "by_reason": {"duplicate": 1}, "num_components": 1}
     assert ImageSet.open(tmp_path / "s").rows.column("score").to_pylist() == [0.5, 0.25]
     assert stage.removed().to_pylist()[0]["kept_uri"] == "a.jpg"

@@ -3,6 +3,7 @@
     STAGE/stage.json                       kind, settings, hashes of what is read: never another in the same folder
     STAGE/shards/STEP/00000.safetensors    what one shard of one step has found, with the sha256 of its contents
     STAGE/part-00000.parquet, imageset.json  the images kept: `ImageSet.open(STAGE)` reads them
+    STAGE/rows.npy                         of stages that read vectors: the rows kept, for `Vectors(rows=)`
     STAGE/removed.parquet                  the images that the stage removed, why, and what for
     STAGE/summary.json                     counts; written last: the stage is finished when it is there
 
@@ -11,6 +12,7 @@ batch jobs and clusters can share the shards of a step.
 """
 
 import hashlib
+import io
 import json
 import logging
 import os
@@ -33,7 +35,7 @@ from foveal.images.imageset import ImageSet
 logger = logging.getLogger(__name__)
 
 KIND, VERSION = "foveal curation stage", 1
-CARD, SHARDS, SUMMARY, REMOVED = "stage.json", "shards", "summary.json", "removed.parquet"
+CARD, SHARDS, SUMMARY, REMOVED, ROWS = "stage.json", "shards", "summary.json", "removed.parquet", "rows.npy"
 _SEAL = "foveal"
 REMOVED_SCHEMA = pa.schema(
     [
@@ -129,13 +131,16 @@ class Stage:
                 f"{path} is damaged ({error}); remove it and run the same command again: finished shards stay"
             ) from error
 
-    def finish(self, kept: ImageSet, removed: pa.Table, counts: Mapping[str, Any]) -> dict[str, Any]:
+    def finish(
+        self, kept: ImageSet, removed: pa.Table, counts: Mapping[str, Any], *, rows: np.ndarray | None = None
+    ) -> dict[str, Any]:
         """Write the images kept and removed and, last, the summary; return it.
 
         Args:
             kept: the images kept.
             removed: rows of `REMOVED_SCHEMA`; further columns are allowed.
             counts: facts of the stage; any JSON. num_kept, num_removed and by_reason are added.
+            rows: (num_kept,) int64, of the vectors that the stage read; ascending.
         """
         reasons = removed.column("reason").value_counts().to_pylist() if len(removed) else []
         summary = {
@@ -146,6 +151,10 @@ class Stage:
         }
         try:
             kept.save_in(self.folder)
+            if rows is not None:
+                array = io.BytesIO()
+                np.save(array, rows.astype(np.int64))
+                write_atomically(self.folder / ROWS, array.getvalue(), staging=staging_of(self.folder / ROWS))
             staging = staging_of(self.folder / REMOVED)
             pq.write_table(removed, staging)
             staging.replace(self.folder / REMOVED)
@@ -157,6 +166,11 @@ class Stage:
                 "finished stays"
             ) from error
         return summary
+
+    @property
+    def rows(self) -> Path:
+        """Where a finished stage that reads vectors has written which rows it kept."""
+        return self.folder / ROWS
 
     def images(self) -> ImageSet:
         """Return the images kept by a finished stage."""

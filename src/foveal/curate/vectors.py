@@ -6,15 +6,18 @@ Shapes: N rows, D width.
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
+from torch import Tensor
 
 from foveal.errors import FovealError
+from foveal.features.database import Database
 from foveal.features.lookup import identity_of, vector_name
 from foveal.features.store import FeatureStore
 from foveal.files import sha256_of
@@ -118,6 +121,19 @@ class Vectors:
         else:
             found = np.asarray(self.array[wanted], np.float32)  # type: ignore[index]
         return self._unit(found, numbers)
+
+    def database(self, start: int = 0, stop: int | None = None) -> Database:
+        """Return rows start to stop - 1, numbered from 0, as what `foveal.features.search` searches in."""
+        stop = self.num_rows if stop is None else stop
+
+        def blocks(size: int) -> Iterator[Tensor]:
+            for first in range(start, stop, size):
+                yield torch.from_numpy(self.read(first, min(first + size, stop)))
+
+        def read(numbers: np.ndarray) -> Tensor:
+            return torch.from_numpy(self.take(numbers + start))
+
+        return Database(num_rows=stop - start, width=self.width, blocks=blocks, read=read)
 
     def uri(self, row: int) -> str:
         """Return the image of a row, or its number in a file."""
