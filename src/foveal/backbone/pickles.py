@@ -81,7 +81,10 @@ def _check_zip(file: IO[bytes], path: Path) -> None:
             sizes = {info.filename.partition("/")[2]: info.file_size for info in members}
             names = {name.partition("/")[0] for name in archive.namelist()}
             if "constants.pkl" in sizes or any(name.startswith("code/") for name in sizes):
-                raise WeightsError(f"{path} is a TorchScript archive, which is code; save model.state_dict() instead")
+                raise WeightsError(
+                    f"{path} is a TorchScript archive, which is code and is not run; get the model's state dict, or "
+                    "save one where the file is trusted: torch.save(torch.jit.load(FILE).state_dict(), NEW)"
+                )
             _check_directory(members, size, path)
             if "data.pkl" not in sizes or len(names) != 1:
                 arrays = " (it looks like NumPy's .npz)" if any(n.endswith(".npy") for n in archive.namelist()) else ""

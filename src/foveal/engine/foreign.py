@@ -1,13 +1,14 @@
-"""Backbones of other libraries behind the same call: "timm:NAME", "hf:NAME_OR_FOLDER", "open_clip:NAME/PRETRAINED".
+"""Backbones of others behind the same call: "timm:NAME", "hf:NAME_OR_FOLDER", "open_clip:NAME/PRETRAINED", "sscd:FILE".
 
 The libraries (extra `foreign`) are imported only when such a name is asked for: timm_tower.py, transformers_tower.py
 and open_clip_tower.py each know one. Weights are the library's own pretrained ones, found by it in its cache or fetched
 by it. "#FILE" after the name takes them from a file, which is opened here and not by the library, and "#random" draws
-them from a fixed seed, to try an architecture without weights. Code that comes with a model is never run.
+them from a fixed seed, to try an architecture without weights. Code that comes with a model is never run. SSCD, which
+describes pictures so that copies are found, is no library: its network is in sscd_tower.py, its weights are a file.
 
 What `encode` gives are patch tokens on a grid: of a vision transformer, or the last feature map of another network of
 timm. A tower without a class token (SigLIP) gives the mean of its patches in its place. Every token is after the
-tower's final norm and before any projection.
+tower's final norm and before any projection; those of SSCD are after its head and of length 1.
 """
 
 import importlib.metadata
@@ -24,12 +25,13 @@ from foveal.backbone.weights import weights_file
 from foveal.engine.base import Precision
 from foveal.engine.identity import identity_of
 from foveal.engine.open_clip_tower import OpenClip, open_clip_pair, open_clip_tower
+from foveal.engine.sscd_tower import sscd_tower
 from foveal.engine.timm_tower import timm_tower
 from foveal.engine.tower import RANDOM, Tower
 from foveal.engine.transformers_tower import transformers_tower
 from foveal.errors import FovealError, nearest
 
-PREFIXES = ("timm:", "hf:", "open_clip:")
+PREFIXES = ("timm:", "hf:", "open_clip:", "sscd:")
 
 
 class ForeignEngine:
@@ -55,7 +57,7 @@ class ForeignEngine:
     @property
     def identity(self) -> str:
         """Return the hash that tells this network from others; see `identity_of`."""
-        return identity_of(self.tower.module, self.tower.config, architecture=self.tower.name.partition("#")[0])
+        return identity_of(self.tower.module, self.tower.config, architecture=architecture_of(self.tower.name))
 
     def settle(
         self, images: Iterable[Tensor], layers: Sequence[int] | None = None, *, folder: Path | None = None
@@ -118,7 +120,8 @@ def load_foreign(
     """Return the engine of another library's backbone, and a card with its preprocessing.
 
     Args:
-        source: "timm:NAME", "hf:NAME_OR_FOLDER" or "open_clip:NAME/PRETRAINED", with "#FILE" or "#random" behind.
+        source: "timm:NAME", "hf:NAME_OR_FOLDER" or "open_clip:NAME/PRETRAINED", with "#FILE" or "#random" behind;
+            "sscd:FILE" or "sscd:#random".
         precision: "fp32" or "bf16".
         device: a torch device.
 
@@ -141,7 +144,7 @@ def load_open_clip(
 def open_tower(source: str, *, seed: int = 0) -> Tower:
     """Return an image tower of another library as it makes it; see `load_foreign`. `seed` is of "#random" weights."""
     library, name, weights = _parts(source)
-    make = {"timm": timm_tower, "hf": transformers_tower, "open_clip": open_clip_tower}[library]
+    make = {"timm": timm_tower, "hf": transformers_tower, "open_clip": open_clip_tower, "sscd": sscd_tower}[library]
     return make(source, name, weights, seed)
 
 
@@ -155,13 +158,26 @@ def load_foreign_folder(
 ) -> tuple[ForeignEngine, Card]:
     """Return the engine and the card of a model folder that `holds_foreign`; errors as of `load_foreign`."""
     card = read_card(Path(folder))
-    tower = open_tower(f"{card.backbone.variant.partition('#')[0]}#{weights_file(folder)}")
+    tower = open_tower(f"{architecture_of(card.backbone.variant)}#{weights_file(folder)}")
     return ForeignEngine(tower, precision=precision, device=device), card
 
 
+def architecture_of(source: str) -> str:
+    """Return the name of a network without that of its weights.
+
+    Example:
+        >>> architecture_of("timm:resnet18#random"), architecture_of("sscd:weights.pt")
+        ('timm:resnet18', 'sscd:')
+    """
+    library, name, _ = _parts(source)
+    return f"{library}:{name}"
+
+
 def _parts(source: str) -> tuple[str, str, str]:
-    """Return the library, the name and the weights of a source."""
+    """Return the library, the name and the weights of a source; SSCD is one network, named by its weights alone."""
     library, _, rest = source.partition(":")
+    if library == "sscd":
+        return library, "", rest.removeprefix("#")
     name, _, weights = rest.partition("#")
     if not name:
         raise FovealError(f"{source} names no model; give e.g. timm:vit_small_patch14_dinov2")
@@ -171,7 +187,7 @@ def _parts(source: str) -> tuple[str, str, str]:
 def _engine_and_card(
     tower: Tower, source: str, precision: Precision, device: str | torch.device
 ) -> tuple[ForeignEngine, Card]:
-    config, weights = tower.config, source.partition("#")[2]
+    config, weights = tower.config, _parts(source)[2]
     engine = ForeignEngine(tower, precision=precision, device=device)
     card = Card(
         name=source,

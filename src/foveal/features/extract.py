@@ -294,7 +294,7 @@ def load(
     Args:
         model: a model folder; a checkpoint; a name in `foveal models`, fetched once; or a backbone of another library,
             "timm:NAME", "hf:NAME" or "open_clip:NAME/PRETRAINED" (see `foveal.engine.foreign`), which runs as that
-            library runs it.
+            library runs it, or "sscd:FILE", descriptors for copies.
         engine: "auto", "torch" or "openvino"; see `open_engine`.
         precision: "fp32", "bf16" or "fp16"; None leaves the choice to the engine, and is fp32 for "torch".
         fast: also int8, at the wider limit.

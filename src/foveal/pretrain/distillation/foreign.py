@@ -12,7 +12,7 @@ from foveal.backbone.layers import Group
 from foveal.backbone.licence import Licence
 from foveal.backbone.variants import BackboneConfig, multiple_of_patch
 from foveal.backbone.vit import Tokens, VisionTransformer, layer_numbers
-from foveal.engine.foreign import is_foreign, open_tower
+from foveal.engine.foreign import architecture_of, is_foreign, open_tower
 from foveal.engine.tower import RANDOM
 from foveal.errors import FovealError, RecipeError
 
@@ -36,8 +36,7 @@ def _filled(given: Any, key: str) -> Any:
         return given  # ours, or written out in full, as in the recipe of a run
     if odd := given.keys() - {"variant", "image_size"}:
         raise RecipeError(f"{key}.{sorted(odd)[0]} is for {given['variant']} to say; leave it out")
-    source = given["variant"].partition("#")[0]
-    sizes = open_tower(f"{source}#{RANDOM}").config.model_dump()
+    sizes = open_tower(f"{architecture_of(given['variant'])}#{RANDOM}").config.model_dump()
     return {**sizes, **given}
 
 
