@@ -2,15 +2,13 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from importlib import resources
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from foveal.backbone.variants import BackboneConfig, multiple_of_patch
-from foveal.errors import RecipeError, nearest
+from foveal.errors import RecipeError
 from foveal.images.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from foveal.pretrain.data.views import ViewSettings
 from foveal.pretrain.distillation.foreign import fill_from_library
@@ -19,13 +17,10 @@ from foveal.pretrain.network import HeadSize
 from foveal.pretrain.start.settings import Gate, Gram, LoRA, Start, start_misfit
 from foveal.pretrain.start.weights import fill_from_start
 from foveal.pretrain.step import ObjectiveSettings
+from foveal.settings import Settings, built_in_recipes, check_known, keys_of, override, problem, read_recipe
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Head(_Settings):
+class Head(Settings):
     """A projection head: Linear, GELU, Linear, GELU, Linear to the bottleneck, then the prototypes."""
 
     num_prototypes: int = Field(default=65536, gt=1)
@@ -37,14 +32,14 @@ class Head(_Settings):
         return HeadSize(**self.model_dump())
 
 
-class Heads(_Settings):
+class Heads(Settings):
     """The DINO head, and the iBOT head; null ties the two."""
 
     dino: Head = Head()
     ibot: Head | None = None
 
 
-class Objective(_Settings):
+class Objective(Settings):
     """Weights and temperatures of the terms; see `foveal.objectives`.
 
     batch_scope: the images that Sinkhorn-Knopp balances and among which KoLeo looks for neighbours: those of a step, or
@@ -65,7 +60,7 @@ class Objective(_Settings):
         return ObjectiveSettings(**self.model_dump())
 
 
-class Normalise(_Settings):
+class Normalise(Settings):
     """Mean and standard deviation of each channel, in shares of full scale (0..1).
 
     null: ImageNet's for 3 channels; for others they are measured over up to 1,000 images when a run starts, and written
@@ -76,7 +71,7 @@ class Normalise(_Settings):
     std: tuple[float, ...] | None = None
 
 
-class Masks(_Settings):
+class Masks(Settings):
     """Block masking: the share of crops with a mask, and the range of their stratified ratios."""
 
     probability: float = Field(default=0.5, ge=0, le=1)
@@ -84,7 +79,7 @@ class Masks(_Settings):
     ratio_max: float = Field(default=0.5, ge=0, le=1)
 
 
-class Teacher(_Settings):
+class Teacher(Settings):
     """EMA momentum (cosine over the run) and temperature (linear, then constant)."""
 
     momentum_start: float = Field(default=0.992, ge=0, le=1)
@@ -94,7 +89,7 @@ class Teacher(_Settings):
     temperature_warmup_steps: int = Field(default=37_500, ge=0)
 
 
-class Optimizer(_Settings):
+class Optimizer(Settings):
     """AdamW. `base_lr` is for 1,024 images a step: the rate is base_lr * sqrt(batch_size / 1024)."""
 
     base_lr: float = Field(default=4e-3, gt=0)
@@ -113,14 +108,14 @@ class Optimizer(_Settings):
     patch_embed_lr_multiplier: float = Field(default=0.2, gt=0)
 
 
-class Checkpoints(_Settings):
+class Checkpoints(Settings):
     """A checkpoint every `every_steps` steps, of which the newest `keep` stay, and at the end or an interruption."""
 
     every_steps: int = Field(default=1250, gt=0)
     keep: int = Field(default=3, gt=0)
 
 
-class KNN(_Settings):
+class KNN(Settings):
     """kNN on a labelled set during training; null switches it off."""
 
     train: str
@@ -129,7 +124,7 @@ class KNN(_Settings):
     k: int = Field(default=20, gt=0)
 
 
-class Parallel(_Settings):
+class Parallel(Settings):
     """How several processes share a run, and how a network lies in memory; see docs/scale.md.
 
     strategy: ddp holds all of every network in each process; fsdp spreads weights, gradients, optimizer state and the
@@ -154,7 +149,7 @@ class Parallel(_Settings):
         return self
 
 
-class Health(_Settings):
+class Health(Settings):
     """The health page, measured every `every_steps` steps and at the end; null switches it off.
 
     `images` is a number of the images trained on, or the path of a set kept apart.
@@ -164,14 +159,14 @@ class Health(_Settings):
     images: Annotated[int, Field(gt=1)] | str = 256
 
 
-class Features(_Settings):
+class Features(Settings):
     """Preprocessing that the finished model's card asks for; null follows views.global_size (resize 256/224 of it)."""
 
     crop_size: int | None = Field(default=None, gt=0)
     resize_size: int | None = Field(default=None, gt=0)
 
 
-class Autopilot(_Settings):
+class Autopilot(Settings):
     """`hardware=auto`: batch, prototypes, precision and workers are fitted to images and computer when a run starts.
 
     keep: keys that stay as they are; on the command line, those that are given there.
@@ -180,7 +175,7 @@ class Autopilot(_Settings):
     keep: tuple[str, ...] = ()
 
 
-class Recipe(_Settings):
+class Recipe(Settings):
     """One pretraining run, whole. The order here is the order in the YAML files."""
 
     images: str
@@ -335,10 +330,11 @@ def _imagenet(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
 
 
 def recipe_names() -> list[str]:
-    """Return the names of the recipes that come with the package."""
-    folder = resources.files("foveal") / "recipes"
-    return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
+    """Return the names of the recipes of pretraining that come with the package."""
+    return built_in_recipes(_OF_ALL)
 
+
+_OF_ALL = "total_steps"  # a key that every recipe of pretraining has, and no other recipe
 
 # Paths and names: taken from the command line as they are, so that images=2024 and images=*.tar mean what they say.
 _TEXTS = {
@@ -362,16 +358,8 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         >>> load_recipe("demo", ["images=photos", "out=run", "batch_size=32"]).batch_size
         32
     """
-    values = _read_yaml(name)
-    for override in overrides:
-        key, found, text = override.partition("=")
-        if not found:
-            raise RecipeError(f"'{override}' is not an override; write key=value, such as batch_size=64")
-        check_keys([key])
-        try:
-            _set(values, key.split("."), text if key in _TEXTS or not text else _number(yaml.safe_load(text)))
-        except yaml.YAMLError as error:
-            raise RecipeError(f"{key}={text} cannot be read as a value: {error}") from error
+    values = read_recipe(name, key=_OF_ALL)
+    override(values, overrides, known=keys_of(Recipe), texts=_TEXTS, example="batch_size=64")
     if values.get("hardware") == "auto":
         keep = [override.partition("=")[0] for override in overrides]
         values["hardware"] = {"keep": keep}
@@ -384,10 +372,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
 
 def check_keys(keys: Iterable[str]) -> None:
     """Raise a RecipeError, naming the nearest, for a key that recipes do not have."""
-    known = _keys(Recipe)
-    for key in keys:
-        if key not in known:
-            raise RecipeError(f"unknown recipe key '{key}'{nearest(key, known)}")
+    check_known(keys, keys_of(Recipe))
 
 
 def build_recipe(values: dict[str, Any], *, where: str) -> Recipe:
@@ -406,67 +391,8 @@ def dump_recipe(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
 
 
-def _read_yaml(name: str) -> dict[str, Any]:
-    if name.endswith((".yaml", ".yml")) or "/" in name:
-        path = Path(name)
-        if not path.is_file():
-            raise RecipeError(f"recipe file {path} does not exist; built-in recipes: {', '.join(recipe_names())}")
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise RecipeError(f"recipe file {path} cannot be read: {error}") from error
-    elif name in recipe_names():
-        text = (resources.files("foveal") / "recipes" / f"{name}.yaml").read_text()
-    else:
-        names = recipe_names()
-        raise RecipeError(f"unknown recipe '{name}'{nearest(name, names)}; built in: {', '.join(names)}")
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"recipe '{name}' is not valid YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise RecipeError(f"recipe '{name}' holds {type(values).__name__}, expected keys and values")
-    return _number(values)
-
-
-def _number(value: Any) -> Any:
-    """Read 1e-3 as a number: YAML 1.1 wants a point and a sign, people leave them out."""
-    if isinstance(value, dict):
-        return {key: _number(item) for key, item in value.items()}
-    if isinstance(value, str):
-        try:
-            return float(value) if "e" in value.lower() else value
-        except ValueError:
-            return value
-    return value
-
-
-def _keys(model: type[BaseModel], prefix: str = "") -> list[str]:
-    """Return every dotted key of a settings class."""
-    keys = []
-    for name, field in model.model_fields.items():
-        keys.append(prefix + name)
-        for part in (field.annotation, *getattr(field.annotation, "__args__", ())):
-            if isinstance(part, type) and issubclass(part, BaseModel):
-                keys += _keys(part, f"{prefix}{name}.")
-    return keys
-
-
-def _set(values: dict[str, Any], path: list[str], value: Any) -> None:
-    for part in path[:-1]:
-        if not isinstance(values.get(part), dict):
-            values[part] = {}
-        values = values[part]
-    values[path[-1]] = value
-
-
 def _problem(detail: Any) -> str:
     key = ".".join(str(part) for part in detail["loc"])
     if (key == "backbone" and not detail["input"]) or (key == "backbone.width" and detail["type"] == "missing"):
         return "no network is named; add start=MODEL, to continue from that, or backbone.variant=..."
-    if detail["type"] == "missing":
-        return f"{key} is missing; add {key}=..."
-    if detail["type"] == "extra_forbidden":
-        return f"unknown recipe key '{key}'{nearest(key, _keys(Recipe))}"
-    message = str(detail["msg"]).removeprefix("Value error, ")
-    return f"{key}: {message} (got {detail['input']!r})" if key and detail["type"] != "value_error" else message
+    return problem(detail, keys_of(Recipe))
