@@ -1,3 +1,4 @@
+import itertools
 import warnings
 
 import numpy as np
@@ -63,7 +64,7 @@ def test_inertia_never_rises() -> None:
     points = drawn(300, 0)
     begin = points[:12]
     found = [fit(points, begin, steps=steps, tolerance=0).inertia for steps in range(1, 9)]
-    assert all(later <= earlier + 1e-9 for earlier, later in zip(found, found[1:], strict=False))
+    assert all(later <= earlier + 1e-9 for earlier, later in itertools.pairwise(found))
     assert found[-1] < found[0]
 
 

@@ -15,8 +15,8 @@ import torch
 from foveal.engine.cpu import has_bf16
 from foveal.errors import FovealError
 
-# How far a cosine of bf16 or float32 products may be from the true one: unit vectors whose numbers are rounded to 8 bits
-# move by at most 2^-9 of their length each, and the result is rounded once more; float32 sums of D numbers by D * 2^-24.
+# How far a cosine of bf16 products may be from the true one: unit vectors whose numbers are rounded to 8 bits move by at
+# most 2^-9 of their length each, and the result is rounded once more. Float32 sums of D numbers move by D * 2^-24.
 _BF16_ERROR = 3 * 2**-9
 _SCORES_AT_A_TIME = 2**20  # of a block, which should stay in a core's cache
 _LARGEST_START = 128  # clusters that one k-means++ looks for; more are found in groups
@@ -107,7 +107,7 @@ def sums_of(points: np.ndarray, clusters: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def moved(centroids: np.ndarray, sums: np.ndarray) -> np.ndarray:
-    """Return centroids (k, D) in the direction of sums (k, D) float64; one without points, or with a sum of 0, stays."""
+    """Return centroids (k, D) in the direction of sums (k, D) float64; one whose sum is 0 stays."""
     lengths = np.linalg.norm(sums, axis=1, keepdims=True)
     unit = np.divide(sums, lengths, out=np.zeros_like(sums), where=lengths > _SHORTEST)
     return np.where(lengths > _SHORTEST, unit, centroids).astype(np.float32)
