@@ -15,7 +15,7 @@ import torch
 from foveal.engine.cpu import has_bf16
 from foveal.errors import FovealError
 
-# How far a cosine of bf16 products may be from the true one: unit vectors whose numbers are rounded to 8 bits move by at
+# How far a cosine of bf16 products may be from the true one: unit vectors rounded to 8 bits move by at
 # most 2^-9 of their length each, and the result is rounded once more. Float32 sums of D numbers move by D * 2^-24.
 _BF16_ERROR = 3 * 2**-9
 _SCORES_AT_A_TIME = 2**20  # of a block, which should stay in a core's cache
