@@ -27,11 +27,12 @@ class UnionFind:
         while (apart := left != right).any():
             low, high = np.minimum(left[apart], right[apart]), np.maximum(left[apart], right[apart])
             np.minimum.at(self._parents, high, low)
+            self._shorten(np.unique(high))
             left, right = self._roots(low), self._roots(high)
 
     def labels(self) -> np.ndarray:
         """Return (N,) int64: the smallest node of the component of each."""
-        self._parents = self._roots(self._parents)
+        self._shorten(np.arange(len(self._parents)))
         return self._parents.copy()
 
     def _roots(self, nodes: np.ndarray) -> np.ndarray:
@@ -40,3 +41,8 @@ class UnionFind:
             roots = higher
         self._parents[nodes] = roots  # the next search from here is one step
         return roots
+
+    def _shorten(self, nodes: np.ndarray) -> None:
+        """Hang nodes below roots, each step twice as far up: frames that each resemble the next are one long chain."""
+        while ((higher := self._parents[self._parents[nodes]]) != self._parents[nodes]).any():
+            self._parents[nodes] = higher
