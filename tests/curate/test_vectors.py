@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from foveal.curate.stage import open_stage, read_stage
 from foveal.curate.vectors import Vectors, check_same_descriptor
 from foveal.errors import FovealError
 
@@ -30,6 +31,14 @@ def test_some_rows_are_numbered_from_zero(make_store: MakeStore, tmp_path: Path)
     np.save(tmp_path / "rows.npy", np.array([1, 8, 17]))
     with pytest.raises(FovealError, match="row numbers from 0 to 16"):
         Vectors(some.path, rows=tmp_path / "rows.npy")
+
+
+def test_a_stage_opens_the_vectors_that_it_was_given(make_store: MakeStore, tmp_path: Path) -> None:
+    np.save(tmp_path / "rows.npy", np.array([1, 8]))
+    some = Vectors(make_store(VECTORS), rows=tmp_path / "rows.npy")
+    open_stage(tmp_path / "s", "dedup", settings={}, inputs={}, sources=some.sources("pool"))
+    again = Vectors.of_sources(read_stage(tmp_path / "s").sources, "pool")
+    assert again.hash == some.hash
 
 
 def test_a_file_of_half_precision_is_read_like_a_store(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 KIND, VERSION = "foveal curation stage", 1
 CARD, SHARDS, SUMMARY, REMOVED, ROWS = "stage.json", "shards", "summary.json", "removed.parquet", "rows.npy"
+TOKEN = ".token"
 _SEAL = "foveal"
 REMOVED_SCHEMA = pa.schema(
     [
@@ -202,14 +203,14 @@ def open_stage(
         name: of the stage.
         settings: any JSON.
         inputs: hashes by name.
-        sources: paths by name.
+        sources: paths by name; what ends with `TOKEN` is the name of an array, and stays.
 
     Raises:
         FovealError: the folder is something else, or a stage with other settings or inputs, or cannot be written.
     """
     folder = Path(os.path.abspath(folder))
     plain = json.loads(json.dumps(dict(settings)))
-    paths = {name: os.path.abspath(path) for name, path in sources.items()}
+    paths = {name: str(path) if name.endswith(TOKEN) else os.path.abspath(path) for name, path in sources.items()}
     stage = Stage(folder, name, plain, dict(inputs), paths)
     if folder.exists() and not (folder / CARD).is_file() and (not folder.is_dir() or any(_visible(folder))):
         raise FovealError(f"{folder} exists and is not a stage of curation; choose another place or remove it")

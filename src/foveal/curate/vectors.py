@@ -16,6 +16,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from foveal.curate.stage import TOKEN
 from foveal.errors import FovealError
 from foveal.features.database import Database
 from foveal.features.lookup import identity_of, vector_name
@@ -65,13 +66,13 @@ class Vectors:
     @classmethod
     def of_sources(cls, sources: Mapping[str, str], name: str = "vectors") -> "Vectors":
         """Open what `sources` gave, in a worker."""
-        return cls(sources[name], token=sources.get(f"{name}.token"), rows=sources.get(f"{name}.rows"))
+        return cls(sources[name], token=sources.get(name + TOKEN), rows=sources.get(f"{name}.rows"))
 
     def sources(self, name: str = "vectors") -> dict[str, str]:
         """Return the paths by which `of_sources` opens the same."""
         found = {name: str(self.path)}
         if self.token is not None:
-            found[f"{name}.token"] = self.token
+            found[name + TOKEN] = self.token
         if self.rows_path is not None:
             found[f"{name}.rows"] = str(self.rows_path)
         return found
