@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from foveal.errors import RecipeError
-from foveal.pretrain.health.charts import line_chart, number, thinned
+from foveal.features.charts import line_chart, number, thinned
 from foveal.pretrain.health.collapse import Size, limit_of, warnings_of
 from foveal.pretrain.health.probe import drift, entropies, sample_knn
 from foveal.pretrain.loop import pretrain

@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 
 import foveal
-from foveal.pretrain.health.charts import Point, line_chart, number
+from foveal.features.charts import Point, line_chart, number
 from foveal.pretrain.health.collapse import Size, Warned, information, limit_of
 from foveal.pretrain.recipe import Recipe
 
