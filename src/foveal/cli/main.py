@@ -36,6 +36,7 @@ VERBS = (
     "convert",
     "extract",
     "index",
+    "dedup",
     "search",
     "head",
     "finetune",

@@ -164,7 +164,7 @@ def _search_once(
     found = rank_exactly(queries, database, candidates, k=k)
     if num_candidates == database.num_rows:
         return found, torch.ones(len(queries), dtype=torch.bool)
-    return found, found.similarities[:, -1] > dropped + _error_bound(precision, database.width, device)
+    return found, found.similarities[:, -1] > dropped + error_bound(precision, database.width)
 
 
 class _Pool:
@@ -198,7 +198,7 @@ class _Pool:
         return self.candidates
 
 
-def _error_bound(precision: SearchPrecision, width: int, device: torch.device) -> float:
+def error_bound(precision: SearchPrecision, width: int) -> float:
     """Return how far a computed cosine can be from the true one.
 
     fp32: each of D products and sums, in the cosine and in the length, rounds by at most 2^-24 of a sum of magnitudes
