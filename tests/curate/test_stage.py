@@ -91,3 +91,18 @@ def test_a_finished_stage_is_an_image_set_and_says_what_it_removed(tmp_path: Pat
     assert stage.summary == {"num_kept": 2, "num_removed": 1, "by_reason": {"duplicate": 1}, "num_components": 1}
     assert ImageSet.open(tmp_path / "s").rows.column("score").to_pylist() == [0.5, 0.25]
     assert stage.removed().to_pylist()[0]["kept_uri"] == "a.jpg"
+
+
+def test_a_mapped_array_is_what_was_saved_and_other_settings_are_refused(tmp_path: Path) -> None:
+    stage = open_stage(tmp_path / "s", "squares", settings={}, inputs={}, sources={})
+    stage.save("squares", 0, {"a": np.arange(3, dtype=np.int64), "b": np.array([[1.5, -2.0]], np.float32)})
+    assert stage.mapped("squares", 0, "a").tolist() == [0, 1, 2]
+    assert stage.mapped("squares", 0, "b").tolist() == [[1.5, -2.0]]
+    other = open_stage(tmp_path / "t", "squares", settings={"k": 1}, inputs={}, sources={})
+    other.path("squares", 0).parent.mkdir(parents=True)
+    other.path("squares", 0).write_bytes(stage.path("squares", 0).read_bytes())
+    with pytest.raises(FovealError, match="was made with other settings"):
+        other.mapped("squares", 0, "a")
+    other.path("squares", 0).write_bytes(stage.path("squares", 0).read_bytes()[:-1])
+    with pytest.raises(FovealError, match=r"00000\.safetensors is damaged or missing"):
+        other.mapped("squares", 0, "b")

@@ -26,7 +26,9 @@ def dedup(
     quality: Annotated[
         Path | None, typer.Option(help="Image set with a column quality of every image; higher is better.", exists=True)
     ] = None,
-    search: Annotated[Literal["auto", "exact"], typer.Option(help="How copies are found.")] = "auto",
+    search: Annotated[
+        Literal["auto", "exact", "lists"], typer.Option(help="How copies are found; exact up to a million images.")
+    ] = "auto",
     min_recall: Annotated[float, typer.Option(help="Least share of the true pairs found, where not exact.")] = 0.99,
     keep_out_similarity: Annotated[float, typer.Option(help="Least cosine of links to evaluation images.")] = 0.45,
     keep_out_rule: Annotated[

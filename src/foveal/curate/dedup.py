@@ -13,6 +13,7 @@ image; and each image is compared with all evaluation images, not with its k nea
     STAGE/shards/copies/   per shard a hash of each row
     STAGE/shards/distinct/ rows without their equals, and the pairs of equals
     STAGE/shards/pairs/    per shard the edges of its rows
+    STAGE/shards/truth/, centres/, homes/, order/, lists/  of a search by lists
     STAGE/shards/held_out/ per shard the most similar evaluation image of its rows
 
 Shapes: N rows, D width, k neighbours.
@@ -20,6 +21,7 @@ Shapes: N rows, D width, k neighbours.
 
 import functools
 import hashlib
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -29,14 +31,15 @@ from foveal.curate.dedup_groups import find_groups, find_held_out, keep_order
 from foveal.curate.dedup_outcome import write_outcome
 from foveal.curate.dedup_search import HELD_OUT, REFERENCES, find_pairs, search_held_out, searched_similarity
 from foveal.curate.pairs import DEFAULT_MEMORY_BYTES, rough_limit
+from foveal.curate.pairs_lists import LISTS
 from foveal.curate.runner import Runner
-from foveal.curate.stage import Stage, open_stage
+from foveal.curate.stage import SHARDS, Stage, open_stage
 from foveal.curate.vectors import Vectors, check_same_descriptor
 from foveal.errors import FovealError
 from foveal.features.batches import Progress
 from foveal.images.imageset import ImageSet
 
-Search = Literal["auto", "exact"]
+Search = Literal["auto", "exact", "lists"]
 Keep = Literal["largest", "first", "best"]
 KeepOutRule = Literal["component", "direct"]
 
@@ -51,7 +54,8 @@ class DedupSettings:
         similarity: the least cosine of an edge.
         neighbours: k, edges that each row has at most.
         keep: of a component the largest (pixels, then bytes, then the first), the first, or the best by a quality.
-        search: how pairs are found; "auto" takes "exact" up to a million rows.
+        search: how pairs are found: "exact" compares all rows, "lists" each with the lists nearest to it
+            (`pairs_lists`); "auto" takes "exact" up to a million rows, else "lists".
         min_recall: the least share of the true pairs that a search must find, where it is not exact.
         shard_size: rows of one task.
         memory_bytes: of a worker; changes nothing but the time.
@@ -139,7 +143,9 @@ def run_dedup(
         runner.run(task, stage, HELD_OUT, num_held_out, progress=progress)
         held_out = find_held_out(stage, num_rows, num_shards, num_held_out)
     groups = find_groups(stage, num_rows, num_shards)
+    facts = {"search": facts}
     write_outcome(stage, vectors, keep_out, groups=groups, held_out=held_out, order=order, facts=facts)
+    shutil.rmtree(stage.folder / SHARDS / LISTS, ignore_errors=True)  # as large as the vectors, and of no more use
     return stage
 
 
@@ -148,5 +154,5 @@ def _deciding(settings: DedupSettings, vectors: Vectors) -> dict[str, Any]:
     found = asdict(settings)
     del found["memory_bytes"]
     if settings.search == "auto":
-        found["search"] = "exact"
+        found["search"] = "exact" if vectors.num_rows <= _EXACT_UP_TO else "lists"
     return found

@@ -8,6 +8,7 @@ import numpy as np
 
 from foveal.curate.dedup_copies import rows_of
 from foveal.curate.pairs import search_all
+from foveal.curate.pairs_lists import LEAST_ROWS, search_by_lists
 from foveal.curate.runner import Runner
 from foveal.curate.stage import Stage, read_stage
 from foveal.curate.vectors import Vectors
@@ -20,10 +21,13 @@ def find_pairs(
     stage: Stage, runner: Runner, *, memory_bytes: int, progress: Progress | None
 ) -> tuple[int, dict[str, Any]]:
     """Search for the pairs of the pool, and return in how many shards they lie and what the summary says of it."""
-    num_shards = -(-len(rows_of(stage)) // stage.settings["shard_size"])
+    num_rows, similarity = len(rows_of(stage)), searched_similarity(stage)
+    if stage.settings["search"] == "lists" and num_rows >= LEAST_ROWS:
+        return search_by_lists(stage, runner, similarity=similarity, memory_bytes=memory_bytes, progress=progress)
+    num_shards = -(-num_rows // stage.settings["shard_size"])
     task = functools.partial(search_exactly, memory_bytes=memory_bytes)
     runner.run(task, stage, PAIRS, num_shards, progress=progress)
-    return num_shards, {"search": {"method": "exact"}}
+    return num_shards, {"method": "exact"}
 
 
 def search_exactly(folder: Path, shard: int, *, memory_bytes: int) -> None:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from foveal.curate.vectors import Vectors
@@ -24,12 +25,13 @@ from foveal.features.fixed_point import bits_of_index, keys, read_keys, scale, w
 from foveal.features.search import error_bound
 
 DEFAULT_MEMORY_BYTES = 2 * 2**30  # of a worker
-_TILE = 1024  # rows of a product: two of them and their scores fit into a cache of 2 MB a core
-_BLOCK_ROWS, _LEAST_BLOCK_ROWS = 8 * _TILE, 256  # read at a time
+TILE = 1024  # rows of a product: two of them and their scores fit into a cache of 2 MB a core
+_MULTIPLE = 64  # divides TILE
+_BLOCK_ROWS, _LEAST_BLOCK_ROWS = 8 * TILE, 256  # read at a time
 _BYTES_A_NUMBER = 16  # of a block while it is read: float32 twice, float64 in part, bf16
 _DENSE = 1 / 64  # of a tile's scores: with more candidates, an exact product of all is cheaper than pair by pair
 _PAIRS_AT_A_TIME = 4096
-_BYTES_A_PAIR = 96  # while pairs are merged: number and key, concatenated and sorted
+BYTES_A_PAIR = 96  # while pairs are merged: number and key, concatenated and sorted
 
 
 class BestPairs:
@@ -148,7 +150,7 @@ def search_all(
     """
     num_threads = torch.get_num_threads()
     block_rows = _block_rows(len(left_rows), left.width, num_threads, memory_bytes)
-    found = BestPairs(left, right, similarity=similarity, k=k, max_pairs=memory_bytes // 4 // _BYTES_A_PAIR)
+    found = BestPairs(left, right, similarity=similarity, k=k, max_pairs=memory_bytes // 4 // BYTES_A_PAIR)
     limit = rough_limit(similarity, left.width)
     asking = torch.cat([rough(left.take(part)) for part in _split(left_rows, _BLOCK_ROWS)])
 
@@ -156,10 +158,10 @@ def search_all(
         with found.reading:
             rows = right.take(block)
         answering = rough(rows)
-        scores = answering.new_empty(_TILE * _TILE)
-        for first, left_tile in _tiles(asking):
+        scores = answering.new_empty(TILE * TILE)
+        for first, left_tile in tiles(asking):
             asked = left_rows[first : first + len(left_tile)]
-            for start, tile in _tiles(answering):
+            for start, tile in tiles(answering):
                 add_matches(found, asked, left_tile, block[start : start + len(tile)], tile, limit, scores)
 
     with one_thread_each() as pool:
@@ -195,14 +197,14 @@ def add_matches(
     Args:
         found: takes them.
         left: (n,) numbers of the rows at left.
-        left_rows: (n, D) these, rough.
+        left_rows: (n, D) these, rough; at most TILE.
         right: (m,) numbers of the rows at right.
-        right_rows: (m, D) these, rough.
+        right_rows: (m, D) these, rough; at most TILE.
         limit: of `rough_limit`.
-        memory: at least n * m numbers of the type of the rows, overwritten: fresh memory would take as long as the
-            product.
+        memory: TILE * TILE numbers of the type of the rows, overwritten: fresh memory would take as long as a product.
     """
-    shape = (len(left), len(right))
+    left_rows, right_rows = _padded(left_rows), _padded(right_rows)
+    shape = (len(left_rows), len(right_rows))
     scores = torch.mm(left_rows, right_rows.T, out=memory[: shape[0] * shape[1]].view(shape))
     # Above 0, the order of floats is that of their bits as whole numbers, whose maximum takes a tenth of the time.
     whole = torch.int16 if scores.dtype == torch.bfloat16 else torch.int32
@@ -230,6 +232,11 @@ def one_thread_each() -> Iterator[ThreadPoolExecutor]:
         torch.set_num_threads(num_threads)
 
 
+def _padded(rows: Tensor) -> Tensor:
+    """Return rows with rows of zeros, which match nothing, to a multiple of 64: code is generated for every shape."""
+    return F.pad(rows, (0, 0, 0, -len(rows) % _MULTIPLE)) if len(rows) % _MULTIPLE else rows
+
+
 def _block_rows(num_left: int, width: int, num_threads: int, memory_bytes: int) -> int:
     """Return how many rows at right to read at a time, so that everything stays within the memory given."""
     rest = memory_bytes // 2 - num_left * width * 4  # the other half is for pairs and their exact scores
@@ -247,5 +254,6 @@ def _split(rows: np.ndarray, size: int) -> list[np.ndarray]:
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
-def _tiles(rows: Tensor) -> Iterator[tuple[int, Tensor]]:
-    return ((start, rows[start : start + _TILE]) for start in range(0, len(rows), _TILE))
+def tiles(rows: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Yield pieces of rows that are fit for one product, and where they start."""
+    return ((start, rows[start : start + TILE]) for start in range(0, len(rows), TILE))

@@ -38,6 +38,7 @@ KIND, VERSION = "foveal curation stage", 1
 CARD, SHARDS, SUMMARY, REMOVED, ROWS = "stage.json", "shards", "summary.json", "removed.parquet", "rows.npy"
 TOKEN = ".token"
 _SEAL = "foveal"
+_DTYPES = {"F16": np.float16, "F32": np.float32, "F64": np.float64, "I16": np.int16, "I32": np.int32, "I64": np.int64}
 REMOVED_SCHEMA = pa.schema(
     [
         pa.field("uri", pa.string(), nullable=False),
@@ -117,6 +118,33 @@ class Stage:
         if digest != _digest(arrays):
             raise FovealError(f"{path} is damaged: its contents are not those that were written; {redo}")
         return arrays
+
+    def mapped(self, step: str, shard: int, name: str) -> np.ndarray:
+        """Return one array that `save` wrote as a memory map, of which only what is used is read.
+
+        Its contents are not compared with what was written; `load` does that.
+
+        Raises:
+            FovealError: the file is missing, cut or of other settings.
+        """
+        path = self.path(step, shard)
+        try:
+            with open(path, "rb") as file:
+                size = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(size))
+            said, seal = header[name], header["__metadata__"][_SEAL]
+            array: np.ndarray = np.memmap(
+                path, _DTYPES[said["dtype"]], "c", 8 + size + said["data_offsets"][0], tuple(said["shape"])
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise FovealError(
+                f"{path} is damaged or missing ({error!r}); remove it and run the same command again"
+            ) from error
+        if not seal.startswith(self.stamp):
+            raise FovealError(
+                f"{path} was made with other settings or inputs; remove it and run the same command again"
+            )
+        return array
 
     @property
     def summary(self) -> dict[str, Any] | None:

@@ -204,7 +204,7 @@ def _filled_lists(faiss: ModuleType, database: Database, num_lists: int, progres
     )
     lists.cp.spherical = True
     lists.cp.min_points_per_centroid = 1  # else it prints a warning; there are 48, or all of a small store
-    sample = _spread(database.num_rows, num_lists * _TRAIN_ROWS_PER_LIST)
+    sample = evenly_drawn(database.num_rows, num_lists * _TRAIN_ROWS_PER_LIST)
     lists.train(_unit(database.read(sample)).numpy())
     for first, block, inverse in database.scored_blocks(torch.device("cpu")):
         lists.add((block * inverse[:, None]).numpy())
@@ -217,7 +217,7 @@ def _filled_lists(faiss: ModuleType, database: Database, num_lists: int, progres
 
 def _calibrate(lists: Any, database: Database, min_recall: float) -> tuple[int, float, int]:
     """Return how many lists to read, the recall@10 then, and on how many queries it was measured."""
-    numbers = torch.from_numpy(_spread(database.num_rows, _SET_ROWS + _MEASURE_ROWS))
+    numbers = torch.from_numpy(evenly_drawn(database.num_rows, _SET_ROWS + _MEASURE_ROWS))
     queries = database.read(numbers.numpy()).float()
     truth = without_self(search_exact(queries, database, k=RECALL_K + 1), numbers)
     setting = torch.arange(len(numbers)) % 3 == 0  # all over the store, as the others are
@@ -254,7 +254,7 @@ def _unit(rows: Tensor) -> Tensor:
     return F.normalize(rows.double(), dim=1, eps=1e-300).float()
 
 
-def _spread(num_rows: int, count: int) -> np.ndarray:
+def evenly_drawn(num_rows: int, count: int) -> np.ndarray:
     """Return up to `count` row numbers, one drawn from each of as many equal stretches; always the same."""
     if count >= num_rows:
         return np.arange(num_rows)

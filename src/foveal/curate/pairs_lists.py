@@ -1,0 +1,280 @@
+"""Pairs among many rows: each row is compared with the lists of rows whose centres are nearest to it.
+
+Lists are the clusters of a spherical k-means of a sample. Rows are written again in the order of their lists, in the
+type of rough scores, so that a list is read in one piece. A row is compared with the lists of the p centres nearest to
+it. A pair is found where either of its rows reads the list of the other.
+
+p is set, and the recall measured, on rows drawn evenly whose true pairs are found by comparing them with all rows: the
+even ones of them set p, the odd ones measure.
+
+Cost: 2 N L D operations for lists of N rows in L lists, N p / L * 2 N D for pairs, and 2 S N D for S rows drawn. With
+L = 2 sqrt(N), everything grows as N^1.5.
+
+Shapes: N rows, D width, k neighbours, L lists, p lists that a row reads, S rows drawn, P pairs.
+"""
+
+import functools
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from foveal.curate.dedup_copies import rows_of
+from foveal.curate.kmeans import assign, fit
+from foveal.curate.pairs import (
+    BYTES_A_PAIR,
+    TILE,
+    BestPairs,
+    add_matches,
+    one_thread_each,
+    rough,
+    rough_limit,
+    search_all,
+    tiles,
+)
+from foveal.curate.runner import Runner
+from foveal.curate.stage import Stage, read_stage
+from foveal.curate.vectors import Vectors
+from foveal.errors import FovealError
+from foveal.features.batches import Progress
+from foveal.features.index import evenly_drawn
+
+logger = logging.getLogger(__name__)
+
+LEAST_ROWS = 64  # with fewer, lists make no sense
+TRUTH, CENTRES, HOMES, ORDER, LISTS, PAIRS = "truth", "centres", "homes", "order", "lists", "pairs"
+_DRAWN_ROWS, _DRAWN_ROWS_A_SHARD = 4096, 1024
+_TRAIN_ROWS_A_LIST, _LEAST_ROWS_A_LIST = 64, 16
+_STEPS = 8  # of k-means
+_SPARE = 1.5  # lists read beside those that the rows drawn need
+_LISTS_WITHOUT_PAIRS = 8  # read where no row drawn has a pair
+_ROWS_AT_A_TIME = 8192
+
+
+def search_by_lists(
+    stage: Stage, runner: Runner, *, similarity: float, memory_bytes: int, progress: Progress | None
+) -> tuple[int, dict[str, Any]]:
+    """Search for the pairs of the pool, and return in how many shards they lie and what the summary says of it.
+
+    Raises:
+        FovealError: a recall below the least allowed.
+    """
+    num_rows, size = len(rows_of(stage)), stage.settings["shard_size"]
+    bound = functools.partial(find_truth, similarity=similarity, memory_bytes=memory_bytes)
+    runner.run(bound, stage, TRUTH, num_truth_shards(num_rows), progress=progress)
+    runner.run(find_centres, stage, CENTRES, 1)
+    runner.run(find_homes, stage, HOMES, -(-num_rows // size), progress=progress)
+    runner.run(order_rows, stage, ORDER, 1)
+    num_shards = len(stage.load(ORDER, 0)["bounds"]) - 1
+    if stage.missing(PAIRS, num_shards):
+        runner.run(write_lists, stage, LISTS, num_shards, progress=progress)
+        for shard in range(num_shards):
+            stage.load(LISTS, shard)  # what reads them does not look whether they are whole
+    bound = functools.partial(search_lists, similarity=similarity, memory_bytes=memory_bytes)
+    runner.run(bound, stage, PAIRS, num_shards, progress=progress)
+    centres = stage.load(CENTRES, 0)
+    recall, num_measured = measured_recall(stage, num_rows, num_shards)
+    check_recall(stage, recall, num_measured)
+    return num_shards, {
+        "method": "lists",
+        "num_lists": len(centres["centres"]),
+        "num_lists_read": int(centres["num_read"][0]),
+        "recall": recall,
+        "num_pairs_measured": num_measured,
+    }
+
+
+def find_truth(folder: Path, shard: int, *, similarity: float, memory_bytes: int) -> None:
+    """Save the true pairs of some of the rows drawn, as `search_all` returns them."""
+    stage = read_stage(folder)
+    vectors, rows = Vectors.of_sources(stage.sources), rows_of(stage)
+    drawn = drawn_rows(rows)[shard * _DRAWN_ROWS_A_SHARD : (shard + 1) * _DRAWN_ROWS_A_SHARD]
+    k = stage.settings["neighbours"]
+    found = search_all(vectors, drawn, vectors, rows, similarity=similarity, k=k, memory_bytes=memory_bytes)
+    stage.save(TRUTH, shard, found)
+
+
+def find_centres(folder: Path, shard: int) -> None:
+    """Save the centres of the lists (L, D) float32, and how many of them a row reads.
+
+    Raises:
+        FovealError: the other rows drawn find too few of their pairs then.
+    """
+    stage = read_stage(folder)
+    vectors, rows = Vectors.of_sources(stage.sources), rows_of(stage)
+    num_lists = max(1, min(round(2 * math.sqrt(len(rows))), len(rows) // _LEAST_ROWS_A_LIST))
+    sample = vectors.take(rows[evenly_drawn(len(rows), num_lists * _TRAIN_ROWS_A_LIST)])
+    centres = fit(sample, sample[evenly_drawn(len(sample), num_lists)], steps=_STEPS).centroids
+    left, right, is_setting = true_pairs(stage, rows)
+    needed = _lists_needed(vectors, centres, left, right)
+    num_read = min(num_lists, _LISTS_WITHOUT_PAIRS)
+    if is_setting.any():
+        wanted = (1 + stage.settings["min_recall"]) / 2
+        quantile = np.quantile(needed[is_setting], wanted, method="higher")
+        num_read = min(num_lists, math.ceil(_SPARE * int(quantile)))
+    measuring = needed[~is_setting]
+    check_recall(stage, float((measuring <= num_read).mean()) if len(measuring) else None, len(measuring))
+    if num_read > num_lists / 4:
+        logger.warning(
+            "rows have to be compared with %d of %d lists to find their pairs: these vectors form no clusters, and an "
+            "exact search takes about as long",
+            num_read,
+            num_lists,
+        )
+    stage.save(CENTRES, shard, {"centres": centres, "num_read": np.array([num_read])})
+
+
+def find_homes(folder: Path, shard: int) -> None:
+    """Save the list of each row of a shard, (n,) int32."""
+    stage = read_stage(folder)
+    vectors, centres = Vectors.of_sources(stage.sources), stage.load(CENTRES, 0)["centres"]
+    size = stage.settings["shard_size"]
+    rows = rows_of(stage)[shard * size : (shard + 1) * size]
+    parts = np.split(rows, range(_ROWS_AT_A_TIME, len(rows), _ROWS_AT_A_TIME))
+    with one_thread_each() as pool:
+        homes = list(pool.map(lambda points: assign(points, centres).clusters, map(vectors.take, parts)))
+    stage.save(HOMES, shard, {"home": np.concatenate(homes).astype(np.int32)})
+
+
+def order_rows(folder: Path, shard: int) -> None:
+    """Save the rows by list (N,) int64, where lists start (L + 1,), and at which lists shards start (shards + 1,)."""
+    stage = read_stage(folder)
+    rows, size = rows_of(stage), stage.settings["shard_size"]
+    homes = np.concatenate([stage.load(HOMES, number)["home"] for number in range(-(-len(rows) // size))])
+    num_lists = len(stage.load(CENTRES, 0)["centres"])
+    starts = np.concatenate([[0], np.cumsum(np.bincount(homes, minlength=num_lists))])
+    firsts = np.searchsorted(starts, np.arange(0, len(rows), size), side="right") - 1
+    bounds = np.unique([0, *firsts, num_lists])
+    stage.save(ORDER, shard, {"rows": rows[np.argsort(homes, kind="stable")], "starts": starts, "bounds": bounds})
+
+
+def write_lists(folder: Path, shard: int) -> None:
+    """Save the rough rows of the lists of a shard, (n, D), one list after another."""
+    stage = read_stage(folder)
+    vectors, order = Vectors.of_sources(stage.sources), stage.load(ORDER, 0)
+    first, last = order["starts"][order["bounds"][shard : shard + 2]]
+    rows = order["rows"][first:last]
+    parts = [rough(vectors.take(rows[at : at + _ROWS_AT_A_TIME])) for at in range(0, len(rows), _ROWS_AT_A_TIME)]
+    stage.save(LISTS, shard, {"rows": _as_numpy(torch.cat(parts))})
+
+
+def search_lists(folder: Path, shard: int, *, similarity: float, memory_bytes: int) -> None:
+    """Save the edges of the rows of the lists of a shard: left, right (P,) int64 and similarity (P,) float64."""
+    stage = read_stage(folder)
+    vectors, order = Vectors.of_sources(stage.sources), stage.load(ORDER, 0)
+    centres = stage.load(CENTRES, 0)
+    lists = _Lists(stage, order)
+    first, last = order["bounds"][shard : shard + 2]
+    own, numbers = lists.read(first, last)
+    num_pairs = memory_bytes // 4 // BYTES_A_PAIR
+    k = stage.settings["neighbours"]
+    found = BestPairs(vectors, vectors, similarity=similarity, k=k, max_pairs=num_pairs)
+    limit = rough_limit(similarity, vectors.width)
+    reading, starts = _readers(own, torch.from_numpy(centres["centres"]), int(centres["num_read"][0]))
+
+    def compare(number: int) -> None:
+        rows, right = lists.read(number, number + 1)
+        asking = reading[starts[number] : starts[number + 1]]
+        memory = own.new_empty(TILE * TILE)
+        for _, tile in tiles(asking):
+            left, left_rows = numbers[tile.numpy()], own[tile]
+            for begin, part in tiles(rows):
+                add_matches(found, left, left_rows, right[begin : begin + len(part)], part, limit, memory)
+
+    with one_thread_each() as pool:
+        for _ in pool.map(compare, np.flatnonzero(np.diff(starts)).tolist()):
+            pass
+    stage.save(PAIRS, shard, found.end())
+
+
+def drawn_rows(rows: np.ndarray) -> np.ndarray:
+    """Return (S,) int64, the rows by which recall is measured."""
+    return rows[evenly_drawn(len(rows), _DRAWN_ROWS)]
+
+
+def num_truth_shards(num_rows: int) -> int:
+    """Return in how many shards the true pairs of the rows drawn lie."""
+    return -(-min(num_rows, _DRAWN_ROWS) // _DRAWN_ROWS_A_SHARD)
+
+
+def true_pairs(stage: Stage, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return left and right (P,) int64 of the true pairs of the rows drawn, and (P,) bool: is for setting p."""
+    found = [stage.load(TRUTH, shard) for shard in range(num_truth_shards(len(rows)))]
+    left, right = (np.concatenate([part[name] for part in found]) for name in ("left", "right"))
+    return left, right, np.searchsorted(drawn_rows(rows), left) % 2 == 0
+
+
+def measured_recall(stage: Stage, num_rows: int, num_shards: int) -> tuple[float | None, int]:
+    """Return which share of the true pairs is among the edges, of those that set nothing, and how many these are."""
+    left, right, is_setting = true_pairs(stage, rows_of(stage))
+    left, right = left[~is_setting], right[~is_setting]
+    is_found = np.zeros(len(left), bool)
+    total = Vectors.of_sources(stage.sources).num_rows
+    wanted = np.minimum(left, right) * total + np.maximum(left, right)
+    for shard in range(num_shards if len(left) else 0):
+        edges = stage.load(PAIRS, shard)
+        ends = np.minimum(edges["left"], edges["right"]) * total + np.maximum(edges["left"], edges["right"])
+        is_found |= np.isin(wanted, ends)
+    return (float(is_found.mean()) if len(left) else None), len(left)
+
+
+def check_recall(stage: Stage, recall: float | None, num_measured: int) -> None:
+    """Refuse a recall that is below the least allowed."""
+    least = stage.settings["min_recall"]
+    if recall is not None and recall < least:
+        raise FovealError(
+            f"the search finds {recall:.4f} of {num_measured} true pairs of rows drawn evenly, below min_recall="
+            f"{least}; search exactly, or accept less, in another --out"
+        )
+
+
+class _Lists:
+    """The rough rows of lists, on the disk."""
+
+    def __init__(self, stage: Stage, order: dict[str, np.ndarray]) -> None:
+        self._rows, self._starts, self._bounds = order["rows"], order["starts"], order["bounds"]
+        self._shards = [_as_torch(stage.mapped(LISTS, shard, "rows")) for shard in range(len(self._bounds) - 1)]
+
+    def read(self, first: int, last: int) -> tuple[Tensor, np.ndarray]:
+        """Return the rows (n, D) of lists first to last - 1, which lie in one shard, and their numbers (n,) int64."""
+        shard = int(np.searchsorted(self._bounds, first, side="right")) - 1
+        start, stop, before = self._starts[first], self._starts[last], self._starts[self._bounds[shard]]
+        return self._shards[shard][start - before : stop - before], self._rows[start:stop]
+
+
+def _readers(rows: Tensor, centres: Tensor, num_read: int) -> tuple[Tensor, np.ndarray]:
+    """Return places of rows by the list that they read, and where each list starts among them (L + 1,)."""
+    with one_thread_each() as pool:
+        parts = rows.split(TILE)
+        nearest = list(pool.map(lambda part: (part.float() @ centres.T).topk(num_read, dim=1).indices, parts))
+    read = torch.cat(nearest).flatten()
+    order = read.argsort(stable=True)
+    counts = torch.bincount(read, minlength=len(centres)).numpy()
+    return order // num_read, np.concatenate([[0], np.cumsum(counts)])
+
+
+def _lists_needed(vectors: Vectors, centres: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Return (P,) how many lists rows must read for each pair to be found: the less of both its rows."""
+    needed = np.empty(len(left), np.int64)
+    for start in range(0, len(left), TILE):
+        some = slice(start, start + TILE)
+        scores = [torch.from_numpy(vectors.take(numbers[some]) @ centres.T) for numbers in (left, right)]
+        homes = [one.argmax(dim=1, keepdim=True) for one in scores]
+        ranks = [(one >= one.gather(1, home)).sum(dim=1) for one, home in zip(scores, homes[::-1], strict=True)]
+        needed[some] = torch.minimum(*ranks).numpy()
+    return needed
+
+
+def _as_numpy(rows: Tensor) -> np.ndarray:
+    """Return rough rows in a type that numpy knows."""
+    return rows.view(torch.int16).numpy() if rows.dtype == torch.bfloat16 else rows.numpy()
+
+
+def _as_torch(array: np.ndarray) -> Tensor:
+    """Return what `_as_numpy` was given."""
+    rows = torch.from_numpy(array)
+    return rows.view(torch.bfloat16) if rows.dtype == torch.int16 else rows
