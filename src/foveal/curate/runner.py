@@ -84,27 +84,42 @@ class Runner:
             yield from self._in_processes(task, shards)
 
     def _in_processes(self, task: Callable[[int], None], shards: Sequence[int]) -> Iterator[int]:
-        num_threads = max(1, torch.get_num_threads() // self.num_workers)
-        pool = ProcessPoolExecutor(
-            self.num_workers, multiprocessing.get_context("spawn"), initializer=_prepare, initargs=(num_threads,)
-        )
+        pool = _pool(self.num_workers)
         futures = {pool.submit(task, shard): shard for shard in shards}
         try:
             for future in as_completed(futures):
-                try:
-                    future.result()
-                except BrokenProcessPool as error:
-                    raise FovealError(
-                        f"a worker process died ({error}), perhaps for lack of memory; finished shards stay: run the "
-                        "same command again, with fewer workers"
-                    ) from error
+                future.result()
                 yield futures[future]
+        except BrokenProcessPool as error:
+            _end(self.num_workers)
+            raise FovealError(
+                f"a worker process died ({error}), perhaps for lack of memory; finished shards stay: run the same "
+                "command again, with fewer workers"
+            ) from error
         except BaseException:  # also Ctrl-C: what runs now is lost, its workers are not waited for
-            for process in list((getattr(pool, "_processes", None) or {}).values()):
-                process.terminate()
+            _end(self.num_workers)
             raise
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+
+
+_pools: dict[int, ProcessPoolExecutor] = {}  # kept from step to step: starting a process takes seconds
+
+
+def _pool(num_workers: int) -> ProcessPoolExecutor:
+    if num_workers not in _pools:
+        num_threads = max(1, torch.get_num_threads() // num_workers)
+        context = multiprocessing.get_context("spawn")
+        _pools[num_workers] = ProcessPoolExecutor(num_workers, context, initializer=_prepare, initargs=(num_threads,))
+    return _pools[num_workers]
+
+
+def _end(num_workers: int) -> None:
+    pool = _pools.pop(num_workers)
+    for process in list((getattr(pool, "_processes", None) or {}).values()):
+        process.terminate()
+    pool.shutdown(wait=True, cancel_futures=True)
+
+
+LOCAL = Runner()  # one shard after another, in this process
 
 
 def _prepare(num_threads: int) -> None:

@@ -78,9 +78,13 @@ class Stage:
         """Return the file of one shard of a step."""
         return self.folder / SHARDS / step / f"{shard:05d}.safetensors"
 
+    def has(self, step: str, shard: int = 0) -> bool:
+        """Tell whether one shard of a step is there."""
+        return self.path(step, shard).is_file()
+
     def missing(self, step: str, num_shards: int) -> list[int]:
         """Return the numbers of the shards of a step that are not there yet, ascending."""
-        return [shard for shard in range(num_shards) if not self.path(step, shard).is_file()]
+        return [shard for shard in range(num_shards) if not self.has(step, shard)]
 
     def save(self, step: str, shard: int, arrays: Mapping[str, np.ndarray]) -> None:
         """Write what one shard of a step has found, whole or not at all.
