@@ -37,6 +37,7 @@ VERBS = (
     "extract",
     "index",
     "dedup",
+    "retrieve",
     "search",
     "head",
     "finetune",
