@@ -20,13 +20,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from foveal.errors import BadImageError, FovealError, ImageSetError
+from foveal.errors import BadImageError, FovealError
 from foveal.features.batches import map_ahead
 from foveal.features.extract import Model
 from foveal.features.packing import SCALE_SUFFIX, cosines, pack, unpack
 from foveal.features.patch_pca import Projection
 from foveal.features.store import BAD_IMAGES, DONE, ROW_SCHEMA, ROWS, StoreCard, shard_folder
 from foveal.features.tokens import encode_arrays
+from foveal.features.unchanged import check_unchanged
 from foveal.files import publish_new, sha256_of, staging_of
 from foveal.images.decode import decode
 from foveal.images.imageset import ImageSet
@@ -114,26 +115,13 @@ def read_image(images: ImageSet, row: int, preprocess: Preprocess) -> ReadImage:
     except BadImageError as error:
         return ReadImage(row, error=error)
     digest = hashlib.sha256(data).hexdigest()
-    _check_unchanged(images, row, num_bytes=len(data), sha256=digest)
+    check_unchanged(images, row, num_bytes=len(data), sha256=digest)
     try:
         pixels = decode(data, channels=preprocess.channels)
         height, width = pixels.shape[:2]
         return ReadImage(row, digest, len(data), width, height, array=preprocess(pixels))
     except BadImageError as error:
         return ReadImage(row, digest, len(data), error=error)
-
-
-def _check_unchanged(images: ImageSet, row: int, *, num_bytes: int, sha256: str) -> None:
-    listed = {"bytes": num_bytes, "sha256": sha256}
-    for name, seen in listed.items():
-        if name not in images.rows.column_names:
-            continue
-        said = images.rows.column(name)[row].as_py()
-        if said is not None and said != seen:
-            raise ImageSetError(
-                f"{images.uri(row)} has changed: its {name} is {seen}, and the image set says {said}; "
-                "restore the file, or make the image set again and extract into a new store"
-            )
 
 
 def _batches(

@@ -31,7 +31,7 @@ def check_unchanged_since(store: Path, card: StoreCard, images: ImageSet, shards
     times: dict[Path, float] = {}
     for shard in shards:
         finished = (shard_folder(store, shard) / DONE).stat().st_mtime
-        newer = [row for row in card.rows_of(shard) if _changed_at(images, row, times) >= finished]
+        newer = [row for row in card.rows_of(shard) if changed_at(images, row, times) >= finished]
         if newer:
             _refuse(store, shard, list(_changed(images, _sidecar(store, shard), newer)))
 
@@ -105,25 +105,49 @@ def _verify_pca(store: Path) -> None:
 
 
 def _changed(images: ImageSet, sidecar: pa.Table, rows: Sequence[int], *, num_threads: int = 2) -> Iterator[str]:
-    """Yield the uris among `rows` whose bytes are no longer those of the sidecar of their shard.
-
-    A file that could not be read then has no sha256 there and cannot have changed.
-    """
     first = sidecar.column("row")[0].as_py()
     written = sidecar.column("sha256").to_pylist()
+    return changed_uris(images, rows, [written[row - first] for row in rows], num_threads=num_threads)
 
-    def differs(row: int) -> bool:
-        if written[row - first] is None:
+
+def changed_uris(
+    images: ImageSet, rows: Sequence[int], sha256s: Sequence[str | None], *, num_threads: int = 2
+) -> Iterator[str]:
+    """Yield the uris among `rows` whose bytes no longer have the sha256 that was written down for each.
+
+    A file that could not be read then has none and cannot have changed.
+    """
+
+    def differs(row: int, written: str | None) -> bool:
+        if written is None:
             return False
         try:
-            seen = hashlib.sha256(images.read(row)).hexdigest()
+            return hashlib.sha256(images.read(row)).hexdigest() != written
         except BadImageError:
-            seen = None
-        return seen != written[row - first]
+            return True
 
-    for row, different in zip(rows, map_ahead(differs, rows, num_threads, ahead=64), strict=True):
+    pairs = zip(rows, sha256s, strict=True)
+    for row, different in zip(rows, map_ahead(lambda pair: differs(*pair), pairs, num_threads, ahead=64), strict=True):
         if different:
             yield images.uri(row)
+
+
+def check_unchanged(images: ImageSet, row: int, *, num_bytes: int, sha256: str) -> None:
+    """Refuse an image whose bytes are not those that the image set lists.
+
+    Raises:
+        ImageSetError: the size or the sha256 that the image set has for it is another.
+    """
+    listed = {"bytes": num_bytes, "sha256": sha256}
+    for name, seen in listed.items():
+        if name not in images.rows.column_names:
+            continue
+        said = images.rows.column(name)[row].as_py()
+        if said is not None and said != seen:
+            raise ImageSetError(
+                f"{images.uri(row)} has changed: its {name} is {seen}, and the image set says {said}; "
+                "restore the file, or make the image set again and begin a new --out"
+            )
 
 
 def _refuse(store: Path, shard: int, changed: list[str]) -> None:
@@ -143,7 +167,7 @@ def _sidecar(store: Path, shard: int) -> pa.Table:
         raise FovealError(f"{path} is damaged ({error}); remove {path.parent} and run the same command") from error
 
 
-def _changed_at(images: ImageSet, row: int, times: dict[Path, float]) -> float:
+def changed_at(images: ImageSet, row: int, times: dict[Path, float]) -> float:
     """Return when the file that holds an image last changed, contents or place; 0 where it is gone: nothing to redo."""
     uri = images.uri(row)
     container, mark, _ = uri.rpartition("#")
