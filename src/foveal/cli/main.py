@@ -34,6 +34,7 @@ VERBS = (
     "download",
     "doctor",
     "convert",
+    "audit",
     "extract",
     "index",
     "dedup",
