@@ -34,6 +34,7 @@ VERBS = (
     "download",
     "doctor",
     "convert",
+    "curate",
     "audit",
     "extract",
     "index",
