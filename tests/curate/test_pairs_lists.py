@@ -44,7 +44,7 @@ def vectors(tmp_path: Path) -> Vectors:
 def test_lists_find_the_recall_that_they_state_and_no_wrong_pair(
     vectors: Vectors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pairs_lists, "_SPARE", 1.0)  # no more lists than the rows drawn need: some pairs are missed
+    monkeypatch.setattr(pairs_lists, "_num_to_read", lambda needed, _: int(np.quantile(needed, 0.75)))
     exact = edges(run_dedup(vectors, out=tmp_path / "exact", settings=DedupSettings(search="exact")))
     settings = DedupSettings(search="lists", shard_size=150, min_recall=0.5)
     stage = run_dedup(vectors, out=tmp_path / "lists", settings=settings)
@@ -63,7 +63,7 @@ def test_lists_find_the_recall_that_they_state_and_no_wrong_pair(
 
 
 def test_reading_all_lists_finds_all_pairs(vectors: Vectors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pairs_lists, "_SPARE", 1000.0)
+    monkeypatch.setattr(pairs_lists, "_num_to_read", lambda *_: 1000)
     found = [edges(run_dedup(vectors, out=tmp_path / "lists", settings=LISTS))]
     found.append(edges(run_dedup(vectors, out=tmp_path / "exact", settings=DedupSettings(search="exact"))))
     assert found[0] == found[1]
@@ -72,7 +72,7 @@ def test_reading_all_lists_finds_all_pairs(vectors: Vectors, tmp_path: Path, mon
 def test_a_recall_below_the_least_is_refused_before_the_search(
     vectors: Vectors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pairs_lists, "_SPARE", 0.01)
+    monkeypatch.setattr(pairs_lists, "_num_to_read", lambda *_: 1)
     with pytest.raises(FovealError, match=r"finds 0\.\d+ of \d+ true pairs .* below min_recall=0\.99; search exactly"):
         run_dedup(vectors, out=tmp_path / "out", settings=LISTS)
     assert not (tmp_path / "out/shards/pairs").exists()
@@ -133,3 +133,10 @@ def test_the_search_follows_the_number_of_rows(
         assert stage.summary is not None
         found.append(stage.summary["search"]["method"])
     assert found == ["exact", "lists"]
+
+
+@pytest.mark.parametrize(("num_pairs", "read"), [(0, 8), (100, 200), (2000, 1994), (20_000, 19_900)])
+def test_lists_read_leave_room_for_chance(num_pairs: int, read: int) -> None:
+    # 2,000 pairs: 0.99 and three standard errors of 0.0022; 100 pairs say nothing of the last 1 %
+    needed = np.random.default_rng(0).permutation(np.arange(1, num_pairs + 1))
+    assert pairs_lists._num_to_read(needed, 0.99) == pytest.approx(read, abs=2)

@@ -38,7 +38,7 @@ def dedup(
     component_limit: Annotated[
         int, typer.Option(help="Larger components are not dropped whole, but listed in review.parquet.")
     ] = 10_000,
-    shard_size: Annotated[int, typer.Option(help="Images of one task.")] = 32_768,
+    shard_size: Annotated[int, typer.Option(help="Images of one task.")] = 65_536,
     memory: Annotated[float, typer.Option(help="GiB of each worker, about.")] = 2.0,
     workers: WorkersOption = 1,
     engine: EngineOption = "local",

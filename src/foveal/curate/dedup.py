@@ -30,7 +30,7 @@ from foveal.curate.dedup_copies import COPIES, DISTINCT, find_distinct, hash_row
 from foveal.curate.dedup_groups import find_groups, find_held_out, keep_order
 from foveal.curate.dedup_outcome import write_outcome
 from foveal.curate.dedup_search import HELD_OUT, REFERENCES, find_pairs, search_held_out, searched_similarity
-from foveal.curate.pairs import DEFAULT_MEMORY_BYTES, rough_limit
+from foveal.curate.pairs import DEFAULT_MEMORY_BYTES, least_bits
 from foveal.curate.pairs_lists import LISTS
 from foveal.curate.runner import Runner
 from foveal.curate.stage import SHARDS, Stage, open_stage
@@ -69,7 +69,7 @@ class DedupSettings:
     keep: Keep = "largest"
     search: Search = "auto"
     min_recall: float = 0.99
-    shard_size: int = 32_768
+    shard_size: int = 65_536
     memory_bytes: int = DEFAULT_MEMORY_BYTES
     keep_out_similarity: float = 0.45
     keep_out_rule: KeepOutRule = "component"
@@ -130,7 +130,7 @@ def run_dedup(
     stage = open_stage(out, "dedup", settings=_deciding(settings, vectors), inputs=inputs, sources=sources)
     if stage.summary is not None:
         return stage
-    rough_limit(searched_similarity(stage), vectors.width)  # refuses what cannot be searched for
+    least_bits(searched_similarity(stage), vectors.width)  # refuses what cannot be searched for
 
     num_rows, size = vectors.num_rows, settings.shard_size
     runner.run(hash_rows, stage, COPIES, -(-num_rows // size), progress=progress)

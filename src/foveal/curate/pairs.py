@@ -12,10 +12,10 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from foveal.curate.vectors import Vectors
@@ -23,6 +23,8 @@ from foveal.engine.cpu import has_bf16
 from foveal.errors import FovealError
 from foveal.features.fixed_point import bits_of_index, keys, read_keys, scale, whole_rows
 from foveal.features.search import error_bound
+
+Size = TypeVar("Size", int, np.ndarray)
 
 DEFAULT_MEMORY_BYTES = 2 * 2**30  # of a worker
 TILE = 1024  # rows of a product: two of them and their scores fit into a cache of 2 MB a core
@@ -151,7 +153,7 @@ def search_all(
     num_threads = torch.get_num_threads()
     block_rows = _block_rows(len(left_rows), left.width, num_threads, memory_bytes)
     found = BestPairs(left, right, similarity=similarity, k=k, max_pairs=memory_bytes // 4 // BYTES_A_PAIR)
-    limit = rough_limit(similarity, left.width)
+    least = least_bits(similarity, left.width)
     asking = torch.cat([rough(left.take(part)) for part in _split(left_rows, _BLOCK_ROWS)])
 
     def compare(block: np.ndarray) -> None:
@@ -162,7 +164,7 @@ def search_all(
         for first, left_tile in tiles(asking):
             asked = left_rows[first : first + len(left_tile)]
             for start, tile in tiles(answering):
-                add_matches(found, asked, left_tile, block[start : start + len(tile)], tile, limit, scores)
+                add_matches(found, asked, left_tile, block[start : start + len(tile)], tile, least, scores)
 
     with one_thread_each() as pool:
         for _ in pool.map(compare, _split(right_rows, block_rows)):
@@ -171,16 +173,29 @@ def search_all(
 
 
 def rough(rows: np.ndarray) -> Tensor:
-    """Return (n, D) rows of unit length in the type of rough scores: bf16, or float32 where that is as fast."""
-    return torch.from_numpy(rows).to(torch.bfloat16 if has_bf16() else torch.float32)
+    """Return (n, D) rows of unit length in the type of rough scores."""
+    return torch.from_numpy(rows).to(rough_type())
 
 
-def rough_limit(similarity: float, width: int) -> float:
-    """Return which rough scores may belong to a similarity; FovealError where that says nothing."""
-    limit = similarity - error_bound("bf16" if has_bf16() else "fp32", width)
+def rough_type() -> torch.dtype:
+    """Return the type of rough scores: bf16, or float32 where that is as fast."""
+    return torch.bfloat16 if has_bf16() else torch.float32
+
+
+def least_bits(similarity: float, width: int) -> int:
+    """Return the bits of the least rough score that may belong to a similarity, as a whole number.
+
+    Above 0, the order of floats is that of their bits; the maximum of whole numbers takes a tenth of the time.
+
+    Raises:
+        FovealError: the similarity is within the error of rough scores.
+    """
+    dtype = rough_type()
+    limit = similarity - error_bound("bf16" if dtype == torch.bfloat16 else "fp32", width)
     if limit <= 0:
         raise FovealError(f"a similarity of {similarity} is too low to search for; choose at least 0.05")
-    return limit
+    below = torch.nextafter(torch.tensor(limit, dtype=dtype), torch.tensor(0.0, dtype=dtype))
+    return int(below.view(_whole_numbers(dtype)))
 
 
 def add_matches(
@@ -189,27 +204,26 @@ def add_matches(
     left_rows: Tensor,
     right: np.ndarray,
     right_rows: Tensor,
-    limit: float,
+    least: int,
     memory: Tensor,
 ) -> None:
-    """Add the pairs of two blocks whose rough scores reach the limit.
+    """Add the pairs of two blocks whose rough scores are high enough.
+
+    PyTorch generates code for every shape of a product, which takes as long as the product: where shapes vary, rows
+    of zeros are to be added up to `padded_size`.
 
     Args:
         found: takes them.
         left: (n,) numbers of the rows at left.
-        left_rows: (n, D) these, rough; at most TILE.
+        left_rows: these, rough, (n, D) or padded; at most TILE.
         right: (m,) numbers of the rows at right.
-        right_rows: (m, D) these, rough; at most TILE.
-        limit: of `rough_limit`.
+        right_rows: these, rough, (m, D) or padded; at most TILE.
+        least: of `least_bits`.
         memory: TILE * TILE numbers of the type of the rows, overwritten: fresh memory would take as long as a product.
     """
-    left_rows, right_rows = _padded(left_rows), _padded(right_rows)
     shape = (len(left_rows), len(right_rows))
     scores = torch.mm(left_rows, right_rows.T, out=memory[: shape[0] * shape[1]].view(shape))
-    # Above 0, the order of floats is that of their bits as whole numbers, whose maximum takes a tenth of the time.
-    whole = torch.int16 if scores.dtype == torch.bfloat16 else torch.int32
-    least = torch.nextafter(torch.tensor(limit, dtype=scores.dtype), torch.tensor(0.0, dtype=scores.dtype)).view(whole)
-    bits = scores.view(whole)
+    bits = scores.view(_whole_numbers(scores.dtype))
     rows = (bits.amax(dim=1) >= least).nonzero().squeeze(1)
     if not len(rows):
         return
@@ -218,6 +232,11 @@ def add_matches(
         found.add_all(left[rows.numpy()], right)
     else:
         found.add(left[rows[row].numpy()], right[column.numpy()])
+
+
+def padded_size(num_rows: Size) -> Size:
+    """Return up to which multiple rows of zeros, which match nothing, are to be added."""
+    return -(-num_rows // _MULTIPLE) * _MULTIPLE
 
 
 @contextmanager
@@ -232,9 +251,8 @@ def one_thread_each() -> Iterator[ThreadPoolExecutor]:
         torch.set_num_threads(num_threads)
 
 
-def _padded(rows: Tensor) -> Tensor:
-    """Return rows with rows of zeros, which match nothing, to a multiple of 64: code is generated for every shape."""
-    return F.pad(rows, (0, 0, 0, -len(rows) % _MULTIPLE)) if len(rows) % _MULTIPLE else rows
+def _whole_numbers(dtype: torch.dtype) -> torch.dtype:
+    return torch.int16 if dtype == torch.bfloat16 else torch.int32
 
 
 def _block_rows(num_left: int, width: int, num_threads: int, memory_bytes: int) -> int:

@@ -16,6 +16,7 @@ Shapes: N rows, D width, k neighbours, L lists, p lists that a row reads, S rows
 import functools
 import logging
 import math
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,11 @@ from foveal.curate.pairs import (
     TILE,
     BestPairs,
     add_matches,
+    least_bits,
     one_thread_each,
+    padded_size,
     rough,
-    rough_limit,
+    rough_type,
     search_all,
     tiles,
 )
@@ -47,10 +50,9 @@ logger = logging.getLogger(__name__)
 
 LEAST_ROWS = 64  # with fewer, lists make no sense
 TRUTH, CENTRES, HOMES, ORDER, LISTS, PAIRS = "truth", "centres", "homes", "order", "lists", "pairs"
-_DRAWN_ROWS, _DRAWN_ROWS_A_SHARD = 4096, 1024
-_TRAIN_ROWS_A_LIST, _LEAST_ROWS_A_LIST = 64, 16
-_STEPS = 8  # of k-means
-_SPARE = 1.5  # lists read beside those that the rows drawn need
+_DRAWN_ROWS, _DRAWN_ROWS_A_SHARD = 4096, 2048
+_TRAIN_ROWS_A_LIST, _LEAST_ROWS_A_LIST = 40, 16
+_STEPS = 6  # of k-means
 _LISTS_WITHOUT_PAIRS = 8  # read where no row drawn has a pair
 _ROWS_AT_A_TIME = 8192
 
@@ -111,11 +113,7 @@ def find_centres(folder: Path, shard: int) -> None:
     centres = fit(sample, sample[evenly_drawn(len(sample), num_lists)], steps=_STEPS).centroids
     left, right, is_setting = true_pairs(stage, rows)
     needed = _lists_needed(vectors, centres, left, right)
-    num_read = min(num_lists, _LISTS_WITHOUT_PAIRS)
-    if is_setting.any():
-        wanted = (1 + stage.settings["min_recall"]) / 2
-        quantile = np.quantile(needed[is_setting], wanted, method="higher")
-        num_read = min(num_lists, math.ceil(_SPARE * int(quantile)))
+    num_read = min(num_lists, _num_to_read(needed[is_setting], stage.settings["min_recall"]))
     measuring = needed[~is_setting]
     check_recall(stage, float((measuring <= num_read).mean()) if len(measuring) else None, len(measuring))
     if num_read > num_lists / 4:
@@ -153,13 +151,17 @@ def order_rows(folder: Path, shard: int) -> None:
 
 
 def write_lists(folder: Path, shard: int) -> None:
-    """Save the rough rows of the lists of a shard, (n, D), one list after another."""
+    """Save the rough rows of the lists of a shard, (n, D), one list after another, each padded with rows of zeros."""
     stage = read_stage(folder)
     vectors, order = Vectors.of_sources(stage.sources), stage.load(ORDER, 0)
-    first, last = order["starts"][order["bounds"][shard : shard + 2]]
-    rows = order["rows"][first:last]
-    parts = [rough(vectors.take(rows[at : at + _ROWS_AT_A_TIME])) for at in range(0, len(rows), _ROWS_AT_A_TIME)]
-    stage.save(LISTS, shard, {"rows": _as_numpy(torch.cat(parts))})
+    lists = _Lists(stage, order)
+    first, last = order["bounds"][shard : shard + 2]
+    start, stop = order["starts"][[first, last]]
+    places, rows = lists.places(first, last), order["rows"][start:stop]
+    found = torch.zeros(lists.size(first, last), vectors.width, dtype=rough_type())
+    for at in range(0, len(rows), _ROWS_AT_A_TIME):
+        found[places[at : at + _ROWS_AT_A_TIME]] = rough(vectors.take(rows[at : at + _ROWS_AT_A_TIME]))
+    stage.save(LISTS, shard, {"rows": _as_numpy(found)})
 
 
 def search_lists(folder: Path, shard: int, *, similarity: float, memory_bytes: int) -> None:
@@ -169,21 +171,25 @@ def search_lists(folder: Path, shard: int, *, similarity: float, memory_bytes: i
     centres = stage.load(CENTRES, 0)
     lists = _Lists(stage, order)
     first, last = order["bounds"][shard : shard + 2]
-    own, numbers = lists.read(first, last)
-    num_pairs = memory_bytes // 4 // BYTES_A_PAIR
-    k = stage.settings["neighbours"]
+    k, num_pairs = stage.settings["neighbours"], memory_bytes // 4 // BYTES_A_PAIR
     found = BestPairs(vectors, vectors, similarity=similarity, k=k, max_pairs=num_pairs)
-    limit = rough_limit(similarity, vectors.width)
+    least = least_bits(similarity, vectors.width)
+    own, numbers = lists.all_of(first, last)
     reading, starts = _readers(own, torch.from_numpy(centres["centres"]), int(centres["num_read"][0]))
+    buffers = threading.local()
 
     def compare(number: int) -> None:
-        rows, right = lists.read(number, number + 1)
+        if not hasattr(buffers, "scores"):
+            buffers.scores, buffers.rows = own.new_empty(TILE * TILE), own.new_empty(TILE, own.shape[1])
+        rows, right = lists.padded(number)
         asking = reading[starts[number] : starts[number + 1]]
-        memory = own.new_empty(TILE * TILE)
-        for _, tile in tiles(asking):
-            left, left_rows = numbers[tile.numpy()], own[tile]
+        for tile in asking.split(TILE):
+            left_rows = buffers.rows[: padded_size(len(tile))]
+            torch.index_select(own, 0, tile, out=buffers.rows[: len(tile)])
+            left_rows[len(tile) :] = 0
+            left = numbers[tile.numpy()]
             for begin, part in tiles(rows):
-                add_matches(found, left, left_rows, right[begin : begin + len(part)], part, limit, memory)
+                add_matches(found, left, left_rows, right[begin : begin + TILE], part, least, buffers.scores)
 
     with one_thread_each() as pool:
         for _ in pool.map(compare, np.flatnonzero(np.diff(starts)).tolist()):
@@ -233,28 +239,71 @@ def check_recall(stage: Stage, recall: float | None, num_measured: int) -> None:
 
 
 class _Lists:
-    """The rough rows of lists, on the disk."""
+    """The rough rows of lists, on the disk, each list padded."""
 
     def __init__(self, stage: Stage, order: dict[str, np.ndarray]) -> None:
-        self._rows, self._starts, self._bounds = order["rows"], order["starts"], order["bounds"]
-        self._shards = [_as_torch(stage.mapped(LISTS, shard, "rows")) for shard in range(len(self._bounds) - 1)]
+        self._stage, self._bounds = stage, order["bounds"]
+        self._rows, self._starts = order["rows"], order["starts"]
+        self._padded = np.concatenate([[0], np.cumsum(padded_size(np.diff(self._starts)))])
+        self._shards: dict[int, Tensor] = {}
 
-    def read(self, first: int, last: int) -> tuple[Tensor, np.ndarray]:
-        """Return the rows (n, D) of lists first to last - 1, which lie in one shard, and their numbers (n,) int64."""
-        shard = int(np.searchsorted(self._bounds, first, side="right")) - 1
-        start, stop, before = self._starts[first], self._starts[last], self._starts[self._bounds[shard]]
-        return self._shards[shard][start - before : stop - before], self._rows[start:stop]
+    def size(self, first: int, last: int) -> int:
+        """Return how many rows the file of lists first to last - 1 has."""
+        return int(self._padded[last] - self._padded[first])
+
+    def places(self, first: int, last: int) -> Tensor:
+        """Return where in the file of these lists their rows lie, (n,) int64."""
+        starts = self._starts[first : last + 1]
+        shift = (self._padded[first:last] - self._padded[first]) - (starts[:-1] - starts[0])
+        return torch.from_numpy(np.arange(starts[-1] - starts[0]) + np.repeat(shift, np.diff(starts)))
+
+    def all_of(self, first: int, last: int) -> tuple[Tensor, np.ndarray]:
+        """Return the rows (n, D) of the lists of one shard, and their numbers (n,) int64."""
+        rows = self._file(first)[self.places(first, last)]
+        return rows, self._rows[self._starts[first] : self._starts[last]]
+
+    def padded(self, number: int) -> tuple[Tensor, np.ndarray]:
+        """Return the rows of a list with rows of zeros behind them, and their numbers (n,) int64 without."""
+        rows, first = self._file(number), self._padded[self._bounds[self._shard(number)]]
+        start, stop = self._padded[number : number + 2] - first
+        return rows[start:stop], self._rows[self._starts[number] : self._starts[number + 1]]
+
+    def _shard(self, number: int) -> int:
+        return int(np.searchsorted(self._bounds, number, side="right")) - 1
+
+    def _file(self, number: int) -> Tensor:
+        shard = self._shard(number)
+        if shard not in self._shards:
+            self._shards[shard] = _as_torch(self._stage.mapped(LISTS, shard, "rows"))
+        return self._shards[shard]
 
 
 def _readers(rows: Tensor, centres: Tensor, num_read: int) -> tuple[Tensor, np.ndarray]:
     """Return places of rows by the list that they read, and where each list starts among them (L + 1,)."""
+    right = centres.to(rows.dtype).T
+
+    def nearest(part: Tensor) -> np.ndarray:
+        scores = (part @ right).float().numpy()
+        return np.argpartition(scores, len(centres) - num_read, axis=1)[:, len(centres) - num_read :]
+
     with one_thread_each() as pool:
-        parts = rows.split(TILE)
-        nearest = list(pool.map(lambda part: (part.float() @ centres.T).topk(num_read, dim=1).indices, parts))
-    read = torch.cat(nearest).flatten()
+        read = torch.from_numpy(np.concatenate(list(pool.map(nearest, rows.split(TILE))))).flatten()
     order = read.argsort(stable=True)
     counts = torch.bincount(read, minlength=len(centres)).numpy()
     return order // num_read, np.concatenate([[0], np.cumsum(counts)])
+
+
+def _num_to_read(needed: np.ndarray, min_recall: float) -> int:
+    """Return how many lists to read, so that no more than half the misses allowed are to be expected.
+
+    With few pairs these are fewer, so that the least recall lies three standard errors below.
+    """
+    if not len(needed):
+        return _LISTS_WITHOUT_PAIRS
+    wanted = max((1 + min_recall) / 2, min_recall + 3 * math.sqrt(min_recall * (1 - min_recall) / len(needed)))
+    if wanted >= 1:  # too few pairs to say how many
+        return 2 * int(needed.max())
+    return int(np.quantile(needed, wanted, method="higher"))
 
 
 def _lists_needed(vectors: Vectors, centres: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
