@@ -204,6 +204,7 @@ def test_what_cannot_end_well_is_refused_before_any_work(pile: Path) -> None:
         "holds no image": {"seeds": ("empty",)},
         "lies inside .* choose another place": {"out": "pool/set"},
         "is not a curated set; choose another place": {"out": "full"},
+        "cannot be made": {"out": "full/notes.txt/set"},
     }
     for text, given in cases.items():
         with pytest.raises(FovealError, match=text):
@@ -213,6 +214,22 @@ def test_what_cannot_end_well_is_refused_before_any_work(pile: Path) -> None:
     with pytest.raises(FovealError, match="is no file or folder here"):
         made(pile, f"model={pile / 'absent'}")
     assert not (pile / "set").exists() or not any((pile / "set").iterdir())
+
+
+def test_a_pool_of_one_picture_says_that_too_few_are_left(pile: Path) -> None:
+    (pile / "same").mkdir()
+    for number in range(7):
+        (pile / f"same/{number}.png").write_bytes((pile / "pool/0_0.png").read_bytes())
+    settings = [f"model={pile / 'model'}", *SETTINGS]
+    given = {"pool": str(pile / "same"), "out": str(pile / "set")}
+    with pytest.raises(
+        FovealError, match=r"target 3 is above the 1 images that are left \(1 after audit, 1 after dedup"
+    ):
+        curate(load_recipe("curate_small", settings, target=3, **given))
+    with pytest.raises(FovealError, match=r"4 clusters for 1 images .*cluster\.levels=\[1\]"):
+        curate(load_recipe("curate_small", settings, target=1, **given))
+    with pytest.raises(FovealError, match="400 clusters for 7 images"):
+        curate(load_recipe("curate_small", [*settings, "cluster.levels=[400]"], target=1, **given))
 
 
 def test_wrong_recipes_are_refused_in_words() -> None:

@@ -40,7 +40,7 @@ class Describer:
     @property
     def identity(self) -> dict[str, Any]:
         """Everything that decides the vectors of an image."""
-        how = self.how.model_dump(mode="json")
+        how = self.how.model_dump(mode="json", exclude={"max_bad_share"})
         return {"model": self.model.identity, "version": foveal.__version__, **how}
 
     def words(self, what_for: str) -> dict[str, Any]:

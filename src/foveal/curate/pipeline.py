@@ -27,11 +27,11 @@ from foveal.curate.embedding import Describer
 from foveal.curate.flow import extract_command, stage_command
 from foveal.curate.outcome import curated_images
 from foveal.curate.plugins import load_plugin
-from foveal.curate.ready import Sources
+from foveal.curate.ready import Sources, check_levels
 from foveal.curate.recipe import Embed, Recipe, absolute
 from foveal.curate.retrieve import run_retrieve
 from foveal.curate.runner import Runner
-from foveal.curate.sample import run_sample
+from foveal.curate.sample import SampleSettings, run_sample
 from foveal.curate.stage import Stage
 from foveal.curate.vectors import Vectors
 from foveal.errors import FovealError
@@ -142,7 +142,8 @@ class Curation:
             source, images = self.sources.keep_out
             keep_out = self._vectors("dedup", "keep-out", source, images.hash, self.copy_describer)
         others = [] if keep_out is None else [keep_out.hash]
-        folder = self._folder("dedup", asdict(recipe.dedup), vectors.hash, *others)
+        deciding = {key: value for key, value in asdict(recipe.dedup).items() if key != "memory_bytes"}
+        folder = self._folder("dedup", deciding, vectors.hash, *others)
         with self.watch("dedup") as progress:
             stage = run_dedup(
                 vectors, keep_out=keep_out, out=folder, settings=recipe.dedup, runner=self.runner, progress=progress
@@ -163,6 +164,9 @@ class Curation:
         recipe, vectors = self.recipe, self.found.vectors
         if recipe.cluster is None or vectors is None or (recipe.sample is None and not self._retrieves_by_clusters):
             return
+        if recipe.sample is not None:
+            check_target(self._target(recipe.sample), self.found)
+        check_levels(recipe.cluster.levels, vectors.num_rows)
         folder = self._folder("cluster", asdict(recipe.cluster), vectors.hash)
         with self.watch("cluster") as progress:
             stage = run_cluster(vectors, out=folder, settings=recipe.cluster, runner=self.runner, progress=progress)
@@ -214,10 +218,8 @@ class Curation:
         settings, found = self.recipe.sample, self.found
         if settings is None:
             return
-        if self.recipe.seeds_as_is:
-            settings = replace(settings, target=settings.target - self.sources.num_seeds)
-        if settings.target > found.num_images:
-            raise FovealError(_too_few(settings.target, found))
+        settings = replace(settings, target=self._target(settings))
+        check_target(settings.target, found)
         clusters, among = found.stages["cluster"], found.stages.get("retrieve")
         others = [] if among is None else [among.stamp]
         folder = self._folder("sample", asdict(settings), clusters.stamp, *others)
@@ -227,6 +229,10 @@ class Curation:
         self._tell("sample", [clusters.folder], folder, settings, among=place)
         found.rows = stage.rows
         self._take("sample", stage)
+
+    def _target(self, settings: SampleSettings) -> int:
+        """Return how many images of the pool to draw: fewer where those of the seeds are part of the result."""
+        return settings.target - (self.sources.num_seeds if self.recipe.seeds_as_is else 0)
 
     def _vectors(self, stage: str, name: str, source: str, key: str, describer: Describer) -> Vectors:
         """Describe a set; the store is named by the set and by what decides its vectors, so that none is made twice."""
@@ -270,14 +276,17 @@ def key_of(name: str, settings: Any, *inputs: str) -> str:
     return hashlib.sha256(json.dumps([name, settings, inputs], sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _too_few(target: int, found: Found) -> str:
-    steps = {name: (stage.summary or {})["num_kept"] for name, stage in found.stages.items()}
-    flow = ", ".join(f"{count:,} after {name}" for name, count in steps.items() if name != "cluster")
+def check_target(target: int, found: Found) -> None:
+    """Refuse a target above the images that are left; FovealError says after which stage, and what to loosen."""
+    if target <= found.num_images:
+        return
+    kept = {name: (stage.summary or {})["num_kept"] for name, stage in found.stages.items()}
+    flow = ", ".join(f"{count:,} after {name}" for name, count in kept.items() if name != "cluster")
     loosen = (
         "retrieve more (retrieve.per_query, retrieve.per_cluster, a lower retrieve.min_queries)"
-        if "retrieve" in steps
+        if "retrieve" in kept
         else "remove fewer (a higher dedup.similarity)"
     )
-    return (
+    raise FovealError(
         f"target {target:,} is above the {found.num_images:,} images that are left ({flow}); ask for fewer, or {loosen}"
     )

@@ -75,8 +75,11 @@ def open_sources(recipe: Recipe) -> Sources:
             f"target {recipe.sample.target:,} is no more than the {num_seeds:,} images of the seeds, which are all "
             "taken as they are; ask for more, or set seeds_as_is=false"
         )
-    out.mkdir(parents=True, exist_ok=True)
-    return Sources(recipe.pool, pool, seeds, _one(keep_out, out))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        return Sources(recipe.pool, pool, seeds, _one(keep_out, out))
+    except OSError as error:
+        raise FovealError(f"{out} cannot be made ({error}); free space or choose another place") from error
 
 
 def check_outside(out: Path, source: Path) -> None:
@@ -133,12 +136,16 @@ def _check_sizes(recipe: Recipe, num_images: int) -> None:
             f"target {recipe.sample.target:,} is above the {num_images:,} images of the pool; ask for fewer"
         )
     if recipe.cluster is not None and (recipe.sample is not None or recipe.seeds):
-        most = max(recipe.cluster.levels)
-        if most > num_images:
-            raise FovealError(
-                f"{most:,} clusters for {num_images:,} images (cluster.levels={list(recipe.cluster.levels)}); set "
-                f"cluster.levels={fitting_levels(recipe.cluster.levels, num_images)}"
-            )
+        check_levels(recipe.cluster.levels, num_images)
+
+
+def check_levels(levels: Sequence[int], num_images: int) -> None:
+    """Refuse more clusters than images; FovealError gives levels that fit."""
+    if levels[0] > num_images:
+        raise FovealError(
+            f"{levels[0]:,} clusters for {num_images:,} images (cluster.levels={list(levels)}); set "
+            f"cluster.levels={fitting_levels(levels, num_images)}"
+        )
 
 
 def fitting_levels(levels: Sequence[int], num_images: int) -> str:

@@ -111,7 +111,7 @@ def _tell_changes(out: Path, recipe: Recipe) -> None:
     except (OSError, yaml.YAMLError):
         return  # written anew
     now = yaml.safe_load(dump_recipe(recipe))
-    if isinstance(held, dict) and (differences := changed(held, now)):
+    if isinstance(held, dict) and (differences := changed({**held, "out": now["out"]}, now)):
         logger.info("%s: %s; stages that this does not touch are used again", out, "; ".join(differences))
 
 
