@@ -253,6 +253,8 @@ def test_the_verb_says_what_it_did_and_what_is_wrong(
     for options, words in wrong.items():
         assert main([*arguments, *options]) == 2
         assert words in capsys.readouterr().err
+    assert main(["audit", str(tmp_path / "noise"), "--out", str(tmp_path / "noise/out")]) == 2
+    assert "which is searched for images" in capsys.readouterr().err
     assert main(["audit", str(tmp_path / "absent"), "--out", str(tmp_path / "x")]) == 2
     assert "does not exist" in capsys.readouterr().err
 

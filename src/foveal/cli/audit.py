@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from foveal.cli.curation import EngineOption, RayAddressOption, StageOption, WorkersOption, make_runner, print_stage
-from foveal.cli.terminal import progress_of
+from foveal.cli.terminal import check_outside, progress_of
 from foveal.errors import FovealError
 
 
@@ -47,6 +47,7 @@ def audit(
     from foveal.curate.block_list import with_urls
     from foveal.images.imageset import ImageSet
 
+    check_outside(out, Path(images))
     _check_options(scorer=scorer, max_score=max_score, block_list=block_list, urls=urls)
     settings = AuditSettings(
         min_side=min_side,

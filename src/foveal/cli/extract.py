@@ -15,7 +15,7 @@ from foveal.cli.loading import (
     open_model,
     parse_size,
 )
-from foveal.cli.terminal import progress_of, typed_options
+from foveal.cli.terminal import check_outside, progress_of, typed_options
 from foveal.errors import FovealError
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def extract(
     )
     settings.check(peek_card(model))
     check_target(out)
-    _check_outside(out, Path(images))
+    check_outside(out, Path(images))
     image_set = ImageSet.open(images)
     job = Job(
         os.path.abspath(images),
@@ -203,17 +203,6 @@ def _check_options(*, on: str | None, shard: str | None, ray_address: str | None
         shards_of_part(shard, 1)
     if on is not None:
         import_ray()
-
-
-def _check_outside(out: Path, images: Path) -> None:
-    """Refuse a store inside the folder that is searched for images: its Parquet files would be taken for shards."""
-    from foveal.images.imageset import CARD_NAME
-
-    if images.is_dir() and not (images / CARD_NAME).is_file() and out.resolve().is_relative_to(images.resolve()):
-        place = images.resolve().parent / out.name
-        raise FovealError(
-            f"--out {out} lies inside {images}, which is searched for images; choose another place: {place}"
-        )
 
 
 def _numbers(text: str | None) -> tuple[int, ...] | None:

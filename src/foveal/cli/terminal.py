@@ -91,6 +91,17 @@ def check_file_target(path: Path) -> Path:
     return path
 
 
+def check_outside(out: Path, images: Path) -> None:
+    """Refuse a result inside the folder that is searched for images: its files would be taken for images or shards."""
+    from foveal.images.imageset import CARD_NAME
+
+    if images.is_dir() and not (images / CARD_NAME).is_file() and out.resolve().is_relative_to(images.resolve()):
+        place = images.resolve().parent / out.name
+        raise FovealError(
+            f"--out {out} lies inside {images}, which is searched for images; choose another place: {place}"
+        )
+
+
 def write_file(path: Path, data: bytes) -> None:
     """Write a file whole or not at all; FovealError when it cannot be written."""
     try:

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from foveal.curate.block_list import BlockList, file_hash, url_of
-from foveal.curate.perceptual import HASH_BITS, perceptual_hash, thumbnail
+from foveal.curate.perceptual import HASH_BITS, hash_of_thumbnail, thumbnail
 from foveal.curate.plugins import PlugIn, load_plugin
 from foveal.curate.stage import Stage, read_stage
 from foveal.errors import BadImageError, FovealError
@@ -116,7 +116,8 @@ class ImageAuditor:
         return None
 
     def _judge(self, found: Finding, row: int, pixels: np.ndarray) -> Finding:
-        deviation, least = _deviation(pixels), self._settings["min_deviation"]
+        shrunk = thumbnail(pixels)
+        deviation, least = _deviation(shrunk), self._settings["min_deviation"]
         if deviation < least:
             detail = f"nearly one colour: levels deviate by {deviation:.2f} of 255; the least is {least:g}"
             return replace(found, reason="blank", detail=detail)
@@ -128,7 +129,7 @@ class ImageAuditor:
                 detail = f"{self._scorer.name} gave {score:.4g}; the most is {most:g}"
                 return replace(found, reason="scored", detail=detail)
         if self._settings["max_distance"] is not None:
-            bits, quality = perceptual_hash(pixels)
+            bits, quality = hash_of_thumbnail(shrunk)
             found = replace(found, code=bits.tobytes(), quality=quality)
         if self._transform and (picture := self._transform.transform(pixels, uri)) is not None:
             height, width = picture.shape[:2]
@@ -217,7 +218,7 @@ def _bytes_of(values: Sequence[bytes]) -> np.ndarray:
     return np.frombuffer(b"".join(values), np.uint8).reshape(len(values), -1)
 
 
-def _deviation(pixels: np.ndarray) -> float:
-    """Return the standard deviation of an image shrunk to 64 x 64, of the channel with the largest."""
-    _, deviations = cv2.meanStdDev(thumbnail(pixels))
+def _deviation(shrunk: np.ndarray) -> float:
+    """Return the standard deviation of the levels, of the channel with the largest."""
+    _, deviations = cv2.meanStdDev(shrunk)
     return float(deviations.max())

@@ -38,7 +38,12 @@ def perceptual_hash(image: np.ndarray) -> tuple[np.ndarray, int]:
 
     Source: Facebook, "The TMK+PDQF Video-Hashing Algorithm and the PDQ Image-Hashing Algorithm", 2019.
     """
-    bits, quality = import_pdqhash().compute(thumbnail(image))
+    return hash_of_thumbnail(thumbnail(image))
+
+
+def hash_of_thumbnail(shrunk: np.ndarray) -> tuple[np.ndarray, int]:
+    """Return the `perceptual_hash` of an image that was shrunk by `thumbnail`."""
+    bits, quality = import_pdqhash().compute(shrunk)
     return np.packbits(bits.astype(np.uint8)), int(quality)
 
 
@@ -54,6 +59,8 @@ def thumbnail(image: np.ndarray) -> np.ndarray:
     height, width = image.shape[:2]
     smaller = (min(width, _SIDE), min(height, _SIDE))
     shrunk = cv2.resize(image, smaller, interpolation=cv2.INTER_AREA)
+    if smaller == (_SIDE, _SIDE):
+        return shrunk
     return cv2.resize(shrunk, (_SIDE, _SIDE), interpolation=cv2.INTER_LINEAR)
 
 

@@ -42,7 +42,7 @@ class PlugIn:
         Raises:
             FovealError: it failed, or the score is no number from 0 to 1.
         """
-        found = self._call(image, uri)
+        found = self._call(image.copy(), uri)  # what comes after it sees the image as it was
         try:
             value = float(found)
         except (TypeError, ValueError):
