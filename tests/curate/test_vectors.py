@@ -69,3 +69,12 @@ def test_other_models_and_an_unfinished_store_are_refused(make_store: MakeStore)
     (one.path / "shards/00001/done.json").unlink()
     with pytest.raises(FovealError, match="is unfinished"):
         Vectors(one.path)
+
+
+def test_a_file_of_float32_is_read_without_being_changed(tmp_path: Path) -> None:
+    rows = np.array([[3.0, 4.0], [0.0, 2.0]], np.float32)
+    np.save(tmp_path / "rows.npy", rows)
+    vectors = Vectors(tmp_path / "rows.npy")
+    for _ in range(2):
+        np.testing.assert_array_equal(vectors.read(0, 2), np.array([[0.6, 0.8], [0.0, 1.0]], np.float32))
+    np.testing.assert_array_equal(np.load(tmp_path / "rows.npy"), rows)

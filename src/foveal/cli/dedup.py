@@ -27,7 +27,8 @@ def dedup(
         Path | None, typer.Option(help="Image set with a column quality of every image; higher is better.", exists=True)
     ] = None,
     search: Annotated[
-        Literal["auto", "exact", "lists"], typer.Option(help="How copies are found; exact up to a million images.")
+        Literal["auto", "exact", "lists", "ivfpq"],
+        typer.Option(help="How copies are found; by itself exact up to a million."),
     ] = "auto",
     min_recall: Annotated[float, typer.Option(help="Least share of the true pairs found, where not exact.")] = 0.99,
     keep_out_similarity: Annotated[float, typer.Option(help="Least cosine of links to evaluation images.")] = 0.45,

@@ -39,7 +39,7 @@ from foveal.errors import FovealError
 from foveal.features.batches import Progress
 from foveal.images.imageset import ImageSet
 
-Search = Literal["auto", "exact", "lists"]
+Search = Literal["auto", "exact", "lists", "ivfpq"]
 Keep = Literal["largest", "first", "best"]
 KeepOutRule = Literal["component", "direct"]
 
@@ -55,7 +55,8 @@ class DedupSettings:
         neighbours: k, edges that each row has at most.
         keep: of a component the largest (pixels, then bytes, then the first), the first, or the best by a quality.
         search: how pairs are found: "exact" compares all rows, "lists" each with the lists nearest to it
-            (`pairs_lists`); "auto" takes "exact" up to a million rows, else "lists".
+            (`pairs_lists`), "ivfpq" asks an index of faiss (`pairs_ivfpq`); "auto" takes "exact" up to a million
+            rows, else "lists".
         min_recall: the least share of the true pairs that a search must find, where it is not exact.
         shard_size: rows of one task.
         memory_bytes: of a worker; changes nothing but the time.

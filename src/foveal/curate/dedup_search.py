@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from foveal.curate import pairs_ivfpq, pairs_lists
 from foveal.curate.dedup_copies import rows_of
 from foveal.curate.pairs import search_all
-from foveal.curate.pairs_lists import LEAST_ROWS, search_by_lists
+from foveal.curate.pairs_ivfpq import search_by_index
+from foveal.curate.pairs_lists import search_by_lists
 from foveal.curate.runner import Runner
 from foveal.curate.stage import Stage, read_stage
 from foveal.curate.vectors import Vectors
@@ -22,8 +24,10 @@ def find_pairs(
 ) -> tuple[int, dict[str, Any]]:
     """Search for the pairs of the pool, and return in how many shards they lie and what the summary says of it."""
     num_rows, similarity = len(rows_of(stage)), searched_similarity(stage)
-    if stage.settings["search"] == "lists" and num_rows >= LEAST_ROWS:
+    if stage.settings["search"] == "lists" and num_rows >= pairs_lists.LEAST_ROWS:
         return search_by_lists(stage, runner, similarity=similarity, memory_bytes=memory_bytes, progress=progress)
+    if stage.settings["search"] == "ivfpq" and num_rows >= pairs_ivfpq.LEAST_ROWS:
+        return search_by_index(stage, runner, similarity=similarity, memory_bytes=memory_bytes, progress=progress)
     num_shards = -(-num_rows // stage.settings["shard_size"])
     task = functools.partial(search_exactly, memory_bytes=memory_bytes)
     runner.run(task, stage, PAIRS, num_shards, progress=progress)

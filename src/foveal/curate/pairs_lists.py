@@ -4,8 +4,7 @@ Lists are the clusters of a spherical k-means of a sample. Rows are written agai
 type of rough scores, so that a list is read in one piece. A row is compared with the lists of the p centres nearest to
 it. A pair is found where either of its rows reads the list of the other.
 
-p is set, and the recall measured, on rows drawn evenly whose true pairs are found by comparing them with all rows: the
-even ones of them set p, the odd ones measure.
+p is set, and the recall measured, on rows whose true pairs are known (`pairs_recall`).
 
 Cost: 2 N L D operations for lists of N rows in L lists, N p / L * 2 N D for pairs, and 2 S N D for S rows drawn. With
 L = 2 sqrt(N), everything grows as N^1.5.
@@ -36,21 +35,19 @@ from foveal.curate.pairs import (
     padded_size,
     rough,
     rough_type,
-    search_all,
     tiles,
 )
+from foveal.curate.pairs_recall import PAIRS, check_recall, measured_recall, recall_to_aim_at, run_truth, true_pairs
 from foveal.curate.runner import Runner
 from foveal.curate.stage import Stage, read_stage
 from foveal.curate.vectors import Vectors
-from foveal.errors import FovealError
 from foveal.features.batches import Progress
 from foveal.features.index import evenly_drawn
 
 logger = logging.getLogger(__name__)
 
 LEAST_ROWS = 64  # with fewer, lists make no sense
-TRUTH, CENTRES, HOMES, ORDER, LISTS, PAIRS = "truth", "centres", "homes", "order", "lists", "pairs"
-_DRAWN_ROWS, _DRAWN_ROWS_A_SHARD = 4096, 2048
+CENTRES, HOMES, ORDER, LISTS = "centres", "homes", "order", "lists"
 _TRAIN_ROWS_A_LIST, _LEAST_ROWS_A_LIST = 40, 16
 _STEPS = 6  # of k-means
 _LISTS_WITHOUT_PAIRS = 8  # read where no row drawn has a pair
@@ -66,8 +63,7 @@ def search_by_lists(
         FovealError: a recall below the least allowed.
     """
     num_rows, size = len(rows_of(stage)), stage.settings["shard_size"]
-    bound = functools.partial(find_truth, similarity=similarity, memory_bytes=memory_bytes)
-    runner.run(bound, stage, TRUTH, num_truth_shards(num_rows), progress=progress)
+    run_truth(stage, runner, similarity=similarity, memory_bytes=memory_bytes, progress=progress)
     runner.run(find_centres, stage, CENTRES, 1)
     runner.run(find_homes, stage, HOMES, -(-num_rows // size), progress=progress)
     runner.run(order_rows, stage, ORDER, 1)
@@ -76,10 +72,10 @@ def search_by_lists(
         runner.run(write_lists, stage, LISTS, num_shards, progress=progress)
         for shard in range(num_shards):
             stage.load(LISTS, shard)  # what reads them does not look whether they are whole
-    bound = functools.partial(search_lists, similarity=similarity, memory_bytes=memory_bytes)
-    runner.run(bound, stage, PAIRS, num_shards, progress=progress)
+    task = functools.partial(search_lists, similarity=similarity, memory_bytes=memory_bytes)
+    runner.run(task, stage, PAIRS, num_shards, progress=progress)
     centres = stage.load(CENTRES, 0)
-    recall, num_measured = measured_recall(stage, num_rows, num_shards)
+    recall, num_measured = measured_recall(stage, num_shards)
     check_recall(stage, recall, num_measured)
     return num_shards, {
         "method": "lists",
@@ -88,16 +84,6 @@ def search_by_lists(
         "recall": recall,
         "num_pairs_measured": num_measured,
     }
-
-
-def find_truth(folder: Path, shard: int, *, similarity: float, memory_bytes: int) -> None:
-    """Save the true pairs of some of the rows drawn, as `search_all` returns them."""
-    stage = read_stage(folder)
-    vectors, rows = Vectors.of_sources(stage.sources), rows_of(stage)
-    drawn = drawn_rows(rows)[shard * _DRAWN_ROWS_A_SHARD : (shard + 1) * _DRAWN_ROWS_A_SHARD]
-    k = stage.settings["neighbours"]
-    found = search_all(vectors, drawn, vectors, rows, similarity=similarity, k=k, memory_bytes=memory_bytes)
-    stage.save(TRUTH, shard, found)
 
 
 def find_centres(folder: Path, shard: int) -> None:
@@ -111,7 +97,7 @@ def find_centres(folder: Path, shard: int) -> None:
     num_lists = max(1, min(round(2 * math.sqrt(len(rows))), len(rows) // _LEAST_ROWS_A_LIST))
     sample = vectors.take(rows[evenly_drawn(len(rows), num_lists * _TRAIN_ROWS_A_LIST)])
     centres = fit(sample, sample[evenly_drawn(len(sample), num_lists)], steps=_STEPS).centroids
-    left, right, is_setting = true_pairs(stage, rows)
+    left, right, is_setting = true_pairs(stage)
     needed = _lists_needed(vectors, centres, left, right)
     num_read = min(num_lists, _num_to_read(needed[is_setting], stage.settings["min_recall"]))
     measuring = needed[~is_setting]
@@ -197,47 +183,6 @@ def search_lists(folder: Path, shard: int, *, similarity: float, memory_bytes: i
     stage.save(PAIRS, shard, found.end())
 
 
-def drawn_rows(rows: np.ndarray) -> np.ndarray:
-    """Return (S,) int64, the rows by which recall is measured."""
-    return rows[evenly_drawn(len(rows), _DRAWN_ROWS)]
-
-
-def num_truth_shards(num_rows: int) -> int:
-    """Return in how many shards the true pairs of the rows drawn lie."""
-    return -(-min(num_rows, _DRAWN_ROWS) // _DRAWN_ROWS_A_SHARD)
-
-
-def true_pairs(stage: Stage, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return left and right (P,) int64 of the true pairs of the rows drawn, and (P,) bool: is for setting p."""
-    found = [stage.load(TRUTH, shard) for shard in range(num_truth_shards(len(rows)))]
-    left, right = (np.concatenate([part[name] for part in found]) for name in ("left", "right"))
-    return left, right, np.searchsorted(drawn_rows(rows), left) % 2 == 0
-
-
-def measured_recall(stage: Stage, num_rows: int, num_shards: int) -> tuple[float | None, int]:
-    """Return which share of the true pairs is among the edges, of those that set nothing, and how many these are."""
-    left, right, is_setting = true_pairs(stage, rows_of(stage))
-    left, right = left[~is_setting], right[~is_setting]
-    is_found = np.zeros(len(left), bool)
-    total = Vectors.of_sources(stage.sources).num_rows
-    wanted = np.minimum(left, right) * total + np.maximum(left, right)
-    for shard in range(num_shards if len(left) else 0):
-        edges = stage.load(PAIRS, shard)
-        ends = np.minimum(edges["left"], edges["right"]) * total + np.maximum(edges["left"], edges["right"])
-        is_found |= np.isin(wanted, ends)
-    return (float(is_found.mean()) if len(left) else None), len(left)
-
-
-def check_recall(stage: Stage, recall: float | None, num_measured: int) -> None:
-    """Refuse a recall that is below the least allowed."""
-    least = stage.settings["min_recall"]
-    if recall is not None and recall < least:
-        raise FovealError(
-            f"the search finds {recall:.4f} of {num_measured} true pairs of rows drawn evenly, below min_recall="
-            f"{least}; search exactly, or accept less, in another --out"
-        )
-
-
 class _Lists:
     """The rough rows of lists, on the disk, each list padded."""
 
@@ -294,13 +239,10 @@ def _readers(rows: Tensor, centres: Tensor, num_read: int) -> tuple[Tensor, np.n
 
 
 def _num_to_read(needed: np.ndarray, min_recall: float) -> int:
-    """Return how many lists to read, so that no more than half the misses allowed are to be expected.
-
-    With few pairs these are fewer, so that the least recall lies three standard errors below.
-    """
+    """Return how many lists to read for the recall to aim at, from how many each pair of some rows needs."""
     if not len(needed):
         return _LISTS_WITHOUT_PAIRS
-    wanted = max((1 + min_recall) / 2, min_recall + 3 * math.sqrt(min_recall * (1 - min_recall) / len(needed)))
+    wanted = recall_to_aim_at(min_recall, len(needed))
     if wanted >= 1:  # too few pairs to say how many
         return 2 * int(needed.max())
     return int(np.quantile(needed, wanted, method="higher"))

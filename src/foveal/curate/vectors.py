@@ -111,7 +111,7 @@ class Vectors:
         if self.store is not None and self.token is not None:
             found = self.store.read(self.token, slice(start, stop))
         else:
-            found = np.asarray(self.array[start:stop], np.float32)  # type: ignore[index]
+            found = np.array(self.array[start:stop], np.float32)  # type: ignore[index]
         return self._unit(found, np.arange(start, stop))
 
     def take(self, numbers: np.ndarray) -> np.ndarray:

@@ -72,7 +72,7 @@ class Index:
                 f"({name} is {_short(wanted.get(name))}, of the index {_short(held.get(name))}); "
                 "build it again with foveal index"
             )
-        faiss = _faiss()
+        faiss = import_faiss()
         path = folder / FILE
         try:
             if (seen := sha256_of(path)) != card["sha256"][FILE]:
@@ -132,7 +132,7 @@ def build_index(
             f"{database.num_rows} rows need no index; search them exactly (an index starts at {2 * _ROWS_PER_LIST})"
         )
     folder = check_target(folder)
-    faiss = _faiss()
+    faiss = import_faiss()
     num_lists = max(1, min(round(4 * math.sqrt(database.num_rows)), database.num_rows // _ROWS_PER_LIST))
     lists = _filled_lists(faiss, database, num_lists, progress)
     num_probed, recall, num_measured = _calibrate(lists, database, min_recall)
@@ -272,7 +272,8 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _faiss() -> ModuleType:
+def import_faiss() -> ModuleType:
+    """Return the package faiss; FovealError says how to install it."""
     try:
         import faiss
     except ImportError as error:
