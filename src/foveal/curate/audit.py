@@ -6,6 +6,7 @@ too high, and those that are copies of others, to the byte or to the eye.
 Shapes: N images of the set.
 """
 
+import logging
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,17 +15,19 @@ from typing import Any
 import numpy as np
 
 from foveal.curate.audit_duplicates import near_copies
-from foveal.curate.audit_image import SOURCE, STEP, audit_shard, shard_rows
+from foveal.curate.audit_image import SOURCE, STEP, audit_shard, shard_rows, words_of
 from foveal.curate.audit_result import Audited, finish
-from foveal.curate.block_list import BlockList, file_hash
+from foveal.curate.block_list import BlockList, file_hash, has_urls
 from foveal.curate.perceptual import MAX_DISTANCE, first_of_equal, import_pdqhash
 from foveal.curate.plugins import load_plugin
 from foveal.curate.runner import Runner
 from foveal.curate.stage import Stage, open_stage
 from foveal.errors import FovealError, ImageSetError
 from foveal.features.batches import Progress
-from foveal.features.unchanged import changed_at, changed_uris
+from foveal.features.unchanged import UNREADABLE, changed_at, changed_uris, is_readable
 from foveal.images.imageset import ImageSet
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,7 @@ def run_audit(
         return stage
     num_shards = -(-len(images) // settings.shard_size)
     _check_unchanged_since(stage, images, num_shards)
+    _reopen(stage, images, num_shards)
     runner.run(audit_shard, stage, STEP, num_shards, progress=progress)
     audited = Audited.load(stage, num_shards)
     _remove_copies(audited)
@@ -125,6 +129,11 @@ def _open(images: ImageSet, out: Path, settings: AuditSettings, **given: str | P
     plans: dict[str, Any] = asdict(settings)
     if block_list := given["block_list"]:
         BlockList.open(Path(block_list))
+        if not has_urls(images):
+            raise FovealError(
+                f"no image of the set has an address that {block_list} could block; give them by --urls, as a column "
+                "url of the image set, or leave the list out"
+            )
         inputs["block_list"], sources["block_list"] = file_hash(Path(block_list)), block_list
     for key in ("scorer", "transform"):
         plugin = load_plugin(str(given[key])) if given[key] else None
@@ -156,6 +165,16 @@ def _check_unchanged_since(stage: Stage, images: ImageSet, num_shards: int) -> N
                 f"images have changed since they were audited: {', '.join(changed[:5])}; restore them, or remove "
                 f"{path} to audit its images as they are now"
             )
+
+
+def _reopen(stage: Stage, images: ImageSet, num_shards: int) -> None:
+    """Discard finished shards with images that their disk did not give then, and does now: they are done again."""
+    for shard in sorted(set(range(num_shards)) - set(stage.missing(STEP, num_shards))):
+        start = shard_rows(stage, shard, len(images)).start
+        words = words_of(stage.load(STEP, shard)["removed"])
+        if any(is_readable(images, start + row) for row, reason, _ in words if reason == UNREADABLE):
+            logger.warning("shard %d of %s: unreadable images can be read now; it is done again", shard, stage.folder)
+            stage.path(STEP, shard).unlink()
 
 
 def _remove_copies(audited: Audited) -> None:

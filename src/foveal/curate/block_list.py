@@ -93,6 +93,14 @@ def url_of(images: ImageSet, row: int) -> str | None:
     return uri if uri.lower().startswith(("http://", "https://")) else None
 
 
+def has_urls(images: ImageSet) -> bool:
+    """Tell whether `url_of` knows an address of any image."""
+    if "url" in images.rows.column_names and images.rows.column("url").null_count < len(images):
+        return True
+    uris = images.rows.column("uri")
+    return bool(pc.any(pc.match_substring_regex(uris, "^https?://", ignore_case=True)).as_py())
+
+
 def with_urls(images: ImageSet, table: Path) -> ImageSet:
     """Return the set with the column url, from a table of uri and url.
 

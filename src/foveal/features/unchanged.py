@@ -45,12 +45,13 @@ def retriable_shards(store: Path, images: ImageSet, shards: Sequence[int]) -> li
             continue
         sidecar = _sidecar(store, shard)
         lost = sidecar.filter(pc.equal(sidecar.column("reason"), UNREADABLE)).column("row").to_pylist()
-        if any(_is_readable(images, row) for row in lost):
+        if any(is_readable(images, row) for row in lost):
             found.append(shard)
     return found
 
 
-def _is_readable(images: ImageSet, row: int) -> bool:
+def is_readable(images: ImageSet, row: int) -> bool:
+    """Tell whether an image's bytes can be read now."""
     try:
         images.read(row)
     except BadImageError:
