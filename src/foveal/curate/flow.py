@@ -47,7 +47,7 @@ def warnings_of(curation: "Curation") -> list[str]:
         )
     retrieved = curation.found.stages.get("retrieve")
     for name, counts in ((retrieved.summary or {}).get("query_sets", {}) if retrieved else {}).items():
-        if counts.get("missing"):
+        if counts["missing"] and counts["method"] == "sample":  # by clusters, as many as there are is the rule
             found.append(
                 f"{name} had room for {counts['missing']:,} more: the pool holds no other images near its queries"
             )

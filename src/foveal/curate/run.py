@@ -2,6 +2,7 @@
 
 import json
 import logging
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from foveal.curate.recipe import Recipe, changed, dump_recipe
 from foveal.curate.report import write_report
 from foveal.curate.runner import Runner
 from foveal.errors import FovealError
+from foveal.features.ray_tasks import ray_cluster
 from foveal.files import staging_of, write_atomically
 from foveal.images.imageset import ImageSet
 
@@ -64,7 +66,8 @@ def curate(recipe: Recipe, *, runner: Runner = _HERE, watch: Watch | None = None
     try:
         if not before:
             _write(out / RECIPE, dump_recipe(recipe))
-        images = curation.run()
+        with ray_cluster(runner.ray_address) if runner.engine == "ray" else nullcontext():  # one for all stages
+            images = curation.run()
         (out / SUMMARY).unlink(missing_ok=True)
         _write(out / RECIPE, dump_recipe(recipe))
         images.save_in(out)
