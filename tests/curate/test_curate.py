@@ -191,6 +191,25 @@ def test_another_descriptor_for_copies_has_stores_of_its_own(pile: Path) -> None
     curated = made(pile, "copy_embed.size=35", "copy_embed.fit=resize", "copy_embed.engine=torch", seeds=("seeds",))
     assert [one["what_for"] for one in curated.summary["descriptors"]] == ["duplicates", "clusters and retrieval"]
     assert len(names(curated)) == 5
+    curated = made(pile, "copy_embed.size=35", "copy_embed.fit=resize", target=None, seeds=("seeds",), out="all")
+    assert [one["stage"] for one in curated.summary["flow"]] == ["audit", "dedup", "retrieve"]
+    verbs = [shlex.split(command)[1] for one in curated.summary["flow"] for command in one["commands"]]
+    assert verbs == ["audit", "extract", "dedup", "extract", "extract", "retrieve"]
+    assert len(names(curated)) == 6
+
+
+def test_a_plug_in_of_the_audit_counts_by_what_is_in_its_file(pile: Path) -> None:
+    folders = set()
+    for limit in (0, 300):
+        (pile / "score.py").write_text(f"def score(image):\n    return float(image.mean() > {limit})\n")
+        given = (f"scorer={pile / 'score.py'}:score", "dedup=null", "cluster=null")
+        if limit == 0:  # every picture is lighter than that
+            with pytest.raises(FovealError, match="none of the 30 images is kept"):
+                made(pile, *given, target=None)
+        else:
+            assert counts(made(pile, *given, target=None)) == {"audit": {"duplicate": 1, "unknown_format": 1}}
+        folders |= set((pile / "set/stages").glob("audit-*"))
+    assert len(folders) == 2
 
 
 def test_what_cannot_end_well_is_refused_before_any_work(pile: Path) -> None:

@@ -158,11 +158,12 @@ class Curation:
     def _describe(self) -> None:
         found, recipe = self.found, self.recipe
         if found.vectors is None and (recipe.sample is not None or recipe.seeds):
-            found.vectors = self._vectors("cluster", "what is left", found.images, found.key, self.describer)
+            first = "cluster" if self._needs_clusters else "retrieve"
+            found.vectors = self._vectors(first, "what is left", found.images, found.key, self.describer)
 
     def _cluster(self) -> None:
         recipe, vectors = self.recipe, self.found.vectors
-        if recipe.cluster is None or vectors is None or (recipe.sample is None and not self._retrieves_by_clusters):
+        if recipe.cluster is None or vectors is None or not self._needs_clusters:
             return
         if recipe.sample is not None:
             check_target(self._target(recipe.sample), self.found)
@@ -179,6 +180,10 @@ class Curation:
         return retrieve is not None and any(
             retrieve.mode_of(len(seeds)) == "cluster" for _, seeds in self.sources.seeds.values()
         )
+
+    @property
+    def _needs_clusters(self) -> bool:
+        return self.recipe.cluster is not None and (self.recipe.sample is not None or self._retrieves_by_clusters)
 
     def _retrieve(self) -> None:
         recipe, found = self.recipe, self.found
