@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from foveal.curate import dedup, pairs_lists
 from foveal.curate.dedup import DedupSettings, run_dedup
@@ -90,6 +91,20 @@ def test_an_interrupted_search_goes_on_to_the_same_bytes(vectors: Vectors, tmp_p
     shutil.rmtree(tmp_path / "out/shards/homes")
     shutil.rmtree(tmp_path / "out/shards/centres")
     assert run() == before
+
+
+def test_any_number_of_threads_gives_the_same_bytes(vectors: Vectors, tmp_path: Path) -> None:
+    found, before = [], torch.get_num_threads()
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        try:
+            run_dedup(vectors, out=tmp_path / str(threads), settings=LISTS)
+        finally:
+            torch.set_num_threads(before)
+        files = sorted(path for path in (tmp_path / str(threads)).rglob("*") if path.is_file())
+        found.append([path.read_bytes() for path in files])
+    assert len(found[0]) > 10
+    assert found[0] == found[1]
 
 
 def test_damaged_lists_are_named(vectors: Vectors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

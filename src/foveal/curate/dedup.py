@@ -30,7 +30,7 @@ from foveal.curate.dedup_copies import COPIES, DISTINCT, find_distinct, hash_row
 from foveal.curate.dedup_groups import find_groups, find_held_out, keep_order
 from foveal.curate.dedup_outcome import write_outcome
 from foveal.curate.dedup_search import HELD_OUT, REFERENCES, find_pairs, search_held_out, searched_similarity
-from foveal.curate.pairs import DEFAULT_MEMORY_BYTES, least_bits
+from foveal.curate.pairs import DEFAULT_MEMORY_BYTES, block_rows, least_bits
 from foveal.curate.pairs_lists import LISTS
 from foveal.curate.runner import Runner
 from foveal.curate.stage import SHARDS, Stage, open_stage
@@ -131,9 +131,10 @@ def run_dedup(
     stage = open_stage(out, "dedup", settings=_deciding(settings, vectors), inputs=inputs, sources=sources)
     if stage.summary is not None:
         return stage
-    least_bits(searched_similarity(stage), vectors.width)  # refuses what cannot be searched for
-
     num_rows, size = vectors.num_rows, settings.shard_size
+    least_bits(searched_similarity(stage), vectors.width)  # refuses what cannot be searched for
+    block_rows(min(num_rows, size), vectors.width, 1, settings.memory_bytes)  # or cannot be held
+
     runner.run(hash_rows, stage, COPIES, -(-num_rows // size), progress=progress)
     runner.run(find_distinct, stage, DISTINCT, 1)
     num_shards, facts = find_pairs(stage, runner, memory_bytes=settings.memory_bytes, progress=progress)

@@ -151,7 +151,7 @@ def search_all(
         FovealError: too little memory for so many rows at left, or a row with NaN.
     """
     num_threads = torch.get_num_threads()
-    block_rows = _block_rows(len(left_rows), left.width, num_threads, memory_bytes)
+    size = block_rows(len(left_rows), left.width, num_threads, memory_bytes)
     found = BestPairs(left, right, similarity=similarity, k=k, max_pairs=memory_bytes // 4 // BYTES_A_PAIR)
     least = least_bits(similarity, left.width)
     asking = torch.cat([rough(left.take(part)) for part in _split(left_rows, _BLOCK_ROWS)])
@@ -167,7 +167,7 @@ def search_all(
                 add_matches(found, asked, left_tile, block[start : start + len(tile)], tile, least, scores)
 
     with one_thread_each() as pool:
-        for _ in pool.map(compare, _split(right_rows, block_rows)):
+        for _ in pool.map(compare, _split(right_rows, size)):
             pass
     return found.end()
 
@@ -255,8 +255,12 @@ def _whole_numbers(dtype: torch.dtype) -> torch.dtype:
     return torch.int16 if dtype == torch.bfloat16 else torch.int32
 
 
-def _block_rows(num_left: int, width: int, num_threads: int, memory_bytes: int) -> int:
-    """Return how many rows at right to read at a time, so that everything stays within the memory given."""
+def block_rows(num_left: int, width: int, num_threads: int, memory_bytes: int) -> int:
+    """Return how many rows at right to read at a time, so that everything stays within the memory given.
+
+    Raises:
+        FovealError: not even the rows at left fit.
+    """
     rest = memory_bytes // 2 - num_left * width * 4  # the other half is for pairs and their exact scores
     fitting = rest // (num_threads * width * _BYTES_A_NUMBER)
     if fitting < _LEAST_BLOCK_ROWS:

@@ -229,7 +229,8 @@ def _readers(rows: Tensor, centres: Tensor, num_read: int) -> tuple[Tensor, np.n
 
     def nearest(part: Tensor) -> np.ndarray:
         scores = (part @ right).float().numpy()
-        return np.argpartition(scores, len(centres) - num_read, axis=1)[:, len(centres) - num_read :]
+        first = len(centres) - num_read
+        return np.argpartition(scores, first, axis=1)[:, first:].astype(np.int32)  # a copy, that frees the rest
 
     with one_thread_each() as pool:
         read = torch.from_numpy(np.concatenate(list(pool.map(nearest, rows.split(TILE))))).flatten()
