@@ -4,7 +4,15 @@ from PIL import Image
 from skimage import data
 
 from foveal.curate import perceptual
-from foveal.curate.perceptual import first_of_equal, near_hash_pairs, near_pair_blocks, num_bands, perceptual_hash
+from foveal.curate.perceptual import (
+    first_of_equal,
+    near_components,
+    near_hash_pairs,
+    near_pair_blocks,
+    num_bands,
+    perceptual_hash,
+)
+from foveal.curate.unionfind import UnionFind
 from foveal.errors import FovealError
 
 
@@ -44,6 +52,24 @@ def test_every_pair_comes_in_one_band_only() -> None:
     pairs = np.concatenate([block for blocks in bands for block, _ in blocks])
     assert sum(bool(blocks) for blocks in bands) > 1
     assert sorted(map(tuple, pairs.tolist())) == list(map(tuple, near_hash_pairs(hashes, 20)[0].tolist()))
+
+
+@pytest.mark.parametrize("max_distance", [5, 12, 20])
+def test_components_are_those_of_all_pairs(monkeypatch: pytest.MonkeyPatch, max_distance: int) -> None:
+    monkeypatch.setattr(perceptual, "_CROWD", 20)
+    crowd = np.repeat(planted(2, 32, seed=0), 60, axis=0)
+    bits = np.unpackbits(crowd, axis=1)
+    bits[np.arange(120), np.random.default_rng(1).integers(0, 256, (8, 120))] ^= 1
+    hashes = np.concatenate([planted(80, 32, seed=2), np.packbits(bits, axis=1)])[
+        np.random.default_rng(3).permutation(200)
+    ]
+    found, _ = near_hash_pairs(hashes, max_distance)
+    expected, joined = UnionFind(200), UnionFind(200)
+    expected.union(found[:, 0], found[:, 1])
+    for band in range(num_bands(hashes, max_distance)):
+        joined.union(np.arange(200), near_components(hashes, max_distance, [band]))
+    assert joined.labels().tolist() == expected.labels().tolist()
+    assert 2 <= len(set(joined.labels().tolist())) < 200
 
 
 def test_a_distance_beyond_near_copies_is_refused() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from foveal.curate.perceptual import first_of_equal, near_pair_blocks, num_bands
+from foveal.curate.perceptual import first_of_equal, near_components, num_bands
 from foveal.curate.runner import Runner
 from foveal.curate.stage import Stage, read_stage
 from foveal.curate.unionfind import UnionFind
@@ -57,10 +57,7 @@ def link_band(folder: Path, band: int) -> None:
     """Join the hashes that one piece finds to be near; one link for each that is joined, not one for each pair."""
     stage = read_stage(folder)
     codes = stage.load(HASHES, 0)["codes"]
-    joined = UnionFind(len(codes))
-    for pairs, _ in near_pair_blocks(codes, stage.settings["max_distance"], [band]):
-        joined.union(pairs[:, 0], pairs[:, 1])
-    labels = joined.labels()
+    labels = near_components(codes, stage.settings["max_distance"], [band])
     linked = np.flatnonzero(labels != np.arange(len(codes)))
     stage.save(LINKS, band, {"links": np.stack([linked, labels[linked]], axis=1)})
 

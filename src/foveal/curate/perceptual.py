@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pyarrow as pa
 
+from foveal.curate.unionfind import UnionFind
 from foveal.errors import FovealError
 
 HASH_BITS = 256
@@ -19,6 +20,7 @@ MIN_QUALITY = 50  # the authors of PDQ advise against hashes below, which are th
 MAX_DISTANCE = 31  # what the authors of PDQ call a match, and the most that the search finds all pairs of
 _SIDE = 64  # PDQ compares the low frequencies of 64 x 64 values
 _PAIRS_AT_ONCE = 1 << 20
+_CROWD = 512  # hashes that share a piece; beyond, comparing all with all takes long
 
 
 def perceptual_hash(image: np.ndarray) -> tuple[np.ndarray, int]:
@@ -154,6 +156,53 @@ def near_pair_blocks(
             new = ~earlier.any(axis=1)
             if new.any():
                 yield rows[new], distances[new]
+
+
+def near_components(hashes: np.ndarray, max_distance: int, bands: Sequence[int]) -> np.ndarray:
+    """Return for each hash the smallest row that pairs of these pieces join it to, not going through all pairs.
+
+    The frames of a camera that stands still are a crowd of nearly equal hashes: once joined, they are not compared.
+
+    Args:
+        hashes: as in `near_hash_pairs`.
+        max_distance: as there.
+        bands: the pieces to search by; joining what each finds gives the components of all pairs.
+
+    Returns:
+        (N,) int64.
+    """
+    keys, radius = _bands(hashes, max_distance)
+    joined = UnionFind(len(hashes))
+    for band in bands:
+        order = np.argsort(keys[:, band], kind="stable")
+        _, starts, counts = np.unique(keys[order, band], return_index=True, return_counts=True)
+        crowded = (counts > _CROWD) & (radius == 0)
+        for start, count in zip(starts[crowded].tolist(), counts[crowded].tolist(), strict=True):
+            rows = order[start : start + count]
+            joined.union(rows, rows[_crowd_labels(np.ascontiguousarray(hashes[rows]).view(np.uint64), max_distance)])
+        order = order[np.repeat(~crowded, counts)]
+        words = np.ascontiguousarray(hashes[order]).view(np.uint64)
+        for left, right in _candidates(keys[order, band], radius):
+            near, _ = _within(words, left, right, max_distance)
+            joined.union(order[left[near]], order[right[near]])
+    return joined.labels()
+
+
+def _crowd_labels(words: np.ndarray, max_distance: int) -> np.ndarray:
+    """Return the first place of each component; what is near a place joins it and is not compared with the joined."""
+    labels = np.arange(len(words))
+    unseen = np.arange(len(words))
+    while len(unseen):
+        first, unseen = unseen[0], unseen[1:]
+        waiting = [first]
+        while waiting and len(unseen):
+            place = waiting.pop()
+            near = np.bitwise_count(words[unseen] ^ words[place]).sum(axis=1, dtype=np.int64) <= max_distance
+            if near.any():
+                labels[unseen[near]] = first
+                waiting.extend(unseen[near].tolist())
+                unseen = unseen[~near]
+    return labels
 
 
 def _bands(hashes: np.ndarray, max_distance: int) -> tuple[np.ndarray, int]:
