@@ -124,6 +124,22 @@ def test_a_finished_set_is_returned_and_a_late_setting_redoes_late_stages_only(p
     assert back.summary["hash"] == first.summary["hash"]
 
 
+def test_the_recipe_beside_the_result_repeats_it(pile: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(pile)
+    made(pile, "sample.seed=5", seeds=("seeds",), keep_out=("eval",))
+    settings = [*SETTINGS, "model=model", "sample.seed=5"]
+    given = ["--target", "5", "--seed", "seeds", "--keep-out", "eval", "--out", "set"]
+    assert main(["curate", "pool", *given, *settings]) == 0  # by relative paths: the same again
+    first = made(pile, "sample.seed=5", seeds=("seeds",), keep_out=("eval",))
+    monkeypatch.chdir("/")
+    time = (pile / "set/report.html").stat().st_mtime_ns
+    assert main(shlex.split(first.summary["command"])[1:]) == 0
+    assert (pile / "set/report.html").stat().st_mtime_ns == time  # nothing was left to do
+    command = ["curate", f"{pile}/pool", "--recipe", f"{pile}/set/curate.yaml", "--out", f"{pile}/other"]
+    assert main(command) == 0
+    assert ImageSet.open(pile / "other").hash == first.summary["hash"]
+
+
 def test_a_target_above_what_is_left_says_where_it_went_and_a_lower_one_goes_on(pile: Path) -> None:
     with pytest.raises(FovealError, match=r"target 20 is above the 6 images .*dedup.* 6 after retrieve.*per_query"):
         made(pile, target=20, seeds=("seeds",))
@@ -267,6 +283,19 @@ def test_wrong_recipes_are_refused_in_words() -> None:
         load_recipe("curate_small", ["model=x", "dedup=null"], keep_out=["eval"], **given)
     with pytest.raises(RecipeError, match="did you mean 'curate_small'"):
         load_recipe("curate_smal", ["model=x"], **given)
+
+
+def test_places_of_a_recipe_are_absolute(pile: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(pile)
+    (pile / "score.py").touch()
+    (pile / "weights.pt").touch()
+    settings = ["model=model", "copy_model=sscd:weights.pt", "scorer=score.py:score", "seeds=[seeds,eval]"]
+    recipe = load_recipe("curate_small", [*settings, "keep_out=more"], pool="pool", out="set")
+    assert (recipe.pool, recipe.out, recipe.model) == (f"{pile}/pool", f"{pile}/set", f"{pile}/model")
+    assert (recipe.copy_model, recipe.scorer) == (f"sscd:{pile}/weights.pt", f"{pile}/score.py:score")
+    assert (recipe.seeds, recipe.keep_out) == ((f"{pile}/seeds", f"{pile}/eval"), ("more",))
+    recipe = load_recipe("curate_small", ["model=dinov2_vits14"], pool="*.tar", out="set")
+    assert (recipe.pool, recipe.model) == ("*.tar", "dinov2_vits14")
 
 
 def test_the_recipe_of_the_paper_has_its_numbers() -> None:

@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from foveal.curate.ready import RECIPE
 from foveal.curate.recipe import absolute, options_of
 from foveal.curate.vectors import Vectors
 
@@ -55,6 +56,12 @@ def warnings_of(curation: "Curation") -> list[str]:
         if (bad := _num_bad(vectors)) > 0:
             found.append(f"{bad:,} images of {name} could not be read for their features, and are left out")
     return found
+
+
+def whole_command(curation: "Curation") -> str:
+    """Return the command that repeats all of it, from the recipe beside the result."""
+    pool, out = absolute(curation.recipe.pool), str(curation.out)
+    return shlex.join(["foveal", "curate", pool, "--recipe", str(curation.out / RECIPE), "--out", out])
 
 
 def extract_command(source: str, model: str, vectors: Vectors, how: Any, default: Any) -> str:

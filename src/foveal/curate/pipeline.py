@@ -117,7 +117,7 @@ class Curation:
             return
         block_list = None if recipe.block_list is None else Path(recipe.block_list)
         given: dict[str, Any] = {"block_list": block_list, "scorer": recipe.scorer, "transform": recipe.transform}
-        folder = self._folder("audit", [asdict(recipe.audit), _contents(given)], found.key)
+        folder = self._folder("audit", [asdict(recipe.audit), plug_ins_of(recipe)], found.key)
         with self.watch("audit") as progress:
             stage = run_audit(
                 ImageSet.open(found.images),
@@ -269,11 +269,10 @@ def _token(vectors: Vectors) -> str | None:
     return None if vectors.token == "cls" else vectors.token
 
 
-def _contents(given: dict[str, Any]) -> list[str | None]:
-    """Return the hash of a block list and of each plug-in; None for what is not given."""
-    block_list = given["block_list"]
-    hashes = [None if block_list is None else sha256_of(block_list)]
-    return hashes + [load_plugin(given[name]).sha256 if given[name] else None for name in ("scorer", "transform")]
+def plug_ins_of(recipe: Recipe) -> list[str | None]:
+    """Return the hash of the block list and of each plug-in of a recipe; None for what it has not."""
+    block_list = None if recipe.block_list is None else sha256_of(Path(recipe.block_list))
+    return [block_list, *(load_plugin(name).sha256 if name else None for name in (recipe.scorer, recipe.transform))]
 
 
 def key_of(name: str, settings: Any, *inputs: str) -> str:

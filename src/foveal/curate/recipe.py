@@ -19,7 +19,9 @@ from foveal.features.stamp import StoreSettings
 from foveal.settings import Settings, built_in_recipes, keys_of, override, problem, read_recipe
 
 _OF_ALL = "dedup"  # a key that every recipe of curation has, and no other recipe
-_TEXTS = {"pool", "out", "model", "copy_model", "block_list", "scorer", "transform"}
+# Keys that say where something is. What is there decides the result, and not its name.
+PLACES = ("pool", "out", "seeds", "keep_out", "model", "copy_model", "block_list", "scorer", "transform")
+_SEVERAL = ("seeds", "keep_out")
 
 
 class Embed(Settings):
@@ -144,9 +146,14 @@ def load_recipe(
     """
     values = read_recipe(name, key=_OF_ALL)
     known = keys_of(Recipe)
-    override(values, overrides, known=known, texts=_TEXTS, example="dedup.similarity=0.7")
-    values |= {"pool": pool, "out": out}
+    override(values, overrides, known=known, texts=set(PLACES).difference(_SEVERAL), example="dedup.similarity=0.7")
+    values |= {"pool": pool, "out": str(Path(out).absolute())}
     values |= {key: list(given) for key, given in (("seeds", seeds), ("keep_out", keep_out)) if given}
+    for key in PLACES:  # absolute, so that the recipe beside the result means the same from everywhere
+        if isinstance(place := values.get(key), str) and key not in _SEVERAL:
+            values[key] = absolute(place)
+        elif place and key in _SEVERAL:
+            values[key] = [absolute(one) for one in ([place] if isinstance(place, str) else map(str, place))]
     sample = values.get("sample") or {}
     if target is not None:
         sample = {**sample, "target": target}
@@ -191,8 +198,13 @@ def options_of(settings: Any) -> list[str]:
 
 
 def absolute(source: str) -> str:
-    """Return a source that is a path here as an absolute one."""
-    return str(Path(source).absolute()) if Path(source).exists() else source
+    """Return a source that is a path here as an absolute one; also that in "sscd:FILE" and "FILE.py:FUNCTION"."""
+    if Path(source).exists():
+        return str(Path(source).absolute())
+    head, colon, tail = source.partition(":")
+    if colon and head and tail:
+        return ":".join(str(Path(part).absolute()) if Path(part).exists() else part for part in (head, tail))
+    return source
 
 
 def _word(value: Any) -> str:

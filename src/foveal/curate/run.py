@@ -9,10 +9,10 @@ from typing import Any
 
 import yaml
 
-from foveal.curate.flow import flow_of, warnings_of
-from foveal.curate.pipeline import Curation, Watch, key_of
+from foveal.curate.flow import flow_of, warnings_of, whole_command
+from foveal.curate.pipeline import Curation, Watch, key_of, plug_ins_of
 from foveal.curate.ready import RECIPE, open_sources
-from foveal.curate.recipe import Recipe, changed, dump_recipe
+from foveal.curate.recipe import PLACES, Recipe, changed, dump_recipe
 from foveal.curate.report import write_report
 from foveal.curate.runner import Runner
 from foveal.errors import FovealError
@@ -32,7 +32,7 @@ class Curated:
 
     Attributes:
         out: folder of the result, an image set.
-        summary: num_pool, num_images, num_as_is; flow, one entry a stage; descriptors; warnings.
+        summary: num_pool, num_images, num_as_is; flow, one entry a stage; descriptors; warnings; command, to repeat it.
     """
 
     out: Path
@@ -55,12 +55,12 @@ def curate(recipe: Recipe, *, runner: Runner = _HERE, watch: Watch | None = None
     """
     sources = open_sources(recipe)
     out = Path(recipe.out).absolute()
-    decisive = {key: value for key, value in recipe.plain().items() if key not in ("pool", "out", "seeds", "keep_out")}
+    settings = {key: value for key, value in recipe.plain().items() if key not in PLACES}
     before = _summary_of(out)
     _tell_changes(out, recipe)
     curation = Curation(recipe, sources, runner=runner, watch=watch)
     identities = [curation.describer.identity, curation.copy_describer.identity]
-    stamp = key_of("curate", [decisive, sources.hashes, identities])
+    stamp = key_of("curate", [settings, sources.hashes, identities, plug_ins_of(recipe)])
     if before.get("stamp") == stamp:
         return Curated(out, before)
     try:
@@ -80,6 +80,7 @@ def curate(recipe: Recipe, *, runner: Runner = _HERE, watch: Watch | None = None
             "seeds": {name: len(one) for name, (_, one) in sources.seeds.items()},
             "num_keep_out": 0 if sources.keep_out is None else len(sources.keep_out[1]),
             "descriptors": curation.descriptors,
+            "command": whole_command(curation),
             "flow": flow_of(curation),
             "warnings": warnings_of(curation),
         }
