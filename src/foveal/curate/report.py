@@ -25,7 +25,9 @@ from foveal.errors import BadImageError
 from foveal.features.charts import line_chart
 from foveal.features.pictures import displayed, fitted
 from foveal.files import staging_of, write_atomically
+from foveal.images.decode import decode
 from foveal.images.imageset import ImageSet
+from foveal.images.shards import Reader
 
 if TYPE_CHECKING:
     from foveal.curate.pipeline import Curation
@@ -107,15 +109,17 @@ class Thumbnails:
     def __init__(self) -> None:
         """Start with none."""
         self._found: dict[tuple[Path, str, int], str | None] = {}
+        self._readers: dict[Path, Reader] = {}
         self.num_unreadable = 0
 
     def shown(self, root: Path, uri: str, size: int = _PAIR_SIZE) -> Shown:
         """Return the picture of an image below a folder, with its longer side so many pixels."""
         key = (root, uri, size)
         if key not in self._found:
-            one = ImageSet(pa.table({"uri": [uri]}), root=root)
+            reader = self._readers.setdefault(root, Reader(root))
             try:
-                self._found[key] = _data_url(fitted(displayed(one.decode(0, min_short_side=size)), size))
+                pixels = decode(reader.read(uri), min_short_side=size)
+                self._found[key] = _data_url(fitted(displayed(pixels), size))
             except BadImageError:
                 self._found[key] = None
                 self.num_unreadable += 1
