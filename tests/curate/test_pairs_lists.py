@@ -107,6 +107,20 @@ def test_any_number_of_threads_gives_the_same_bytes(vectors: Vectors, tmp_path: 
     assert found[0] == found[1]
 
 
+def test_a_crowd_of_nearly_equal_rows_is_searched_with_the_recall_foreseen(tmp_path: Path) -> None:
+    # Each row has more neighbours than it keeps, and centres differ by less than bf16 can tell.
+    generator = np.random.default_rng(0)
+    rows = generator.standard_normal((1, 19)) + 0.01 * generator.standard_normal((600, 19))
+    np.save(tmp_path / "rows.npy", rows.astype(np.float32))
+    settings = DedupSettings(search="lists", neighbours=8)
+    stage = run_dedup(Vectors(tmp_path / "rows.npy"), out=tmp_path / "out", settings=settings)
+    assert stage.summary is not None
+    assert stage.summary["num_kept"] == 1
+    assert stage.summary["search"]["recall"] >= 0.99
+    assert stage.summary["search"]["num_pairs_measured"] == 300 * 8
+    assert stage.summary["search"]["num_lists_read"] < stage.summary["search"]["num_lists"]
+
+
 def test_damaged_lists_are_named(vectors: Vectors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise FovealError("interrupted")

@@ -43,7 +43,7 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Groups:
-    """Of each row the group of its copies, as its smallest row, and how many edges and equal pairs there were."""
+    """Of each row the group of its copies, as its smallest row, and how many neighbours and equal rows there were."""
 
     label: np.ndarray
     num_pairs: int
@@ -128,7 +128,7 @@ def facts_of(groups: Groups, held_out: HeldOut | None) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "num_images": len(groups.label),
         "num_equal": groups.num_equal,
-        "num_edges": groups.num_pairs,
+        "num_neighbours": groups.num_pairs,
         "num_groups": int((sizes > 1).sum()),
         "largest_group": int(sizes.max()),
     }

@@ -5,11 +5,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from foveal.curate.dedup_groups import Groups, HeldOut, chosen, facts_of
 from foveal.curate.stage import Stage, removed_table
 from foveal.curate.vectors import Vectors
 from foveal.errors import FovealError
+from foveal.features.fixed_point import whole_rows
 from foveal.files import staging_of
 
 DUPLICATE, KEEP_OUT = "duplicate", "keep-out"
@@ -126,5 +128,8 @@ def _similarities(vectors: Vectors, left: np.ndarray, right: np.ndarray) -> np.n
     found = np.empty(len(left))
     for start in range(0, len(left), _ROWS_AT_A_TIME):
         some = slice(start, start + _ROWS_AT_A_TIME)
-        found[some] = np.einsum("nd,nd->n", vectors.take(left[some]), vectors.take(right[some]), dtype=np.float64)
+        (one, length), (other, other_length) = (
+            whole_rows(torch.from_numpy(vectors.take(rows[some]))) for rows in (left, right)
+        )
+        found[some] = (one * other).sum(dim=1).div_(length * other_length).clamp_(max=1).numpy()
     return found

@@ -74,10 +74,13 @@ def _assign_block(points: np.ndarray, centroids: np.ndarray, right: torch.Tensor
     scores = torch.from_numpy(points).to(right.dtype) @ right
     near = _near_best(scores, margin).numpy().reshape(-1)
     place, cluster = np.divmod(np.flatnonzero(near), len(centroids))
-    similarities = np.einsum("cd,cd->c", points[place], centroids[cluster], dtype=np.float64)
+    similarities = np.empty(len(place))
+    for first in range(0, len(place), _ROWS_AT_A_TIME):  # of many equal points all are near all
+        some = slice(first, first + _ROWS_AT_A_TIME)
+        similarities[some] = np.einsum("cd,cd->c", points[place[some]], centroids[cluster[some]], dtype=np.float64)
     order = np.lexsort((cluster, -similarities, place))
-    first = order[np.diff(place[order], prepend=-1) != 0]
-    return Assigned(cluster[first], similarities[first])
+    best = order[np.diff(place[order], prepend=-1) != 0]
+    return Assigned(cluster[best], similarities[best])
 
 
 def _near_best(scores: torch.Tensor, margin: float) -> torch.Tensor:

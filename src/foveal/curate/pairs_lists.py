@@ -98,7 +98,7 @@ def find_centres(folder: Path, shard: int) -> None:
     sample = vectors.take(rows[evenly_drawn(len(rows), num_lists * _TRAIN_ROWS_A_LIST)])
     centres = fit(sample, sample[evenly_drawn(len(sample), num_lists)], steps=_STEPS).centroids
     left, right, is_setting = true_pairs(stage)
-    needed = _lists_needed(vectors, centres, left, right)
+    needed = _lists_needed(vectors, centres, left, right, stage.settings["neighbours"])
     num_read = min(num_lists, _num_to_read(needed[is_setting], stage.settings["min_recall"]))
     measuring = needed[~is_setting]
     check_recall(stage, float((measuring <= num_read).mean()) if len(measuring) else None, len(measuring))
@@ -161,7 +161,7 @@ def search_lists(folder: Path, shard: int, *, similarity: float, memory_bytes: i
     found = BestPairs(vectors, vectors, similarity=similarity, k=k, max_pairs=num_pairs)
     least = least_bits(similarity, vectors.width)
     own, numbers = lists.all_of(first, last)
-    reading, starts = _readers(own, torch.from_numpy(centres["centres"]), int(centres["num_read"][0]))
+    reading, starts = _readers(vectors, numbers, centres["centres"], int(centres["num_read"][0]))
     buffers = threading.local()
 
     def compare(number: int) -> None:
@@ -223,17 +223,22 @@ class _Lists:
         return self._shards[shard]
 
 
-def _readers(rows: Tensor, centres: Tensor, num_read: int) -> tuple[Tensor, np.ndarray]:
-    """Return places of rows by the list that they read, and where each list starts among them (L + 1,)."""
-    right = centres.to(rows.dtype).T
+def _readers(vectors: Vectors, numbers: np.ndarray, centres: np.ndarray, num_read: int) -> tuple[Tensor, np.ndarray]:
+    """Return places of rows by the list that they read, and where each list starts among them (L + 1,).
 
-    def nearest(part: Tensor) -> np.ndarray:
-        scores = (part @ right).float().numpy()
-        first = len(centres) - num_read
+    In float32 of the rows themselves: rough rows do not tell apart the centres among many nearly equal rows.
+    """
+    reading, right, first = threading.Lock(), _told_apart(centres), len(centres) - num_read
+
+    def nearest(part: np.ndarray) -> np.ndarray:
+        with reading:
+            rows = vectors.take(part)
+        scores = (torch.from_numpy(rows) @ right).numpy()
         return np.argpartition(scores, first, axis=1)[:, first:].astype(np.int32)  # a copy, that frees the rest
 
+    parts = np.split(numbers, range(TILE, len(numbers), TILE))
     with one_thread_each() as pool:
-        read = torch.from_numpy(np.concatenate(list(pool.map(nearest, rows.split(TILE))))).flatten()
+        read = torch.from_numpy(np.concatenate(list(pool.map(nearest, parts)))).flatten()
     order = read.argsort(stable=True)
     counts = torch.bincount(read, minlength=len(centres)).numpy()
     return order // num_read, np.concatenate([[0], np.cumsum(counts)])
@@ -249,16 +254,26 @@ def _num_to_read(needed: np.ndarray, min_recall: float) -> int:
     return int(np.quantile(needed, wanted, method="higher"))
 
 
-def _lists_needed(vectors: Vectors, centres: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Return (P,) how many lists rows must read for each pair to be found: the less of both its rows."""
-    needed = np.empty(len(left), np.int64)
+def _lists_needed(vectors: Vectors, centres: np.ndarray, left: np.ndarray, right: np.ndarray, k: int) -> np.ndarray:
+    """Return (P,) how many lists rows must read for each pair to be found.
+
+    A pair is found by either of its rows, so the less of both counts; but of a row that has k neighbours these may
+    have others that are nearer, and the row has to find them itself.
+    """
+    right_side, needed = _told_apart(centres), np.empty(len(left), np.int64)
+    has_all = np.unique_counts(left).counts[np.unique_inverse(left).inverse_indices] >= k
     for start in range(0, len(left), TILE):
         some = slice(start, start + TILE)
-        scores = [torch.from_numpy(vectors.take(numbers[some]) @ centres.T) for numbers in (left, right)]
+        scores = [torch.from_numpy(vectors.take(numbers[some])) @ right_side for numbers in (left, right)]
         homes = [one.argmax(dim=1, keepdim=True) for one in scores]
-        ranks = [(one >= one.gather(1, home)).sum(dim=1) for one, home in zip(scores, homes[::-1], strict=True)]
-        needed[some] = torch.minimum(*ranks).numpy()
+        own, other = ((one >= one.gather(1, home)).sum(dim=1) for one, home in zip(scores, homes[::-1], strict=True))
+        needed[some] = torch.where(torch.from_numpy(has_all[some]), own, torch.minimum(own, other)).numpy()
     return needed
+
+
+def _told_apart(centres: np.ndarray) -> Tensor:
+    """Return (D, L) centres less their mean, which orders them alike and rounds less where they are near each other."""
+    return torch.from_numpy((centres - centres.mean(axis=0, dtype=np.float64)).astype(np.float32)).T
 
 
 def _as_numpy(rows: Tensor) -> np.ndarray:
