@@ -51,6 +51,7 @@ CENTRES, HOMES, ORDER, LISTS = "centres", "homes", "order", "lists"
 _TRAIN_ROWS_A_LIST, _LEAST_ROWS_A_LIST = 40, 16
 _STEPS = 6  # of k-means
 _LISTS_WITHOUT_PAIRS = 8  # read where no row drawn has a pair
+_FEW_PAIRS = 100
 _ROWS_AT_A_TIME = 8192
 
 
@@ -96,7 +97,8 @@ def find_centres(folder: Path, shard: int) -> None:
     vectors, rows = Vectors.of_sources(stage.sources), rows_of(stage)
     num_lists = max(1, min(round(2 * math.sqrt(len(rows))), len(rows) // _LEAST_ROWS_A_LIST))
     sample = vectors.take(rows[evenly_drawn(len(rows), num_lists * _TRAIN_ROWS_A_LIST)])
-    centres = fit(sample, sample[evenly_drawn(len(sample), num_lists)], steps=_STEPS).centroids
+    with one_thread_each():  # products so small gain little by more, and lose all beside other work
+        centres = fit(sample, sample[evenly_drawn(len(sample), num_lists)], steps=_STEPS).centroids
     left, right, is_setting = true_pairs(stage)
     needed = _lists_needed(vectors, centres, left, right, stage.settings["neighbours"])
     num_read = min(num_lists, _num_to_read(needed[is_setting], stage.settings["min_recall"]))
@@ -249,8 +251,8 @@ def _num_to_read(needed: np.ndarray, min_recall: float) -> int:
     if not len(needed):
         return _LISTS_WITHOUT_PAIRS
     wanted = recall_to_aim_at(min_recall, len(needed))
-    if wanted >= 1:  # too few pairs to say how many
-        return 2 * int(needed.max())
+    if wanted >= 1:  # all of these pairs, and the fewer they are, the more beside
+        return math.ceil(int(needed.max()) * (1 + min(1.0, _FEW_PAIRS / len(needed))))
     return int(np.quantile(needed, wanted, method="higher"))
 
 
