@@ -1,3 +1,4 @@
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -98,6 +99,24 @@ def test_one_and_two_workers_and_a_run_cut_short_give_the_same_bytes(
     run_cluster(vectors, out=tmp_path / "cut", settings=SETTINGS)
     assert contents(tmp_path / "cut") == contents(tmp_path / "one")
     assert not list((tmp_path / "one/shards").glob("full0*"))  # sums are removed once they are summed up
+
+
+def test_a_run_cut_while_it_removes_sums_leaves_none(
+    make_store: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vectors, whole = Vectors(make_store(drawn(60, 0))), shutil.rmtree
+
+    def cut(path: Path, **options: bool) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", cut)
+    with pytest.raises(KeyboardInterrupt):
+        run_cluster(vectors, out=tmp_path / "cut", settings=SETTINGS)
+    assert list((tmp_path / "cut/shards").glob("full0*"))
+    monkeypatch.setattr(shutil, "rmtree", whole)
+    run_cluster(vectors, out=tmp_path / "cut", settings=SETTINGS)
+    run_cluster(vectors, out=tmp_path / "one", settings=SETTINGS)
+    assert contents(tmp_path / "cut") == contents(tmp_path / "one")
 
 
 def test_wrong_numbers_of_clusters_are_refused(make_store: MakeStore, tmp_path: Path) -> None:

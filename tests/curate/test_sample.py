@@ -26,6 +26,24 @@ def test_what_is_dealt_is_level_and_exactly_the_target(sizes: list[int], share: 
     assert all(given >= min(size, top - 1) for given, size in zip(found.tolist(), sizes, strict=True))
 
 
+@given(data=st.data(), seed=st.integers(0, 9))
+@settings(max_examples=40, deadline=None)
+def test_a_sample_of_a_hierarchy_is_exact_and_level_among_siblings(data: st.DataObject, seed: int) -> None:
+    middle_of = np.array(data.draw(st.lists(st.integers(0, 4), min_size=1, max_size=9)))  # of each finest cluster
+    top_of = np.array(data.draw(st.lists(st.integers(0, 2), min_size=5, max_size=5)))
+    finest = np.array(data.draw(st.lists(st.integers(0, len(middle_of) - 1), min_size=1, max_size=80)))
+    levels = [finest, middle_of[finest], top_of[middle_of[finest]]]
+    target = data.draw(st.integers(1, len(finest)))
+    chosen = balanced(levels, target, np.random.default_rng(seed))
+    assert len(np.unique(chosen)) == len(chosen) == target
+    for clusters, above in zip(levels, [*levels[1:], np.zeros_like(finest)], strict=True):
+        for parent in np.unique(above):
+            siblings = np.unique(clusters[above == parent])
+            given_ = [int((clusters[chosen] == one).sum()) for one in siblings]
+            sizes = [int((clusters == one).sum()) for one in siblings]
+            assert all(one >= min(size, max(given_) - 1) for one, size in zip(given_, sizes, strict=True))
+
+
 def test_a_hierarchy_is_balanced_from_the_top() -> None:
     """Two concepts of 90 and 6 images; the large one in clusters of 80, 8 and 2."""
     finest = np.repeat([0, 1, 2, 3], [80, 8, 2, 6])

@@ -75,6 +75,9 @@ class ClusterSettings:
         for name in ("steps", "full_steps", "rows_per_cluster", "memory_bytes", "shard_rows"):
             if getattr(self, name) < 1:
                 raise FovealError(f"{name}={getattr(self, name)} of clustering; choose 1 or more")
+        for name in ("tolerance", "seed"):
+            if not getattr(self, name) >= 0:
+                raise FovealError(f"{name}={getattr(self, name)} of clustering; choose 0 or more")
 
     def resampling_of(self, level: int) -> tuple[int, int]:
         """Return how often a level, from 1, is resampled, and with how many points of each cluster (0 is by size)."""
@@ -238,8 +241,8 @@ class _Work:
         return centroids
 
     def _moved(self, centroids: np.ndarray, number: int) -> dict[str, np.ndarray]:
+        step = f"full{number:03d}"
         if not self.stage.has("full", number):
-            step = f"full{number:03d}"
             self.stage.save(f"{step}.from", 0, {"centroids": centroids})
             self.runner.run(
                 functools.partial(sums_of_shard, step=step), self.stage, step, self.num_shards, progress=self.progress
@@ -252,7 +255,7 @@ class _Work:
             inertia /= self.vectors.num_rows
             self.stage.save("full", number, {"centroids": moved(centroids, sums), "inertia": np.array([inertia])})
             logger.info("step %d over %d rows: inertia %.4f", number, self.vectors.num_rows, inertia)
-            self._forget(step)
+        self._forget(step)
         return self.stage.load("full", number)
 
     def _resampled(self, centroids: np.ndarray, number: int, points: int) -> np.ndarray:
@@ -260,8 +263,8 @@ class _Work:
         per_cluster = points or _half_of_mean(self.vectors.num_rows, len(centroids))
         in_memory = self.settings.memory_bytes // (4 * self.vectors.width * len(centroids))
         per_cluster = max(1, min(per_cluster, in_memory))
+        step = f"nearest{number:03d}"
         if not self.stage.has("resampled", number):
-            step = f"nearest{number:03d}"
             self.stage.save(f"{step}.from", 0, {"centroids": centroids, "count": np.array([per_cluster])})
             self.runner.run(
                 functools.partial(nearest_of_shard, step=step),
@@ -277,7 +280,7 @@ class _Work:
             chosen = self._read(np.sort(rows[_nearest(clusters, similarities, rows, per_cluster)]))
             found = _again(chosen, centroids, np.random.default_rng([self.settings.seed, 1, number]), self.settings)
             self.stage.save("resampled", number, {"centroids": found})
-            self._forget(step)
+        self._forget(step)
         return self.stage.load("resampled", number)["centroids"]
 
     def assign_all(self) -> None:
