@@ -12,13 +12,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from foveal.curate.pairs import one_thread_each
 from foveal.engine.cpu import has_bf16
 from foveal.errors import FovealError
 
 # How far a cosine of bf16 products may be from the true one: unit vectors rounded to 8 bits move by at
 # most 2^-9 of their length each, and the result is rounded once more. Float32 sums of D numbers move by D * 2^-24.
 _BF16_ERROR = 3 * 2**-9
-_SCORES_AT_A_TIME = 2**20  # of a block, which should stay in a core's cache
+_SCORES_AT_A_TIME = 2**21  # of a block, which should stay in a core's cache
 _LARGEST_START = 128  # clusters that one k-means++ looks for; more are found in groups
 _ROWS_AT_A_TIME = 8192
 _SHORTEST = 1e-12
@@ -63,16 +64,15 @@ def assign(points: np.ndarray, centroids: np.ndarray, *, bf16: bool | None = Non
     dtype = torch.bfloat16 if bf16 else torch.float32
     right = torch.from_numpy(centroids).to(dtype).T
     size = max(64, _SCORES_AT_A_TIME // len(centroids))
-    parts = [
-        _assign_block(points[start : start + size], centroids, right, 2 * error)
-        for start in range(0, len(points), size)
-    ]
+    blocks = [points[first : first + size] for first in range(0, len(points), size)]
+    with one_thread_each() as pool:
+        parts = list(pool.map(lambda block: _assign_block(block, centroids, right, 2 * error), blocks))
     return Assigned(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 
 def _assign_block(points: np.ndarray, centroids: np.ndarray, right: torch.Tensor, margin: float) -> Assigned:
     scores = torch.from_numpy(points).to(right.dtype) @ right
-    near = _near_best(scores, margin).numpy().reshape(-1)
+    near = _near_best(scores, margin)
     place, cluster = np.divmod(np.flatnonzero(near), len(centroids))
     similarities = np.empty(len(place))
     for first in range(0, len(place), _ROWS_AT_A_TIME):  # of many equal points all are near all
@@ -83,11 +83,11 @@ def _assign_block(points: np.ndarray, centroids: np.ndarray, right: torch.Tensor
     return Assigned(cluster[best], similarities[best])
 
 
-def _near_best(scores: torch.Tensor, margin: float) -> torch.Tensor:
+def _near_best(scores: torch.Tensor, margin: float) -> np.ndarray:
     """Return where scores are within a margin of the best of their row.
 
-    Positive numbers of bf16 are in the order of their bits as int16, and negative ones below them: comparing these is
-    several times as fast.
+    Positive numbers of bf16 are in the order of their bits as int16, and negative ones below them: comparing these, by
+    NumPy, is several times as fast.
     """
     if scores.dtype == torch.bfloat16:
         bits = scores.view(torch.int16)
@@ -95,8 +95,8 @@ def _near_best(scores: torch.Tensor, margin: float) -> torch.Tensor:
         least = best.view(torch.bfloat16).float() - margin
         if bool((least > 0).all()):
             # one step lower, lest rounding to bf16 raise it
-            return bits >= least.to(torch.bfloat16).view(torch.int16) - 1
-    return scores >= scores.amax(dim=1, keepdim=True).float() - margin
+            return bits.numpy() >= (least.to(torch.bfloat16).view(torch.int16) - 1).numpy()
+    return (scores >= scores.amax(dim=1, keepdim=True).float() - margin).numpy()
 
 
 def sums_of(points: np.ndarray, clusters: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
