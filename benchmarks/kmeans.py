@@ -66,7 +66,7 @@ def run_ours(path: Path, out: Path, resampling: int) -> dict[str, Any]:
 
 
 def run_faiss(path: Path, part: str, seconds: float) -> dict[str, Any]:
-    """Train faiss for some time, to the end of the step that is then being made."""
+    """Train faiss for some time at least, from the start each time that this was not long enough."""
     import faiss
 
     vectors = Vectors(path)
@@ -83,12 +83,11 @@ def run_faiss(path: Path, part: str, seconds: float) -> dict[str, Any]:
         kmeans.train(points)
         return kmeans
 
-    steps = FAISS_STEPS
-    if part != FAISS[1]:
-        first = trained(rows, LEVELS[0], 3).iteration_stats
-        a_step = (first[-1]["time"] - first[0]["time"]) / 2
-        steps = int(np.clip(np.ceil((seconds - first[0]["time"]) / a_step) + 1, 1, MOST_STEPS))
+    steps = FAISS_STEPS if part == FAISS[1] else 3
     finest = trained(rows, LEVELS[0], steps)
+    while part != FAISS[1] and (spent := finest.iteration_stats[-1]["time"]) < seconds and steps < MOST_STEPS:
+        steps = min(MOST_STEPS, int(np.ceil(steps * seconds / spent)) + 1)  # the same again, and longer
+        finest = trained(rows, LEVELS[0], steps)
     coarse = trained(finest.centroids, LEVELS[1], FAISS_STEPS)
     used = {"all s": finest.iteration_stats[-1]["time"], "steps": steps}
     return used | inertia_of(vectors, finest.centroids, coarse.centroids)
