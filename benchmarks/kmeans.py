@@ -51,7 +51,7 @@ def inertia_of(vectors: Vectors, finest: np.ndarray, coarse: np.ndarray) -> dict
         rows = vectors.read(start, min(start + BLOCK, vectors.num_rows))
         found = assign(rows, finest, bf16=False)
         totals[0] += (1 - found.similarities).sum()
-        totals[1] += (1 - np.einsum("nd,nd->n", rows, coarse[above[found.clusters]], dtype=np.float64)).sum()
+        totals[1] += (1 - np.einsum("cd,cd->c", rows, coarse[above[found.clusters]], dtype=np.float64)).sum()
     return {f"inertia {level}": total / vectors.num_rows for level, total in enumerate(totals.tolist(), 1)}
 
 
