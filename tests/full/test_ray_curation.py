@@ -42,7 +42,7 @@ def test_stages_on_two_nodes_of_which_one_is_lost_equal_those_of_one_machine(tmp
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src"), "PYTHONWARNINGS": "default"},
         timeout_s=900,
     )
-    assert re.search(r"a node was lost after \d+ shards; alive: 1", printed)
+    assert re.search(r"a node was lost after \d+ shards", printed)
     run_stages(tmp_path / "pool.npy", tmp_path / "seeds.npy", tmp_path / "single", LOCAL)
     assert contents(tmp_path / "ray") == contents(tmp_path / "single")
     assert len(ImageSet.open(tmp_path / "single/set")) == 200
