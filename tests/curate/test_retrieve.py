@@ -4,8 +4,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from foveal.curate.cluster import ClusterSettings, run_cluster
 from foveal.curate.retrieve import RetrieveSettings, run_retrieve, share_out
 from foveal.curate.runner import Runner
+from foveal.curate.sample import SampleSettings, run_sample
 from foveal.curate.vectors import Vectors
 from foveal.errors import FovealError
 
@@ -80,6 +82,26 @@ def test_sample_based_retrieval_finds_the_nearest_and_says_for_whom(make_store: 
         "retrieved": 12,
         "missing": 0,
     }
+
+
+def test_rows_of_some_rows_of_a_store_are_those_of_the_store(make_store: MakeStore, tmp_path: Path) -> None:
+    store = make_store(drawn(20, 0), "pool")
+    np.save(tmp_path / "odd.npy", np.arange(1, 20, 2))
+    odd, seeds = Vectors(store, rows=tmp_path / "odd.npy"), Vectors(make_store(drawn(2, 1), "seeds"))
+    settings = RetrieveSettings(mode="sample", per_query=3)
+    retrieved = run_retrieve(odd, {"s": seeds}, out=tmp_path / "retrieved", settings=settings)
+    clusters = run_cluster(odd, out=tmp_path / "clusters", settings=ClusterSettings(levels=(2,)))
+    sampled = run_sample(
+        clusters.folder, among=retrieved.folder, out=tmp_path / "sampled", settings=SampleSettings(target=4)
+    )
+    clusters_of = dict(zip(clusters.images().rows["uri"].to_pylist(), clusters.images().rows["cluster.1"], strict=True))
+    for stage in (retrieved, clusters, sampled):
+        uris = stage.images().rows.column("uri").to_pylist()
+        assert [f"{row:04d}.png" for row in np.load(stage.rows)] == uris
+        assert Vectors(store, rows=stage.rows).images().rows.column("uri").to_pylist() == uris
+    kept = sampled.images().rows
+    assert [clusters_of[uri] for uri in kept["uri"].to_pylist()] == list(kept["cluster.1"])
+    assert set(kept["uri"].to_pylist()) < set(retrieved.images().rows["uri"].to_pylist())
 
 
 def test_parts_and_workers_change_nothing(make_store: MakeStore, tmp_path: Path) -> None:

@@ -121,6 +121,11 @@ def test_only_what_an_earlier_stage_kept_is_sampled_with_its_columns(
     other.finish(vectors.images().subset(rows), removed_table({"uri": []}), {}, rows=rows)
     with pytest.raises(FovealError, match="kept rows of other vectors"):
         run_sample(folder, out=tmp_path / "more", settings=SampleSettings(target=9), among=other.folder)
+    asked = {"pool": "another", "queries s": vectors.hash}  # the clustered ones asked, and did not answer
+    other = open_stage(tmp_path / "asked", "retrieve", settings={}, inputs=asked, sources={})
+    other.finish(vectors.images().subset(rows), removed_table({"uri": []}), {}, rows=rows)
+    with pytest.raises(FovealError, match="kept rows of other vectors"):
+        run_sample(folder, out=tmp_path / "more", settings=SampleSettings(target=9), among=other.folder)
 
 
 def test_wrong_settings_of_sampling_are_refused(clustered: tuple[Vectors, Path], tmp_path: Path) -> None:

@@ -28,9 +28,12 @@ def test_some_rows_are_numbered_from_zero(make_store: MakeStore, tmp_path: Path)
     np.testing.assert_allclose(again.read(1, 3), UNIT[[8, 15]], rtol=1e-6)
     assert again.images().rows.column("uri").to_pylist() == ["0001.png", "0008.png", "0015.png"]
     assert again.hash == some.hash != Vectors(some.path).hash
-    np.save(tmp_path / "rows.npy", np.array([1, 8, 17]))
-    with pytest.raises(FovealError, match="row numbers from 0 to 16"):
-        Vectors(some.path, rows=tmp_path / "rows.npy")
+    assert some.numbers(np.array([2, 0])).tolist() == [15, 1]
+    assert some.places(np.array([15, 1])).tolist() == [2, 0]
+    for wrong in (np.array([1, 8, 17]), np.array([1, 9, 8], np.uint32), np.array([1, 99, 8], np.uint64)):
+        np.save(tmp_path / "rows.npy", wrong)
+        with pytest.raises(FovealError, match="row numbers from 0 to 16"):
+            Vectors(some.path, rows=tmp_path / "rows.npy")
 
 
 def test_a_stage_opens_the_vectors_that_it_was_given(make_store: MakeStore, tmp_path: Path) -> None:

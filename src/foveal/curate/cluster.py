@@ -401,7 +401,7 @@ def _finish(stage: Stage, vectors: Vectors, parents: list[np.ndarray | None]) ->
         "levels": levels,
     }
     kept = ImageSet(table, root=images.root)
-    stage.finish(kept, removed_table({"uri": []}), counts, rows=np.arange(vectors.num_rows))
+    stage.finish(kept, removed_table({"uri": []}), counts, rows=vectors.numbers(np.arange(vectors.num_rows)))
 
 
 def _facts(sizes: np.ndarray) -> dict[str, Any]:

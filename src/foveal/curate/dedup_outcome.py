@@ -50,9 +50,8 @@ def write_outcome(
     if held_out is not None and references is not None:
         removed.append(_held_out(stage, references, uris, held_out))
         _write_review(stage, uris, held_out)
-    numbers = kept if vectors.rows is None else vectors.rows[kept]
     counts = {**facts_of(groups, held_out), **facts}
-    return stage.finish(images.subset(kept), pa.concat_tables(removed), counts, rows=numbers)
+    return stage.finish(images.subset(kept), pa.concat_tables(removed), counts, rows=vectors.numbers(kept))
 
 
 def _duplicates(

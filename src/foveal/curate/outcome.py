@@ -27,7 +27,7 @@ def curated_images(found: "Found", recipe: Recipe, sources: Sources) -> ImageSet
         rows = np.arange(len(kept))
     else:
         kept = found.vectors.images()
-        rows = np.arange(len(kept)) if found.rows is None else np.load(found.rows)
+        rows = np.arange(len(kept)) if found.rows is None else found.vectors.places(np.load(found.rows))
     table = kept.rows.take(pa.array(rows))
     if "cluster" in found.stages:
         clusters = found.stages["cluster"].images().rows
@@ -42,11 +42,12 @@ def curated_images(found: "Found", recipe: Recipe, sources: Sources) -> ImageSet
 
 def _provenance(found: "Found", rows: np.ndarray) -> dict[str, pa.ChunkedArray | pa.Array]:
     """Return by what each image was retrieved, in the order of `rows`."""
-    if "retrieve" not in found.stages:
+    if "retrieve" not in found.stages or found.vectors is None:
         how = "balanced" if "sample" in found.stages else "kept"
         return {"method": pa.array([how] * len(rows), pa.string())}
     stage = found.stages["retrieve"]
-    retrieved, places = stage.images().rows, np.searchsorted(np.load(stage.rows), rows)
+    retrieved, taken = stage.images().rows, found.vectors.places(np.load(stage.rows))
+    places = np.searchsorted(taken, rows)
     return {
         name: retrieved.column(name).take(pa.array(places)) for name in _PROVENANCE if name in retrieved.column_names
     }

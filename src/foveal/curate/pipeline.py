@@ -32,7 +32,7 @@ from foveal.curate.recipe import Embed, Recipe, absolute
 from foveal.curate.retrieve import run_retrieve
 from foveal.curate.runner import Runner
 from foveal.curate.sample import SampleSettings, run_sample
-from foveal.curate.stage import Stage
+from foveal.curate.stage import VERSION, Stage
 from foveal.curate.vectors import Vectors
 from foveal.errors import FovealError
 from foveal.features.batches import Progress
@@ -41,7 +41,7 @@ from foveal.images.imageset import ImageSet
 
 logger = logging.getLogger(__name__)
 
-STAGES = "stages"
+STAGES, FEATURES = "stages", "features"
 Watch = Callable[[str], AbstractContextManager[Progress | None]]
 
 
@@ -241,7 +241,7 @@ class Curation:
 
     def _vectors(self, stage: str, name: str, source: str, key: str, describer: Describer) -> Vectors:
         """Describe a set; the store is named by the set and by what decides its vectors, so that none is made twice."""
-        folder = self._folder("features", describer.identity, key)
+        folder = self._folder(FEATURES, describer.identity, key)
         with self.watch(f"features of {name}") as progress:
             vectors = describer.describe(source, folder, runner=self.runner, progress=progress)
         self.found.stores[name] = vectors
@@ -249,7 +249,8 @@ class Curation:
         return vectors
 
     def _folder(self, name: str, settings: Any, *inputs: str) -> Path:
-        return self.out / STAGES / f"{name}-{key_of(name, settings, *inputs)[:8]}"
+        version = [] if name == FEATURES else [str(VERSION)]  # a stage of another version is made again
+        return self.out / STAGES / f"{name}-{key_of(name, settings, *inputs, *version)[:8]}"
 
     def _tell(self, verb: str, sources: Sequence[Any], folder: Path, settings: Any, **given: Any) -> None:
         self.found.commands[verb].append(stage_command(verb, sources, folder, settings, given))

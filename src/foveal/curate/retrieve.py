@@ -165,7 +165,7 @@ def run_retrieve(
             f"min_queries={settings.min_queries} queries; lower that, make fewer clusters, or set mode=sample"
         )
     rows, kept = _kept(pool, query_sets, found, modes, in_clusters)
-    stage.finish(kept, _not_retrieved(pool, np.flatnonzero(~taken)), {"query_sets": counts}, rows=rows)
+    stage.finish(kept, _not_retrieved(pool, np.flatnonzero(~taken)), {"query_sets": counts}, rows=pool.numbers(rows))
     return stage
 
 

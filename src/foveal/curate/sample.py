@@ -64,18 +64,18 @@ def run_sample(
         FovealError: a target beyond the images, or a stage of other rows.
     """
     found = load_clusters(clusters)
-    images, rows, inputs = _candidates(found, None if among is None else Path(among))
-    if settings.target > len(rows):
+    images, places, inputs = _candidates(found, None if among is None else Path(among))
+    if settings.target > len(places):
         raise FovealError(
-            f"target={settings.target} images, and there are {len(rows)} to choose from; ask for at most {len(rows)}, "
-            "or loosen an earlier stage"
+            f"target={settings.target} images, and there are {len(places)} to choose from; ask for at most "
+            f"{len(places)}, or loosen an earlier stage"
         )
     sources = {name: os.path.abspath(path) for name, path in (("clusters", clusters), ("among", among)) if path}
     stage = open_stage(out, "sample", settings=asdict(settings), inputs=inputs, sources=sources)
     if stage.summary is not None:
         return stage
-    levels = [found.assignment(level)[rows] for level in range(1, found.num_levels + 1)]
-    closeness = _similarities(found)[rows] if settings.pick == "closest" else None
+    levels = [found.assignment(level)[places] for level in range(1, found.num_levels + 1)]
+    closeness = _similarities(found)[places] if settings.pick == "closest" else None
     chosen = balanced(levels, settings.target, np.random.default_rng(settings.seed), closeness=closeness)
     sizes = {}
     for level, one in enumerate(levels, start=1):
@@ -83,9 +83,10 @@ def run_sample(
         sizes[f"before.{level}"] = np.bincount(one, minlength=k)
         sizes[f"after.{level}"] = np.bincount(one[chosen], minlength=k)
     stage.save(SIZES, 0, sizes)
-    left = np.setdiff1d(np.arange(len(rows)), chosen)
+    left = np.setdiff1d(np.arange(len(places)), chosen)
     kept = images.subset(chosen)
-    stage.finish(kept, _removed(images, levels[0], left, sizes), {"levels": _facts(sizes)}, rows=rows[chosen])
+    rows = np.load(found.stage.rows)[places[chosen]]
+    stage.finish(kept, _removed(images, levels[0], left, sizes), {"levels": _facts(sizes)}, rows=rows)
     return stage
 
 
@@ -150,7 +151,7 @@ def _ranks(clusters: np.ndarray, order_by: np.ndarray) -> np.ndarray:
 
 
 def _candidates(clusters: Clusters, among: Path | None) -> tuple[ImageSet, np.ndarray, dict[str, str]]:
-    """Return the images to choose from with the columns of their clusters, their rows, and what both depend on."""
+    """Return the images to choose from with the columns of their clusters, their places, and what both depend on."""
     inputs = {"clusters": clusters.stage.stamp}
     if among is None:
         images = ImageSet.open(clusters.folder)
@@ -158,13 +159,13 @@ def _candidates(clusters: Clusters, among: Path | None) -> tuple[ImageSet, np.nd
     stage = read_stage(among)
     if stage.summary is None or not stage.rows.is_file():
         raise FovealError(f"{among} is no finished stage that kept rows of vectors; run it first")
-    if clusters.stage.inputs["vectors"] not in stage.inputs.values():
+    if clusters.stage.inputs["vectors"] not in (stage.inputs.get("vectors"), stage.inputs.get("pool")):
         raise FovealError(f"{among} kept rows of other vectors than those of {clusters.folder}; cluster the same")
-    images, rows = stage.images(), np.load(stage.rows)
+    images, places = stage.images(), np.searchsorted(np.load(clusters.stage.rows), np.load(stage.rows))
     table = images.rows
     for level in range(1, clusters.num_levels + 1):
-        table = table.append_column(f"cluster.{level}", pa.array(clusters.assignment(level)[rows]))
-    return ImageSet(table, root=images.root), rows, {**inputs, "among": stage.stamp}
+        table = table.append_column(f"cluster.{level}", pa.array(clusters.assignment(level)[places]))
+    return ImageSet(table, root=images.root), places, {**inputs, "among": stage.stamp}
 
 
 def _similarities(clusters: Clusters) -> np.ndarray:

@@ -3,7 +3,7 @@
     STAGE/stage.json                       kind, settings, hashes of what is read: never another in the same folder
     STAGE/shards/STEP/00000.safetensors    what one shard of one step has found, with the sha256 of its contents
     STAGE/part-00000.parquet, imageset.json  the images kept: `ImageSet.open(STAGE)` reads them
-    STAGE/rows.npy                         of stages that read vectors: the rows kept, for `Vectors(rows=)`
+    STAGE/rows.npy                         of stages that read vectors: rows of the store, kept, for `Vectors(rows=)`
     STAGE/removed.parquet                  the images that the stage removed, why, and what for
     STAGE/summary.json                     counts; written last: the stage is finished when it is there
 
@@ -34,7 +34,7 @@ from foveal.images.imageset import ImageSet
 
 logger = logging.getLogger(__name__)
 
-KIND, VERSION = "foveal curation stage", 1
+KIND, VERSION = "foveal curation stage", 2
 CARD, SHARDS, SUMMARY, REMOVED, ROWS = "stage.json", "shards", "summary.json", "removed.parquet", "rows.npy"
 TOKEN = ".token"
 _SEAL = "foveal"
@@ -173,7 +173,8 @@ class Stage:
             kept: the images kept.
             removed: rows of `REMOVED_SCHEMA`; further columns are allowed.
             counts: facts of the stage; any JSON. num_kept, num_removed and by_reason are added.
-            rows: (num_kept,) int64, of the vectors that the stage read; ascending.
+            rows: (num_kept,) int64, of the store or file that the stage read, also where it read some of its rows
+                only; ascending.
         """
         reasons = removed.column("reason").value_counts().to_pylist() if len(removed) else []
         summary = {
@@ -274,7 +275,10 @@ def read_stage(folder: str | Path) -> Stage:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FovealError(f"{path} is damaged ({error!r}); remove {folder} and run the stage again") from error
     if (kind, version) != (KIND, VERSION):
-        raise FovealError(f"{path} says {kind!r}, version {version!r}; this foveal reads {KIND!r}, {VERSION}")
+        raise FovealError(
+            f"{path} says {kind!r}, version {version!r}; this foveal reads {KIND!r}, {VERSION}: remove {folder} and "
+            "run the stage again, or choose another place"
+        )
     return stage
 
 

@@ -116,7 +116,7 @@ class Vectors:
 
     def take(self, numbers: np.ndarray) -> np.ndarray:
         """Return some rows, in the order asked for, as `read` does."""
-        wanted = numbers if self.rows is None else self.rows[numbers]
+        wanted = self.numbers(numbers)
         if self.store is not None and self.token is not None:
             found = self.store.read(self.token, wanted)
         else:
@@ -135,6 +135,14 @@ class Vectors:
             return torch.from_numpy(self.take(numbers + start))
 
         return Database(num_rows=stop - start, width=self.width, blocks=blocks, read=read)
+
+    def numbers(self, places: np.ndarray) -> np.ndarray:
+        """Return which rows of the store or file these are, (n,) int64: what `rows=` opens them by."""
+        return places if self.rows is None else self.rows[places]
+
+    def places(self, numbers: np.ndarray) -> np.ndarray:
+        """Return where rows of the store or file are among these, (n,) int64: the inverse of `numbers`."""
+        return numbers if self.rows is None else np.searchsorted(self.rows, numbers)
 
     def uri(self, row: int) -> str:
         """Return the image of a row, or its number in a file."""
@@ -204,6 +212,7 @@ def _row_numbers(path: Path, total: int) -> np.ndarray:
     except (OSError, ValueError) as error:
         raise FovealError(f"{path}, the rows to work on, cannot be read ({error})") from error
     is_list = rows.ndim == 1 and rows.dtype.kind in "iu"
+    rows = rows.astype(np.int64) if is_list else rows  # unsigned numbers that fall have a positive difference
     if not is_list or (len(rows) and (rows[0] < 0 or rows[-1] >= total or (np.diff(rows) < 1).any())):
         raise FovealError(f"{path} must list row numbers from 0 to {total - 1}, ascending and distinct")
-    return rows.astype(np.int64)
+    return rows
