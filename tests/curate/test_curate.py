@@ -141,13 +141,14 @@ def test_the_recipe_beside_the_result_repeats_it(pile: Path, monkeypatch: pytest
 
 
 def test_a_target_above_what_is_left_says_where_it_went_and_a_lower_one_goes_on(pile: Path) -> None:
-    with pytest.raises(FovealError, match=r"target 20 is above the 6 images .*dedup.* 6 after retrieve.*per_query"):
-        made(pile, target=20, seeds=("seeds",))
+    few = ("retrieve.per_query=11", "retrieve.candidates=1")  # of which some are near both seeds
+    with pytest.raises(FovealError, match=r"target 22 is above the \d+ images .*dedup.* \d+ after retrieve.*per_query"):
+        made(pile, *few, target=22, seeds=("seeds",))
     assert not (pile / "set/imageset.json").exists()
     stages = sorted((pile / "set/stages").iterdir())
-    assert len(ImageSet.open(made(pile, target=6, seeds=("seeds",)).out)) == 6
+    assert len(ImageSet.open(made(pile, *few, target=6, seeds=("seeds",)).out)) == 6
     assert set(stages) < set((pile / "set/stages").iterdir())
-    made(pile, target=6, seeds=("seeds",), out="other")
+    made(pile, *few, target=6, seeds=("seeds",), out="other")
     assert (pile / "set/part-00000.parquet").read_bytes() == (pile / "other/part-00000.parquet").read_bytes()
 
 
@@ -248,6 +249,14 @@ def test_what_cannot_end_well_is_refused_before_any_work(pile: Path) -> None:
         made(pile, "cluster.levels=[400,100]")
     with pytest.raises(FovealError, match="is no file or folder here"):
         made(pile, f"model={pile / 'absent'}")
+    with pytest.raises(FovealError, match=r"target 7 is above the 6 images that 2 seeds ask for .*per_query=7"):
+        made(pile, target=7, seeds=("seeds",))
+    with pytest.raises(FovealError, match=r"the seeds seeds are served by clusters .* and cluster is null"):
+        made(pile, "cluster=null", "retrieve.mode=auto", target=None, seeds=("seeds",))
+    with pytest.raises(FovealError, match=r"retrieve\.level=3 is above the 2 of cluster\.levels"):
+        made(pile, "retrieve.level=3", seeds=("seeds",))
+    with pytest.raises(FovealError, match=r"dedup\.keep=best needs a quality .* set largest or first"):
+        made(pile, "dedup.keep=best")
     assert not (pile / "set").exists() or not any((pile / "set").iterdir())
 
 

@@ -69,6 +69,7 @@ def open_sources(recipe: Recipe) -> Sources:
         if images.hash == pool.hash:
             raise FovealError(f"the pool {recipe.pool} and {kind} {source} are the same images; give two sets")
     _check_sizes(recipe, len(pool))
+    _check_retrieval(recipe, {name: len(images) for name, (_, images) in seeds.items()})
     num_seeds = sum(len(images) for _, images in seeds.values())
     if recipe.seeds_as_is and recipe.sample is not None and recipe.sample.target <= num_seeds:
         raise FovealError(
@@ -137,6 +138,27 @@ def _check_sizes(recipe: Recipe, num_images: int) -> None:
         )
     if recipe.cluster is not None and (recipe.sample is not None or recipe.seeds):
         check_levels(recipe.cluster.levels, num_images)
+
+
+def _check_retrieval(recipe: Recipe, sizes: dict[str, int]) -> None:
+    """Refuse seeds that are served by clusters where there are none, and a target above all that they ask for."""
+    if recipe.retrieve is None or not sizes:
+        return
+    by_cluster = [name for name, size in sizes.items() if recipe.retrieve.mode_of(size) == "cluster"]
+    if by_cluster and recipe.cluster is None:
+        raise FovealError(
+            f"the seeds {by_cluster[0]} are served by clusters (retrieve.mode={recipe.retrieve.mode}), and cluster is "
+            "null; set cluster.levels, or retrieve.mode=sample"
+        )
+    num_seeds = sum(sizes.values())
+    as_is = num_seeds if recipe.seeds_as_is else 0
+    most = num_seeds * recipe.retrieve.per_query + as_is
+    target = 0 if recipe.sample is None else recipe.sample.target
+    if not by_cluster and target > most:
+        raise FovealError(
+            f"target {target:,} is above the {most:,} images that {num_seeds:,} seeds ask for at most; ask for fewer, "
+            f"or set retrieve.per_query={-(-2 * (target - as_is) // num_seeds)}"
+        )
 
 
 def check_levels(levels: Sequence[int], num_images: int) -> None:

@@ -88,6 +88,16 @@ class Recipe(Settings):
             raise ValueError(
                 "keep_out has no effect with dedup=null, which looks for its copies; leave one of them out"
             )
+        if self.dedup is not None and self.dedup.keep == "best":
+            raise ValueError(
+                "dedup.keep=best needs a quality of every image, which only foveal dedup --quality takes; set largest "
+                "or first"
+            )
+        if self.cluster is not None and self.retrieve is not None and self.retrieve.level > len(self.cluster.levels):
+            raise ValueError(
+                f"retrieve.level={self.retrieve.level} is above the {len(self.cluster.levels)} of cluster.levels; "
+                "choose 1, the finest, or up to that"
+            )
         if self.seeds and self.retrieve is None:
             raise ValueError("seeds have no effect with retrieve=null; leave one of them out")
         if self.seeds_as_is and not self.seeds:
