@@ -190,3 +190,7 @@ def _remove_near_copies(audited: Audited, stage: Stage, runner: Runner) -> None:
     for row, kept, distance in near_copies(stage, runner, rows, audited.code[rows], areas):
         detail = f"PDQ hashes differ in {distance} of 256 bits"
         audited.remove(row, "near_duplicate", detail, kept_row=kept, score=float(distance))
+    for row, (reason, words, first, _) in list(audited.removed.items()):
+        if first is not None and not audited.kept[first]:  # the first of equal files went for a larger one
+            _, detail, kept_row, score = audited.removed[first]
+            audited.remove(row, reason, f"{words} as a near-copy, whose {detail}", kept_row=kept_row, score=score)
