@@ -93,6 +93,17 @@ def test_the_start_is_as_many_distinct_points_and_spread_out(k: int) -> None:
     assert assign(points, found).similarities.mean() > assign(points, at_random).similarities.mean()
 
 
+def test_points_that_differ_by_rounding_leave_their_share_to_others() -> None:
+    copies = np.repeat(drawn(300, 0, 16), 20, axis=0)
+    points = copies + 3e-5 * drawn(6000, 1, 16)
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    assert len(np.unique(points, axis=0)) == 6000
+    found = start(points, 290, np.random.default_rng(1))
+    assert len(np.unique(assign(found, copies[::20]).clusters)) == 290
+    with pytest.raises(FovealError, match="301 clusters of vectors of which only 300 are distinct"):
+        start(points, 301, np.random.default_rng(1))
+
+
 @pytest.mark.parametrize(("k", "copies"), [(6, 30), (151, 30)])
 def test_more_clusters_than_distinct_points_are_refused(k: int, copies: int) -> None:
     points = np.repeat(drawn(5 if k == 6 else 150, 0), copies, axis=0)

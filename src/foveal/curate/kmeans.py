@@ -167,25 +167,31 @@ def start(points: np.ndarray, k: int, generator: np.random.Generator) -> np.ndar
         FovealError: fewer distinct points than k.
     """
     if k <= _LARGEST_START:
-        return points[_plus_plus(points, k, generator)]
+        chosen = _plus_plus(points, k, generator)
+        if len(chosen) < k:
+            raise _too_few(len(chosen), k)
+        return points[chosen]
     num_groups = round(math.sqrt(k))
     sample = np.sort(generator.choice(len(points), min(len(points), 256 * num_groups), replace=False))
     centres = fit(points[sample], start(points[sample], num_groups, generator), steps=5).centroids
     groups = assign(points, centres)
-    shares = _shares(k, groups, num_groups, points)
-    found = []
-    for group, share in enumerate(shares.tolist()):
-        members = np.flatnonzero(groups.clusters == group)
-        if share:
-            found.append(points[members[_plus_plus(points[members], share, generator)]])
-    return np.concatenate(found)
-
-
-def _shares(k: int, groups: Assigned, num_groups: int, points: np.ndarray) -> np.ndarray:
-    """Return how many of k clusters each group gets: in proportion to its spread, no more than its distinct points."""
     spread = np.bincount(groups.clusters, 1 - groups.similarities, minlength=num_groups).clip(min=0)
+    members = [np.flatnonzero(groups.clusters == group) for group in range(num_groups)]
     distinct = np.unique(points, axis=0, return_index=True)[1]
-    room = np.bincount(groups.clusters[distinct], minlength=num_groups)
+    room, wanted = np.bincount(groups.clusters[distinct], minlength=num_groups), np.zeros(num_groups, np.int64)
+    found = [np.empty(0, np.int64)] * num_groups
+    while (sizes := np.array([len(one) for one in found])).sum() < k:  # again where some differ by rounding only
+        room = np.where(sizes < wanted, sizes, room)
+        shares = _shares(k, spread, room)
+        for group in np.flatnonzero(shares != sizes):
+            rows = members[group]
+            found[group] = rows[_plus_plus(points[rows], int(shares[group]), generator)] if shares[group] else rows[:0]
+        wanted = shares
+    return points[np.concatenate(found)]
+
+
+def _shares(k: int, spread: np.ndarray, room: np.ndarray) -> np.ndarray:
+    """Return how many of k clusters each group gets: in proportion to its spread, no more than it has room for."""
     if room.sum() < k:
         raise _too_few(int(room.sum()), k)
     shares = np.minimum(np.floor(k * spread / max(spread.sum(), _SHORTEST)).astype(np.int64).clip(min=1), room)
@@ -197,7 +203,10 @@ def _shares(k: int, groups: Assigned, num_groups: int, points: np.ndarray) -> np
 
 
 def _plus_plus(points: np.ndarray, k: int, generator: np.random.Generator) -> np.ndarray:
-    """Return the numbers of k points, each drawn in proportion to its squared distance from those before it."""
+    """Return the numbers of k points, each drawn in proportion to its squared distance from those before it.
+
+    They are fewer where no more are further from each other than rounding can tell.
+    """
     num_tried = 2 + int(math.log(k))
     rows = torch.from_numpy(points)
     chosen = [int(generator.integers(len(points)))]
@@ -205,7 +214,7 @@ def _plus_plus(points: np.ndarray, k: int, generator: np.random.Generator) -> np
     while len(chosen) < k:
         total = distance.double().cumsum(0).numpy()
         if total[-1] <= 0:
-            raise _too_few(len(chosen), k)
+            break
         tried = np.searchsorted(total, generator.random(num_tried) * total[-1], side="right").clip(max=len(points) - 1)
         closer = torch.minimum(distance[:, None], _distances(rows, tried.tolist()))
         best = int(closer.double().sum(dim=0).argmin())
