@@ -3,7 +3,9 @@
 import json
 import re
 import shlex
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -11,13 +13,19 @@ import torch
 import yaml
 from disks import no_file_above
 from PIL import Image
+from typer.main import get_command
 
 from foveal.backbone.variants import backbone_config
 from foveal.backbone.vit import VisionTransformer
 from foveal.backbone.weights import Card, save_model
-from foveal.cli.main import main
-from foveal.curate.recipe import load_recipe, recipe_names
+from foveal.cli.main import app, main
+from foveal.curate.audit import AuditSettings
+from foveal.curate.cluster import ClusterSettings
+from foveal.curate.dedup import DedupSettings
+from foveal.curate.recipe import load_recipe, options_of, recipe_names
+from foveal.curate.retrieve import RetrieveSettings
 from foveal.curate.run import Curated, curate
+from foveal.curate.sample import SampleSettings
 from foveal.errors import FovealError, RecipeError
 from foveal.images.imageset import ImageSet
 
@@ -305,6 +313,32 @@ def test_places_of_a_recipe_are_absolute(pile: Path, monkeypatch: pytest.MonkeyP
     assert (recipe.seeds, recipe.keep_out) == ((f"{pile}/seeds", f"{pile}/eval"), ("more",))
     recipe = load_recipe("curate_small", ["model=dinov2_vits14"], pool="*.tar", out="set")
     assert (recipe.pool, recipe.model) == ("*.tar", "dinov2_vits14")
+
+
+@pytest.mark.parametrize(
+    ("verb", "kind", "given"),
+    [
+        ("audit", AuditSettings, {}),
+        ("dedup", DedupSettings, {}),
+        ("cluster", ClusterSettings, {"levels": (7, 3)}),
+        ("retrieve", RetrieveSettings, {}),
+        ("sample", SampleSettings, {"target": 5}),
+    ],
+)
+def test_every_setting_of_a_stage_is_an_option_of_its_verb(verb: str, kind: Any, given: dict[str, Any]) -> None:
+    plain = kind(**given)
+    for field in fields(plain):  # another value of its kind, or of its choice
+        value = getattr(plain, field.name)
+        if isinstance(value, tuple):
+            value = (*value[:-1], value[-1] + 1)
+        elif isinstance(value, str):
+            value = get_args(get_type_hints(kind)[field.name])[-1]
+        else:
+            value = 7 if value is None else value * 0.5 if isinstance(value, float) else value + 1
+        options = options_of(replace(plain, **{field.name: value}))
+        known = {name for option in get_command(app).commands[verb].params for name in option.opts}  # type: ignore[attr-defined]
+        assert set(options[::2]) <= known
+        assert len(options) == 2 * len({field.name, *given})
 
 
 def test_the_recipe_of_the_paper_has_its_numbers() -> None:

@@ -27,12 +27,18 @@ def retrieve(
         Literal["auto", "sample", "cluster"],
         typer.Option(help="sample: nearest images of each query; cluster: images of their clusters; auto: by size."),
     ] = "auto",
+    large: Annotated[int, typer.Option(help="Queries above which auto goes by image.", min=0)] = 1_000_000,
     per_query: Annotated[int, typer.Option(help="Images for each query, sample-based.", min=1)] = 4,
+    candidates: Annotated[
+        int, typer.Option(help="Neighbours looked at for each query, as a multiple of --per-query.", min=1)
+    ] = 4,
     per_cluster: Annotated[int, typer.Option(help="Images of each cluster, cluster-based.", min=1)] = 10_000,
     min_queries: Annotated[int, typer.Option(help="Take clusters with more queries than this.", min=0)] = 3,
     cap: Annotated[int, typer.Option(help="Images for one query set, cluster-based.", min=1)] = 1_000_000,
     level: Annotated[int, typer.Option(help="Of the clusters; 1 is the finest.", min=1)] = 1,
     seed: Annotated[int, typer.Option(help="Of the choice within clusters.", min=0)] = 0,
+    query_rows: Annotated[int, typer.Option(help="Queries in a shard.", min=1)] = 16_384,
+    pool_rows: Annotated[int, typer.Option(help="Rows of the pool in a shard.", min=1)] = 1_048_576,
     workers: WorkersOption = 1,
     engine: EngineOption = "local",
     ray_address: RayAddressOption = None,
@@ -43,12 +49,16 @@ def retrieve(
 
     settings = RetrieveSettings(
         mode=mode,
+        large=large,
         per_query=per_query,
+        candidates=candidates,
         per_cluster=per_cluster,
         min_queries=min_queries,
         cap=cap,
         level=level,
         seed=seed,
+        query_rows=query_rows,
+        pool_rows=pool_rows,
     )
     stores = {name: Vectors(path, token=token) for name, path in _named(queries).items()}
     with progress_of("retrieving") as progress:

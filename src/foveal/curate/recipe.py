@@ -202,8 +202,8 @@ def options_of(settings: Any) -> list[str]:
     return [
         word
         for field in fields(settings)
-        if field.name != "memory_bytes" and (value := getattr(settings, field.name)) not in (field.default, None)
-        for word in (f"--{field.name.replace('_', '-')}", _word(value))
+        if (value := getattr(settings, field.name)) not in (field.default, None)
+        for word in _option(field.name, value)
     ]
 
 
@@ -217,8 +217,10 @@ def absolute(source: str) -> str:
     return source
 
 
-def _word(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+def _option(name: str, value: Any) -> tuple[str, str]:
+    if name == "memory_bytes":
+        return "--memory", str(value / 2**30)
+    return f"--{name.replace('_', '-')}", ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
