@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from disks import no_file_above
 
 from foveal.errors import BadImageError, ImageSetError
 from foveal.images.decode import DecodeLimits
@@ -197,3 +198,15 @@ def test_files_of_a_folder_become_a_set_in_the_order_given(tmp_path):
         ImageSet.of_files(tmp_path, ["0", "1", "2", "3", "a.jpg"])
     with pytest.raises(ImageSetError, match="is listed"):
         ImageSet.of_files(tmp_path, [])
+
+
+def test_a_set_written_over_another_is_whole_or_leaves_that_one(tmp_path):
+    rows = [{"uri": f"{number}.png", "sha256": f"{number:064x}"} for number in range(300)]
+    few, many = (ImageSet(pa.Table.from_pylist(some), root=tmp_path) for some in (rows[:3], rows))
+    few.save_in(tmp_path)
+    files = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with no_file_above(4000), pytest.raises(OSError, match="too large"):
+        many.save_in(tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == files
+    many.save_in(tmp_path)
+    assert ImageSet.open(tmp_path).hash == many.hash

@@ -204,17 +204,24 @@ class ImageSet:
         """Write the manifest into a folder of other things, over an earlier one; the card last, which makes it a set.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: it cannot be written; where there is no space for it the earlier one stays.
         """
-        (folder / CARD_NAME).unlink(missing_ok=True)
+        starts = range(0, max(len(self), 1), _ROWS_PER_PART)
+        paths = [folder / f"part-{part:05d}.parquet" for part in range(len(starts))]
+        try:
+            for path, start in zip(paths, starts, strict=True):
+                pq.write_table(self.rows.slice(start, _ROWS_PER_PART), staging_of(path))
+                sync(staging_of(path))
+        except OSError:
+            for path in paths:
+                staging_of(path).unlink(missing_ok=True)
+            raise
+        card = folder / CARD_NAME
+        card.unlink(missing_ok=True)
         for old in folder.glob("part-*.parquet"):
             old.unlink()
-        for part, start in enumerate(range(0, max(len(self), 1), _ROWS_PER_PART)):
-            path = folder / f"part-{part:05d}.parquet"
-            pq.write_table(self.rows.slice(start, _ROWS_PER_PART), staging_of(path))
-            sync(staging_of(path))
+        for path in paths:
             staging_of(path).replace(path)
-        card = folder / CARD_NAME
         write_atomically(card, json.dumps(self._card(), indent=2) + "\n", staging=staging_of(card))
 
     def _card(self) -> dict[str, str | int]:
