@@ -199,6 +199,7 @@ def test_seeds_as_they_are_come_first_from_a_root_of_both(pile: Path) -> None:
     assert images.root == pile
     assert images.rows.column("method").to_pylist() == ["as is"] * 2 + ["sample-based"] * 4
     assert images.uri(0) == "seeds/0_6.png"
+    assert any("the 2 images of the seeds are in this set as they are" in one for one in curated.summary["warnings"])
     for index in range(len(images)):
         images.decode(index)
     with pytest.raises(FovealError, match="target 2 is no more than the 2 images of the seeds"):

@@ -39,6 +39,11 @@ def warnings_of(curation: "Curation") -> list[str]:
             "nothing was kept out: images of evaluation sets may be in this set; name them with --keep-out and "
             "run the command again"
         )
+    if recipe.seeds_as_is:
+        found.append(
+            f"the {sources.num_seeds:,} images of the seeds are in this set as they are: they were neither audited nor "
+            "compared with each other, with those of the pool or with those kept out"
+        )
     model, _ = recipe.copies
     if recipe.dedup is not None and not model.startswith(_SSCD):
         found.append(
