@@ -199,6 +199,8 @@ def test_seeds_as_they_are_come_first_from_a_root_of_both(pile: Path) -> None:
     assert images.root == pile
     assert images.rows.column("method").to_pylist() == ["as is"] * 2 + ["sample-based"] * 4
     assert images.uri(0) == "seeds/0_6.png"
+    page = (curated.out / "report.html").read_text()
+    assert sum(map(int, re.findall(r"<b>(\d+)</b> after", page))) == 4  # of both clusters, by rows and not by names
     assert any("the 2 images of the seeds are in this set as they are" in one for one in curated.summary["warnings"])
     for index in range(len(images)):
         images.decode(index)

@@ -27,7 +27,7 @@ def curated_images(found: "Found", recipe: Recipe, sources: Sources) -> ImageSet
         rows = np.arange(len(kept))
     else:
         kept = found.vectors.images()
-        rows = np.arange(len(kept)) if found.rows is None else found.vectors.places(np.load(found.rows))
+        rows = rows_left(found)
     table = kept.rows.take(pa.array(rows))
     if "cluster" in found.stages:
         clusters = found.stages["cluster"].images().rows
@@ -38,6 +38,13 @@ def curated_images(found: "Found", recipe: Recipe, sources: Sources) -> ImageSet
         table = table.append_column(name, column)
     result = ImageSet(table, root=kept.root)
     return _with_seeds(result, sources) if recipe.seeds_as_is else result
+
+
+def rows_left(found: "Found") -> np.ndarray:
+    """Return which of the images described for clusters are left, (n,) int64, ascending."""
+    if found.vectors is None:
+        return np.empty(0, np.int64)
+    return np.arange(found.vectors.num_rows) if found.rows is None else found.vectors.places(np.load(found.rows))
 
 
 def _provenance(found: "Found", rows: np.ndarray) -> dict[str, pa.ChunkedArray | pa.Array]:

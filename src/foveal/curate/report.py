@@ -20,13 +20,13 @@ from PIL import Image
 
 import foveal
 from foveal.curate.funnel import funnel
+from foveal.curate.outcome import rows_left
 from foveal.curate.stage import Stage
 from foveal.errors import BadImageError
 from foveal.features.charts import line_chart
 from foveal.features.pictures import displayed, fitted
 from foveal.files import staging_of, write_atomically
 from foveal.images.decode import decode
-from foveal.images.imageset import ImageSet
 from foveal.images.shards import Reader
 
 if TYPE_CHECKING:
@@ -64,22 +64,21 @@ class Pair:
     note: str
 
 
-def write_report(path: Path, summary: Mapping[str, Any], images: ImageSet, curation: "Curation") -> None:
+def write_report(path: Path, summary: Mapping[str, Any], curation: "Curation") -> None:
     """Write the page.
 
     Args:
         path: of the page.
         summary: of the curation; see `foveal.curate.run.Curated`.
-        images: the result.
         curation: that made it.
 
     Raises:
         OSError: it cannot be written.
     """
-    write_atomically(path, page_of(summary, images, curation), staging=staging_of(path))
+    write_atomically(path, page_of(summary, curation), staging=staging_of(path))
 
 
-def page_of(summary: Mapping[str, Any], images: ImageSet, curation: "Curation") -> str:
+def page_of(summary: Mapping[str, Any], curation: "Curation") -> str:
     """Return the page as HTML; see `write_report`."""
     thumbnails = Thumbnails()
     template = jinja2.Template(
@@ -93,8 +92,8 @@ def page_of(summary: Mapping[str, Any], images: ImageSet, curation: "Curation") 
         summary=summary,
         funnel=Markup(funnel(summary["num_pool"], _steps(summary))),
         sections=[_section(one, curation, thumbnails) for one in flow],
-        clusters=_clusters(images, curation, thumbnails),
-        density=Markup(_density(images, curation)),
+        clusters=_clusters(curation, thumbnails),
+        density=Markup(_density(curation)),
         unreadable=thumbnails.num_unreadable,
     )
 
@@ -195,9 +194,9 @@ def _retrieved(stage: Stage, curation: "Curation", thumbnails: Thumbnails) -> di
     return {"title": f"{len(rows):,} retrieved", "pairs": pairs, "labels": ("retrieved", "query")}
 
 
-def _clusters(images: ImageSet, curation: "Curation", thumbnails: Thumbnails) -> list[dict[str, Any]]:
+def _clusters(curation: "Curation", thumbnails: Thumbnails) -> list[dict[str, Any]]:
     """Return the largest, the smallest and some other clusters of the coarsest level, before and after."""
-    if (clusters := _members(images, curation)) is None:
+    if (clusters := _members(curation)) is None:
         return []
     members, kept, uris = clusters
     numbers, sizes = np.unique(members, return_counts=True)
@@ -223,9 +222,9 @@ def _clusters(images: ImageSet, curation: "Curation", thumbnails: Thumbnails) ->
     return found
 
 
-def _density(images: ImageSet, curation: "Curation") -> str:
+def _density(curation: "Curation") -> str:
     """Return the chart of the sizes of clusters, sorted, before and after."""
-    if (clusters := _members(images, curation)) is None:
+    if (clusters := _members(curation)) is None:
         return ""
     members, kept, _ = clusters
     lines = {}
@@ -235,16 +234,16 @@ def _density(images: ImageSet, curation: "Curation") -> str:
     return line_chart(lines, title="Images in a cluster", unit="clusters by size, largest first", log=True)
 
 
-def _members(images: ImageSet, curation: "Curation") -> tuple[np.ndarray, np.ndarray, pa.ChunkedArray] | None:
+def _members(curation: "Curation") -> tuple[np.ndarray, np.ndarray, pa.ChunkedArray] | None:
     """Return of the images that were clustered the coarsest cluster, whether each is in the result, and the uris."""
     if "cluster" not in curation.found.stages:
         return None
     table = curation.found.stages["cluster"].images().rows
     levels = [name for name in table.column_names if name.startswith("cluster.")]
     name = max(levels, key=lambda level: int(level.rpartition(".")[2]))
-    uris = table.column("uri")
-    kept = pc.is_in(uris, value_set=images.rows.column("uri"))
-    return table.column(name).to_numpy(), kept.to_numpy(zero_copy_only=False).astype(bool), uris
+    kept = np.zeros(len(table), bool)
+    kept[rows_left(curation.found)] = True
+    return table.column(name).to_numpy(), kept, table.column("uri")
 
 
 def _drawn(rows: np.ndarray, most: int, what: str) -> np.ndarray:

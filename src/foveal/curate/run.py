@@ -84,7 +84,7 @@ def curate(recipe: Recipe, *, runner: Runner = _HERE, watch: Watch | None = None
             "flow": flow_of(curation),
             "warnings": warnings_of(curation),
         }
-        write_report(out / REPORT, summary, images, curation)
+        write_report(out / REPORT, summary, curation)
         _write(out / SUMMARY, json.dumps(summary, indent=2) + "\n")
     except OSError as error:
         raise FovealError(
