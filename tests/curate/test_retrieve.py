@@ -138,6 +138,10 @@ def test_wrong_settings_and_other_descriptors_are_refused(make_store: MakeStore,
         RetrieveSettings(mode="nearest")  # type: ignore[arg-type]
     with pytest.raises(FovealError, match="needs clusters of the pool; make them with foveal cluster"):
         run_retrieve(pool, {"s": pool}, out=tmp_path / "out", settings=RetrieveSettings(mode="cluster"))
+    clusters = run_cluster(pool, out=tmp_path / "clusters", settings=ClusterSettings(levels=(3,))).folder
+    settings = RetrieveSettings(mode="cluster", level=2)
+    with pytest.raises(FovealError, match=r"level=2 of .*, which has levels 1 to 1"):
+        run_retrieve(pool, {"s": pool}, out=tmp_path / "out", clusters=clusters, settings=settings)
     assert not (tmp_path / "out").exists()
 
 

@@ -179,9 +179,10 @@ def _check_clusters(
             f"retrieval for {first} needs clusters of the pool; make them with foveal cluster and give --clusters, or "
             "set mode=sample"
         )
-    stage = read_stage(folder)
-    if stage.summary is None:
-        raise FovealError(f"the clusters {folder} are unfinished; run their foveal cluster again first")
+    found = load_clusters(folder)
+    if settings.level > found.num_levels:
+        raise FovealError(f"level={settings.level} of {folder}, which has levels 1 to {found.num_levels}")
+    stage = found.stage
     if stage.inputs.get("vectors") != pool.hash:
         raise FovealError(f"{folder} holds clusters of other vectors than {pool.path}; cluster these")
     return stage.stamp
