@@ -291,7 +291,7 @@ def test_wrong_recipes_are_refused_in_words() -> None:
     given = {"pool": "photos", "out": "set"}
     cases = {
         "unknown recipe key 'dedup.similarty'; did you mean 'dedup.similarity'": ["dedup.similarty=0.5"],
-        "unknown recipe key 'modle'; did you mean 'model'": ["modle=x"],
+        "unknown recipe key 'moddel'; did you mean 'model'": ["moddel=x"],
         "needs a model; add model=": [],
         "seeds_as_is=true needs seeds": ["model=x", "seeds_as_is=true"],
         "dedup.neighbours": ["model=x", "dedup.neighbours=many"],

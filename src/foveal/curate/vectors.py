@@ -161,7 +161,7 @@ class Vectors:
         return ImageSet(rows.drop_columns(["row", "id"]), root=Path(self.store.card.image_set["root"]))
 
     def _unit(self, found: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-        lengths = np.sqrt(np.einsum("nd,nd->n", found, found, dtype=np.float64))
+        lengths = np.sqrt(np.einsum("ij,ij->i", found, found, dtype=np.float64))
         if not np.isfinite(lengths).all():
             row = int(numbers[np.flatnonzero(~np.isfinite(lengths))[0]])
             raise FovealError(
