@@ -46,8 +46,11 @@ def test_installed_wheel_runs_the_demo_and_every_verb(environment: Path, tmp_pat
     assert (tmp_path / "features/summary.json").is_file()
 
 
-def test_every_built_in_recipe_is_in_the_wheel(environment: Path, tmp_path: Path) -> None:
-    code = "import foveal.curate.recipe as one, foveal.pretrain.recipe as other; "
-    code += "print(*sorted([*one.recipe_names(), *other.recipe_names()]))"
+def test_every_file_of_the_package_is_in_the_wheel(environment: Path, tmp_path: Path) -> None:
+    code = (
+        "from importlib.metadata import files; print(*[path for path in files('foveal') if path.parts[0] == 'foveal'])"
+    )
     in_wheel = run(environment / "python", "-c", code, cwd=tmp_path).split()
-    assert in_wheel == sorted(path.stem for path in (ROOT / "src/foveal/recipes").glob("*.yaml"))
+    source = ROOT / "src"
+    here = [path for path in (source / "foveal").rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    assert {path for path in in_wheel if not path.endswith(".pyc")} == {str(path.relative_to(source)) for path in here}
