@@ -291,7 +291,7 @@ def test_wrong_recipes_are_refused_in_words() -> None:
     given = {"pool": "photos", "out": "set"}
     cases = {
         "unknown recipe key 'dedup.similarty'; did you mean 'dedup.similarity'": ["dedup.similarty=0.5"],
-        "unknown recipe key 'moddel'; did you mean 'model'": ["moddel=x"],
+        "unknown recipe key 'modelx'; did you mean 'model'": ["modelx=x"],
         "needs a model; add model=": [],
         "seeds_as_is=true needs seeds": ["model=x", "seeds_as_is=true"],
         "dedup.neighbours": ["model=x", "dedup.neighbours=many"],
