@@ -93,6 +93,12 @@ def test_a_finished_stage_is_an_image_set_and_says_what_it_removed(tmp_path: Pat
     assert stage.removed().to_pylist()[0]["kept_uri"] == "a.jpg"
 
 
+def test_arrays_are_read_in_one_order(tmp_path: Path) -> None:
+    stage = open_stage(tmp_path / "s", "squares", settings={}, inputs={}, sources={})
+    stage.save("squares", 0, {name: np.zeros(1) for name in "hbfdaceg"})
+    assert list(stage.load("squares", 0)) == list("abcdefgh")
+
+
 def test_a_mapped_array_is_what_was_saved_and_other_settings_are_refused(tmp_path: Path) -> None:
     stage = open_stage(tmp_path / "s", "squares", settings={}, inputs={}, sources={})
     stage.save("squares", 0, {"a": np.arange(3, dtype=np.int64), "b": np.array([[1.5, -2.0]], np.float32)})

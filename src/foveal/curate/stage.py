@@ -104,7 +104,7 @@ class Stage:
             ) from error
 
     def load(self, step: str, shard: int) -> dict[str, np.ndarray]:
-        """Return what `save` wrote.
+        """Return what `save` wrote, sorted by name: the reader of these files gives another order each time.
 
         Raises:
             FovealError: the file is missing, damaged or of other settings.
@@ -121,7 +121,7 @@ class Stage:
             raise FovealError(f"{path} was made with other settings or inputs; {redo}")
         if digest != _digest(arrays):
             raise FovealError(f"{path} is damaged: its contents are not those that were written; {redo}")
-        return arrays
+        return dict(sorted(arrays.items()))
 
     def mapped(self, step: str, shard: int, name: str) -> np.ndarray:
         """Return one array that `save` wrote as a memory map, of which only what is used is read.
