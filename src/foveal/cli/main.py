@@ -13,12 +13,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 import foveal
 from foveal.cli.evaluate import PROTOCOLS
+from foveal.cli.export import FORMATS
 from foveal.cli.terminal import is_first_process
 from foveal.errors import FovealError, nearest
 
@@ -45,6 +46,7 @@ VERBS = (
     "search",
     "head",
     "finetune",
+    "export",
     "evaluate",
     "compare",
     "pca",
@@ -164,14 +166,18 @@ def explain_usage(error: typer.TyperException) -> str:
     message = message.replace("Value error, ", "").rstrip(".")
     if found := re.search(r"'([^']*)' is not one of ('.*')$", message):
         message += nearest(found[1], re.findall(r"'([^']*)'", found[2]))
-    if found := re.search(r"^No such command '([^']*)'", message):
-        message = f"No such command '{found[1]}'{_instead_of(found[1])}"
     context = getattr(error, "ctx", None)
+    if found := re.search(r"^No such command '([^']*)'", message):
+        message = f"No such command '{found[1]}'{_instead_of(found[1], context)}"
     return f"error: {message}" + (f"; see {context.command_path} --help" if context else "")
 
 
-def _instead_of(verb: str) -> str:
-    """Return what somebody who typed an unknown verb may have meant."""
+def _instead_of(verb: str, context: Any) -> str:
+    """Return what somebody may have meant who typed an unknown verb, or an unknown part of one, such as a format."""
+    if context is not None and context.parent is not None:
+        return nearest(verb, context.command.commands)
+    if verb in FORMATS:
+        return f"; it is foveal export {verb}"
     if verb in PROTOCOLS:
         return f"; it is foveal evaluate {verb}"
     if verb == "distill":

@@ -1,0 +1,30 @@
+"""`foveal export onnx`: one graph of any batch and any size."""
+
+from typing import Annotated
+
+import typer
+
+from foveal.cli.export.options import HeadOption, LicenceOption, ModelArgument, OutOption, report_export
+from foveal.cli.loading import NumHeadsOption
+
+
+def onnx(
+    model: ModelArgument,
+    out: OutOption,
+    head: HeadOption = None,
+    opset: Annotated[int | None, typer.Option(help="Version of the operators.  [default: the current one]")] = None,
+    accept_licence: LicenceOption = None,
+    num_heads: NumHeadsOption = None,
+) -> None:
+    """Write an ONNX graph, compared with the model on real images; batch, height and width stay free."""
+    from foveal.export.onnx import CURRENT_OPSET, export_onnx
+
+    card = export_onnx(
+        model,
+        out,
+        heads=head or (),
+        opset=CURRENT_OPSET if opset is None else opset,
+        accept_licence=accept_licence,
+        num_heads=num_heads,
+    )
+    report_export(out, card)

@@ -1,0 +1,1 @@
+"""A model behind HTTP: one process, its own batcher, and deliberate answers to everything that can go wrong."""

@@ -1,0 +1,147 @@
+"""`foveal export onnx`: the folder that is written, and what is refused before anything is."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from disks import no_file_above
+
+from foveal.backbone.weights import load_model, save_model
+from foveal.cli.main import main
+from foveal.export import runtimes
+from foveal.export.card import ExportCard, ExportError, ExportRefused, publish_export, read_export, staged
+from foveal.export.onnx_engine import OnnxEngine
+
+Save = Callable[..., Path]
+
+
+def _refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    assert main(["export", *map(str, arguments)]) == 2
+    return capsys.readouterr().err
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_folder_says_what_it_is(save_tiny: Save, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = save_tiny(card={"licence": "MIT"}, num_registers=2)
+    out = tmp_path / "out"
+    assert main(["export", "onnx", str(model), "--out", str(out), "--opset", "20"]) == 0
+    assert "model as onnx, fp32" in capsys.readouterr().out
+    card = read_export(out)
+    assert (card.format, card.opset, card.licence.name, card.refused) == ("onnx", 20, "MIT", None)
+    assert card.preprocessing.model_dump() == {
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+        "resize_size": 40,
+        "crop_size": 35,
+        "patch_size": 7,
+        "channels": 3,
+    }
+    assert [(one.name, one.dtype) for one in card.outputs] == [
+        (name, "float32") for name in ("cls", "patches", "registers")
+    ]
+    assert _names(out) == ["export.json", "model.onnx"]
+    metadata = {one.key: one.value for one in onnx.load(out / "model.onnx").metadata_props}
+    assert json.loads(metadata["foveal.licence"])["name"] == "MIT"
+    assert metadata["foveal.identity"] == card.identity == OnnxEngine(out).identity
+
+
+def test_terms_have_to_be_accepted_and_travel_unaccepted(
+    save_tiny: Save, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = save_tiny(card={"licence": "CC-BY-NC-4.0"})
+    assert "--accept-licence CC-BY-NC-4.0" in _refused(capsys, "onnx", model, "--out", tmp_path / "out")
+    assert _names(tmp_path) == ["model"]
+    assert main(["export", "onnx", str(model), "--out", str(tmp_path / "out"), "--accept-licence", "CC-BY-NC-4.0"]) == 0
+    licence = read_export(tmp_path / "out").licence
+    assert (licence.terms, licence.accepted) == ("non-commercial", ())
+
+
+def test_bad_input_is_refused_before_anything_is_written(
+    save_tiny: Save, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, out = save_tiny(), tmp_path / "out"
+    assert "'onnnx'; did you mean 'onnx'?" in _refused(capsys, "onnnx", model, "--out", out)
+    assert "needs at least 17" in _refused(capsys, "onnx", model, "--out", out, "--opset", "16")
+    assert "exists; choose another place" in _refused(capsys, "onnx", model, "--out", model)
+    assert "backbone of another library" in _refused(capsys, "onnx", "timm:vit_tiny_patch16_224", "--out", out)
+    assert "no file or folder here" in _refused(capsys, "onnx", tmp_path / "nothing", "--out", out)
+    assert _names(tmp_path) == ["model"]
+
+
+def test_weights_that_are_not_finite_are_named(
+    save_tiny: Save, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    backbone, card = load_model(save_tiny())
+    with torch.no_grad():
+        backbone.blocks[1].mlp.fc1.weight[3, 4] = float("nan")
+    save_model(tmp_path / "model", backbone, card)
+    error = _refused(capsys, "onnx", tmp_path / "model", "--out", tmp_path / "out")
+    assert "holds NaN or infinite values in 1 of 35 tensors (blocks.1.mlp.fc1.weight)" in error
+    assert _names(tmp_path) == ["model"]
+
+
+def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    with pytest.raises(ExportError, match=r"run pip install 'foveal\[export\]'"):
+        runtimes.require("onnxruntime")
+
+
+def test_full_disk_leaves_nothing(save_tiny: Save, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = save_tiny()
+    with no_file_above(50_000):
+        error = _refused(capsys, "onnx", model, "--out", tmp_path / "out")
+    assert "cannot be written" in error
+    assert _names(tmp_path) == ["model"]
+
+
+def test_interrupted_export_leaves_nothing(tmp_path: Path) -> None:
+    def interrupted() -> None:
+        with staged(tmp_path / "out") as staging:
+            (staging / "model.onnx").write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert _names(tmp_path) == []
+
+
+def test_refused_export_is_kept_aside(save_tiny: Save, tmp_path: Path) -> None:
+    main(["export", "onnx", str(save_tiny()), "--out", str(tmp_path / "good")])
+    card = read_export(tmp_path / "good").model_copy(update={"refused": "cosine 0.5, the limit is 0.999"})
+    with staged(tmp_path / "out") as staging:
+        (staging / "model.onnx").write_text("bad numbers")
+        with pytest.raises(ExportRefused, match=r"cosine 0.5.*kept in .*out\.refused"):
+            publish_export(staging, tmp_path / "out", card)
+    assert not (tmp_path / "out").exists()
+    assert read_export(tmp_path / "out.refused").refused == "cosine 0.5, the limit is 0.999"
+
+
+def test_two_exports_to_one_place_do_not_mix(save_tiny: Save, tmp_path: Path) -> None:
+    main(["export", "onnx", str(save_tiny()), "--out", str(tmp_path / "good")])
+    card = read_export(tmp_path / "good")
+    with staged(tmp_path / "out") as staging:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "theirs").write_text("first")
+        with pytest.raises(ExportError, match="by another process meanwhile"):
+            publish_export(staging, tmp_path / "out", card)
+    assert _names(tmp_path / "out") == ["theirs"]
+
+
+def test_damaged_export_is_told(save_tiny: Save, tmp_path: Path) -> None:
+    main(["export", "onnx", str(save_tiny()), "--out", str(tmp_path / "out")])
+    with open(tmp_path / "out" / "model.onnx", "ab") as file:
+        file.write(b"x")
+    with pytest.raises(ExportError, match=r"model\.onnx is missing or damaged"):
+        read_export(tmp_path / "out")
+    (tmp_path / "out" / "export.json").write_text("{}")
+    with pytest.raises(ExportError, match="cannot be understood"):
+        read_export(tmp_path / "out")
+    with pytest.raises(ExportError, match="is no export"):
+        read_export(tmp_path)
+    assert ExportCard.model_fields["format_version"].default == 1
