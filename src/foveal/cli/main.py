@@ -53,6 +53,7 @@ VERBS = (
     "attention",
     "match",
     "similar",
+    "serve",
 )
 
 INTERRUPTED, TERMINATED = 130, 143  # as a shell tells of SIGINT and SIGTERM

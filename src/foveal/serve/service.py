@@ -1,0 +1,338 @@
+"""The model behind the endpoints: opens images in threads, runs them in batches beside the loop, exchanges itself.
+
+Shapes: B images, C channels, D width, H W pixels; grid_h x grid_w patches; K classes or maps.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+
+from foveal.backbone.vit import Tokens
+from foveal.errors import FovealError, nearest
+from foveal.images.decode import decode
+from foveal.images.preprocess import Mode, Preprocess, Size, short_side_shape
+from foveal.serve.batcher import Batcher
+from foveal.serve.limits import Admission, decode_limits
+from foveal.serve.loaded import Loaded, Source, open_source
+from foveal.serve.metrics import Metrics
+from foveal.serve.problems import Problem, problem_of
+from foveal.serve.settings import ServeSettings
+from foveal.tasks.classify import ClassPredictor
+from foveal.tasks.predict import Predictor
+
+logger = logging.getLogger(__name__)
+
+Picture = bytes | np.ndarray  # an encoded file, or pixels (H, W, C)
+_Answer = TypeVar("_Answer")
+
+
+class Encoded(NamedTuple):
+    """The tokens of one image after the final norm, float32.
+
+    Attributes:
+        cls: (D,).
+        registers: (R, D).
+        patches: (grid_h, grid_w, D).
+    """
+
+    cls: np.ndarray
+    registers: np.ndarray
+    patches: np.ndarray
+
+
+class Work(NamedTuple):
+    """What images of one batch have in common.
+
+    Attributes:
+        loaded: the model that was served when they came.
+        kind: "tokens" of prepared images, "scores" of a head on them, or "answer" of a dense head for a whole picture.
+        head: its name, or "".
+        shape: of a prepared image (C, H, W); a picture stands alone, told from others by its number.
+    """
+
+    loaded: Loaded
+    kind: Literal["tokens", "scores", "answer"]
+    head: str
+    shape: tuple[int, ...]
+
+
+class Service:
+    """A loaded model that answers many at once.
+
+    Args:
+        loaded: what is served.
+        settings: limits and sizes of batches.
+    """
+
+    def __init__(self, loaded: Loaded, settings: ServeSettings) -> None:
+        self.loaded = loaded
+        self.settings = settings
+        self.admission = Admission(max_images=settings.max_queue, max_bytes=settings.max_bodies_bytes)
+        self.metrics = Metrics(self.admission, buckets=settings.buckets)
+        self.batcher: Batcher[Any, Any] = Batcher(
+            self._run,
+            buckets=settings.buckets,
+            largest=self._largest,
+            max_wait_s=settings.max_wait_ms / 1000,
+            on_batch=self.metrics.batches.observe,
+        )
+        self.metrics.waiting.set_function(lambda: self.batcher.num_waiting)
+        self.is_ready = False
+        self._pictures = 0
+        self._swapping = asyncio.Lock()
+        self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
+        self._engine = ThreadPoolExecutor(1, thread_name_prefix="engine")
+
+    async def start(self) -> None:
+        """Begin to answer, in the event loop that is running."""
+        self.batcher.start()
+        self.is_ready = True
+
+    async def stop(self) -> None:
+        """Answer the batch that runs, refuse the rest, and end the threads."""
+        self.is_ready = False
+        await self.batcher.stop()
+        self._decoders.shutdown(wait=False, cancel_futures=True)
+        self._engine.shutdown(wait=False, cancel_futures=True)
+
+    async def features(
+        self, images: Sequence[Picture], *, size: Size | None = None, fit: Mode = "crop", field: str = "images"
+    ) -> list[Encoded]:
+        """Return the tokens of pictures, each as if it had been asked for alone.
+
+        Args:
+            images: files or pixels.
+            size: see `foveal.features.extract.Model.extract`.
+            fit: see there.
+            field: of the request, for problems.
+
+        Raises:
+            Problem: an image that cannot be read or is too large; no room.
+        """
+        loaded = self.loaded
+        preprocess = _of_request(lambda: loaded.model.preprocessing(size=size, fit=fit), "size")
+
+        async def one(number: int, picture: Picture) -> Encoded:
+            array = await self._prepared(picture, preprocess, f"{field}.{number}")
+            found: Encoded = await self.batcher.submit(Work(loaded, "tokens", "", array.shape), array)
+            return found
+
+        with self.admission.admit(len(images)):
+            return await together(one(number, picture) for number, picture in enumerate(images))
+
+    async def encode(self, arrays: np.ndarray) -> list[Encoded]:
+        """Return the tokens of normalised images (B, C, H, W) float32; H and W multiples of the patch size."""
+        work = Work(self.loaded, "tokens", "", arrays.shape[1:])
+        self._check_size(work)
+        with self.admission.admit(len(arrays)):
+            return await together(self.batcher.submit(work, array) for array in arrays)
+
+    async def scores(self, head: str, arrays: np.ndarray) -> list[np.ndarray]:
+        """Return what a head says of normalised images (B, C, H, W): probabilities (K,), or maps (K, H, W) each."""
+        loaded = self.loaded
+        find_head(loaded, head)
+        work = Work(loaded, "scores", head, arrays.shape[1:])
+        self._check_size(work)
+        with self.admission.admit(len(arrays)):
+            return await together(self.batcher.submit(work, array) for array in arrays)
+
+    async def head(
+        self, name: str, images: Sequence[Picture], *, size: int | None = None, field: str = "images"
+    ) -> list[np.ndarray]:
+        """Return the answers of a head for pictures, each as if it had been asked for alone.
+
+        Args:
+            name: of the head.
+            images: files or pixels.
+            size: of dense heads: the short side at which the model sees them, pixels; see `Predictor.predict`.
+            field: of the request, for problems.
+
+        Returns:
+            For each picture: probabilities (K,) float32, class ids (H, W) uint16, or depth (H, W) float32.
+
+        Raises:
+            Problem: 404, no head of that name; an image that cannot be read or is too large; no room.
+        """
+        loaded = self.loaded
+        predictor = find_head(loaded, name)
+        if isinstance(predictor, ClassPredictor) and size is not None:
+            raise Problem(422, "invalid_value", "size is of masks and depth; leave it out for classes", field="size")
+        preprocess = loaded.model.preprocessing()
+
+        async def one(number: int, picture: Picture) -> np.ndarray:
+            where = f"{field}.{number}"
+            if isinstance(predictor, ClassPredictor):
+                item: Any = await self._prepared(picture, preprocess, where)
+                work = Work(loaded, "scores", name, item.shape)
+            else:
+                item = (await self._pixels(picture, predictor, size, where), size)
+                self._pictures += 1
+                work = Work(loaded, "answer", name, (self._pictures,))
+            found: np.ndarray = await self.batcher.submit(work, item)
+            return found
+
+        with self.admission.admit(len(images)):
+            return await together(one(number, picture) for number, picture in enumerate(images))
+
+    async def aside(self, function: Callable[[], _Answer]) -> _Answer:
+        """Run something short beside the event loop, in the threads that open images."""
+        return await asyncio.get_running_loop().run_in_executor(self._decoders, function)
+
+    async def swap(self, source: Source) -> Loaded:
+        """Open and verify another model beside the one that is served, then serve it: from the next request on.
+
+        Raises:
+            Problem: 409, another one is being opened; 422, it is refused, and the old one is served as before.
+        """
+        if self._swapping.locked():
+            raise Problem(409, "swap_in_progress", "another model is being opened; wait for it")
+        async with self._swapping:
+            try:
+                loaded = await asyncio.to_thread(open_source, source, buckets=self.settings.buckets)
+            except FovealError as error:
+                self.metrics.swaps.labels("refused").inc()
+                raise Problem(422, "swap_refused", f"{error} (still serving {self.loaded.name})") from error
+            self.loaded = loaded
+            self.metrics.swaps.labels("done").inc()
+            logger.info("serving %s (%s) now", loaded.name, loaded.model.identity[:12])
+            return loaded
+
+    async def _prepared(self, picture: Picture, preprocess: Preprocess, field: str) -> np.ndarray:
+        def prepare() -> np.ndarray:
+            pixels = self._decoded(picture, preprocess.channels)
+            height, width = preprocess.resized_shape(*pixels.shape[:2])
+            if height * width > self.settings.max_pixels:
+                raise Problem(
+                    413,
+                    "too_many_pixels",
+                    f"{pixels.shape[1]} x {pixels.shape[0]} pixels would become {width} x {height}, allowed are "
+                    f"{self.settings.max_pixels} in all; crop this strip first",
+                )
+            if preprocess.mode != "crop":
+                self._check_patches(height, width, preprocess.patch_size)
+            return preprocess(pixels)
+
+        return await self._in_decoder(prepare, field)
+
+    async def _pixels(self, picture: Picture, predictor: Predictor, size: int | None, field: str) -> np.ndarray:
+        def prepare() -> np.ndarray:
+            backbone = predictor.model.card.backbone
+            pixels = self._decoded(picture, backbone.channels)
+            seen = size or predictor.fitted_size
+            height, width = pixels.shape[:2]
+            if seen is not None:
+                height, width = short_side_shape(height, width, size=seen)
+            self._check_patches(height, width, backbone.patch_size)
+            return pixels
+
+        return await self._in_decoder(prepare, field)
+
+    async def _in_decoder(self, prepare: Callable[[], np.ndarray], field: str) -> np.ndarray:
+        try:
+            return await self.aside(prepare)
+        except FovealError as error:
+            problem = problem_of(error, field=field)
+            problem.field = problem.field or field
+            raise problem from error
+
+    def _decoded(self, picture: Picture, channels: int) -> np.ndarray:
+        if isinstance(picture, np.ndarray):
+            return picture
+        return decode(picture, channels=channels, limits=decode_limits(self.settings))
+
+    def _check_patches(self, height: int, width: int, patch_size: int) -> None:
+        num_patches = -(-height // patch_size) * -(-width // patch_size)
+        if num_patches > self.settings.max_patches:
+            raise Problem(
+                413,
+                "too_many_patches",
+                f"{width} x {height} pixels are {num_patches} patches, allowed are {self.settings.max_patches}; "
+                "send a smaller image, or name a smaller size",
+            )
+
+    def _check_size(self, work: Work) -> None:
+        backbone = work.loaded.model.card.backbone
+        channels, height, width = work.shape
+        if channels != backbone.channels or height % backbone.patch_size or width % backbone.patch_size:
+            raise Problem(
+                422,
+                "invalid_shape",
+                f"images of shape {work.shape}; give {backbone.channels} channels and sides that are multiples of "
+                f"{backbone.patch_size}",
+            )
+        self._check_patches(height, width, backbone.patch_size)
+
+    def _largest(self, key: Hashable) -> int:
+        """Return how many images of a shape make a batch of no more patches than one image may have."""
+        assert isinstance(key, Work)
+        if key.kind == "answer":
+            return 1
+        patches = key.shape[1] * key.shape[2] // key.loaded.model.card.backbone.patch_size**2
+        return self.settings.max_patches // max(patches, 1)
+
+    async def _run(self, key: Hashable, items: list[Any]) -> Sequence[Any]:
+        assert isinstance(key, Work)
+        began = time.monotonic()
+        found = await asyncio.get_running_loop().run_in_executor(self._engine, partial(compute, key, items))
+        self.metrics.batch_seconds.observe(time.monotonic() - began)
+        self.admission.answered(len(items), time.monotonic() - began)
+        return found
+
+
+def compute(work: Work, items: Sequence[Any]) -> Sequence[Any]:
+    """Run one batch and return an answer for each of its items."""
+    if work.kind == "tokens":
+        return _tokens(work, items)
+    predictor = work.loaded.heads[work.head]
+    if isinstance(predictor, ClassPredictor):
+        return list(predictor.of_arrays(items).numpy())
+    if work.kind == "scores":
+        return list(predictor.scores(torch.from_numpy(np.stack(items))).numpy())
+    return [predictor.predict(pixels, size=size) for pixels, size in items]
+
+
+def _tokens(work: Work, items: Sequence[np.ndarray]) -> list[Encoded]:
+    patch_size = work.loaded.model.card.backbone.patch_size
+    grid = (work.shape[1] // patch_size, work.shape[2] // patch_size)
+    found: Tokens = work.loaded.model.engine.encode(torch.from_numpy(np.stack(items)))
+    cls, registers, patches = (part.cpu().numpy() for part in found)
+    return [
+        Encoded(cls[i], registers[i], patches[i].reshape(*grid, -1))  # views: the batch is short-lived
+        for i in range(len(items))
+    ]
+
+
+def find_head(loaded: Loaded, name: str) -> ClassPredictor | Predictor:
+    """Return a head by its name; Problem 404 names those that there are."""
+    if name not in loaded.heads:
+        names = ", ".join(loaded.heads) or "none: start with --head FOLDER"
+        raise Problem(404, "head_not_found", f"no head of that name; heads: {names}{nearest(name, loaded.heads)}")
+    return loaded.heads[name]
+
+
+async def together(works: Iterable[Awaitable[_Answer]]) -> list[_Answer]:
+    """Await several at once and return their answers in order; the first failure cancels the others and is raised."""
+
+    async def run(work: Awaitable[_Answer]) -> _Answer:
+        return await work
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(run(work)) for work in works]
+    except BaseExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
+def _of_request(function: Callable[[], _Answer], field: str) -> _Answer:
+    try:
+        return function()
+    except FovealError as error:
+        raise problem_of(error, field=field) from error
