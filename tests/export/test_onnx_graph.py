@@ -10,8 +10,9 @@ import torch
 from foveal.backbone.weights import load_model
 from foveal.errors import FovealError
 from foveal.export.card import ExportError
-from foveal.export.onnx import LEAST_OPSET, write_graph
+from foveal.export.onnx import LEAST_OPSET
 from foveal.export.onnx_engine import OnnxEngine
+from foveal.export.onnx_files import write_graph
 from foveal.export.source import open_source
 
 Save = Callable[..., Path]

@@ -28,25 +28,29 @@ class GraphWriter:
 
     Args:
         opset: of the operators; 17 or later.
+
+    Attributes:
+        nodes: in the order in which they run.
+        constants: by their names.
     """
 
     def __init__(self, opset: int) -> None:
         self.opset = opset
-        self.tape = ir.tape.Tape()
-        self._constants: dict[str, ir.Value] = {}
+        self.nodes: list[ir.Node] = []
+        self.constants: dict[str, ir.Value] = {}
 
     def op(self, kind: str, *inputs: ir.Value | None, name: str | None = None, **attributes: Any) -> ir.Value:
         """Add one operation; with a name, node and output are called so."""
-        found = self.tape.op(kind, inputs, attributes, name=name)
+        self.nodes.append(ir.node(kind, inputs, attributes, name=name))
+        (found,) = self.nodes[-1].outputs
         found.name = name
         return found
 
     def weight(self, name: str, values: Tensor) -> ir.Value:
         """Return a weight as a constant of that name; the same one for the same name."""
-        if name not in self._constants:
-            tensor = TorchTensor(values.detach().float().cpu().contiguous(), name=name)
-            self._constants[name] = self.tape.initializer(tensor, name)
-        return self._constants[name]
+        if name not in self.constants:
+            self._keep(TorchTensor(values.detach().float().cpu().contiguous(), name=name), name)
+        return self.constants[name]
 
     def integers(self, *values: int) -> ir.Value:
         """Return a vector of int64."""
@@ -66,9 +70,13 @@ class GraphWriter:
 
     def _small(self, values: np.ndarray, name: str) -> ir.Value:
         name = f"constant.{name}"
-        if name not in self._constants:
-            self._constants[name] = self.tape.initializer(ir.tensor(values, name=name), name)
-        return self._constants[name]
+        if name not in self.constants:
+            self._keep(ir.tensor(values, name=name), name)
+        return self.constants[name]
+
+    def _keep(self, tensor: ir.TensorProtocol, name: str) -> None:
+        shape = ir.Shape(tensor.numpy().shape)
+        self.constants[name] = ir.Value(name=name, shape=shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
 
     def batch_size(self, x: ir.Value) -> ir.Value:
         """Return (1,) int64: the first dimension."""

@@ -44,7 +44,11 @@ class OnnxEngine:
         num_threads: int | None = None,
         providers: Sequence[str] = ("CPUExecutionProvider",),
     ) -> None:
-        (self._runtime,) = require("onnxruntime")
+        self._runtime, state = require("onnxruntime", "onnxruntime.capi.onnxruntime_pybind11_state")
+        # Its exceptions have no base of their own.
+        self._errors = tuple(
+            one for one in vars(state).values() if isinstance(one, type) and issubclass(one, Exception)
+        )
         source = Path(source)
         self.path = source / GRAPH if source.is_dir() else source
         self._num_threads = num_threads or torch.get_num_threads()
@@ -99,7 +103,7 @@ class OnnxEngine:
         names = self.output_names if names is None else list(names)
         if missing := [name for name in names if name not in self.output_names]:
             raise FovealError(f"{self.path} has no output {missing[0]}; it has {', '.join(self.output_names)}")
-        return dict(zip(names, self._session.run(names, {"images": self._pixels(batch)}), strict=True))
+        return dict(zip(names, self._run(self._session, names, batch), strict=True))
 
     def intermediate(self, batch: Tensor, layers: int | Sequence[int], *, norm: bool = True) -> list[Tokens]:
         """Return the tokens after chosen blocks (the last n, or a list of numbers from 0), in ascending order.
@@ -111,7 +115,7 @@ class OnnxEngine:
         if wanted not in self._inner:
             self._inner = {wanted: self._open_inside(wanted)}
         session, weight, bias = self._inner[wanted]
-        arrays = session.run([f"blocks.{number}" for number in wanted], {"images": self._pixels(batch)})
+        arrays = self._run(session, [f"blocks.{number}" for number in wanted], batch)
         found = [torch.from_numpy(array) for array in arrays]
         if norm:
             found = [F.layer_norm(x, x.shape[-1:], weight, bias, _NORM_EPS) for x in found]
@@ -123,6 +127,13 @@ class OnnxEngine:
     ) -> "OnnxEngine":
         """Return this engine: it has nothing to decide."""
         return self
+
+    def _run(self, session: Any, names: Sequence[str], batch: Tensor) -> list[np.ndarray]:
+        pixels = self._pixels(batch)
+        try:
+            return session.run(names, {"images": pixels})
+        except self._errors as error:
+            raise ExportError(f"{self.path} fails on images {pixels.shape}: {error}; export the model again") from error
 
     def _pixels(self, batch: Tensor) -> np.ndarray:
         _, channels, height, width = batch.shape
@@ -136,12 +147,12 @@ class OnnxEngine:
     def _open(self, model: str | bytes) -> Any:
         settings = self._runtime.SessionOptions()
         settings.intra_op_num_threads = self._num_threads
-        settings.log_severity_level = 3  # errors
+        settings.log_severity_level = 4  # errors are raised
         # Where weights lie beside a graph that comes as bytes.
         settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(self.path.parent))
         try:
             return self._runtime.InferenceSession(model, settings, providers=self._providers)
-        except Exception as error:  # its exceptions have no common base but this
+        except self._errors as error:
             raise ExportError(f"{self.path} cannot be run by ONNX Runtime: {error}; export the model again") from error
 
     def _open_inside(self, layers: Sequence[int]) -> tuple[Any, Tensor, Tensor]:

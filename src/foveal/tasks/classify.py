@@ -106,7 +106,7 @@ class AttentiveClassifier(nn.Module):
     def forward(self, tokens: Tokens) -> Tensor:
         """Return logits (B, K)."""
         seen = self.norm(torch.cat([tokens.cls[:, -1:], tokens.patches], dim=1))
-        query = self.query.expand(len(seen), -1, -1)
+        query = self.query.expand(seen.shape[0], -1, -1)
         gathered, _ = self.attention(query, seen, seen, need_weights=False)
         return self.linear(self.gathered_norm(gathered[:, 0]))
 
