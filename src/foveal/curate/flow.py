@@ -55,7 +55,7 @@ def warnings_of(curation: "Curation") -> list[str]:
     for name, counts in ((retrieved.summary or {}).get("query_sets", {}) if retrieved else {}).items():
         if counts["missing"] and counts["method"] == "sample":  # by clusters, as many as there are is the rule
             found.append(
-                f"{name} had room for {counts['missing']:,} more: the images nearest to its queries went to other "
+                f"seeds {name} had room for {counts['missing']:,} more: the images nearest to them went to other "
                 "queries; a higher retrieve.candidates looks further, as far as there are others"
             )
     for name, vectors in curation.found.stores.items():
