@@ -9,7 +9,7 @@ demo: .venv/demo
 	$(BIN)/foveal demo
 
 test: .venv/dev
-	$(RUN) pytest -m "not full"
+	$(RUN) pytest -n auto --maxprocesses 4 -m "not full"
 
 check: .venv/dev
 	$(BIN)/ruff check .

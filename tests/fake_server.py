@@ -119,9 +119,9 @@ def _respond(handler: BaseHTTPRequestHandler, state: FakeServer, answer: Answer)
     part = part if answer.send is None else part[: answer.send]
     for at in range(0, len(part), answer.chunk):
         block = part[at : at + answer.chunk]
+        state.sent_bytes += len(block)  # before the client has them, and looks
         handler.wfile.write(b"%x\r\n%s\r\n" % (len(block), block) if answer.chunked else block)
         handler.wfile.flush()
-        state.sent_bytes += len(block)
         if answer.pause_s:
             time.sleep(answer.pause_s)
     if answer.chunked and answer.send is None:
