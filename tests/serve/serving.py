@@ -1,9 +1,12 @@
 """A server in this process, on a tiny network, for requests without sockets."""
 
 import io
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import ClassVar
 
 import httpx
 import numpy as np
@@ -13,12 +16,13 @@ from PIL import Image
 from foveal.backbone.card import Card
 from foveal.backbone.licence import OWN
 from foveal.backbone.variants import backbone_config
-from foveal.backbone.vit import VisionTransformer
+from foveal.backbone.vit import Tokens, VisionTransformer
 from foveal.backbone.weights import save_model
 from foveal.engine.torch_engine import TorchEngine
 from foveal.features.extract import Model
 from foveal.serve.app import create_app
 from foveal.serve.loaded import Loaded
+from foveal.serve.server import Server
 from foveal.serve.service import Service
 from foveal.serve.settings import ServeSettings
 
@@ -58,3 +62,51 @@ async def served(loaded: Loaded | None = None, **settings: object) -> AsyncItera
         httpx.AsyncClient(transport=transport, base_url="http://here") as client,
     ):
         yield client, service
+
+
+class StubEngine:
+    """Takes a known time for each image, and answers their mean colours.
+
+    Attributes:
+        gate: where it is closed, batches wait until it is opened.
+        repeats: how often a patch has the colours, for large answers.
+        num_images: that were run.
+    """
+
+    description: ClassVar = {"name": "stub"}
+    identity = "stub"
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.gate = threading.Event()
+        self.gate.set()
+        self.repeats = 1
+        self.num_images = 0
+
+    def encode(self, batch: torch.Tensor) -> Tokens:
+        assert self.gate.wait(20)
+        time.sleep(self.seconds * len(batch))
+        self.num_images += len(batch)
+        cls = batch.mean(dim=(2, 3))
+        return Tokens(cls, cls[:, None, :].expand(-1, 2, -1), cls[:, None, :].repeat(1, 16, self.repeats))
+
+
+def stub(seconds: float) -> Loaded:
+    """A model of known delay."""
+    model = tiny_model()
+    return Loaded("stub", Model(StubEngine(seconds), model.card))
+
+
+@contextmanager
+def running(loaded: Loaded, **settings: object) -> Iterator[tuple[str, Service]]:
+    """The address of a server with real sockets, in a thread, while the block runs."""
+    service = Service(loaded, ServeSettings.model_validate({"port": 0, **settings}))
+    server = Server(service)
+    thread = threading.Thread(target=server.run_to_end)
+    thread.start()
+    try:
+        yield server.url, service
+    finally:
+        server.handle_exit()
+        thread.join(timeout=20)
+        assert not thread.is_alive()

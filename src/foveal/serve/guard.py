@@ -115,6 +115,10 @@ class Guard:
     async def _body(self, headers: dict[bytes, bytes], receive: Receive, reserve: Callable[[int], None]) -> bytes:
         """Return the whole body; Problem where it is too large, too slow, or there is no room for it."""
         limit = self._settings.max_body_bytes
+        if headers.get(b"content-encoding", b"identity") != b"identity":
+            raise Problem(
+                415, "unsupported_encoding", "send the body as it is, not compressed", field="Content-Encoding"
+            )
         said = headers.get(b"content-length", b"0")
         if said.isdigit() and int(said) > limit:
             raise _too_large(limit)

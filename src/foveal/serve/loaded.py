@@ -105,7 +105,7 @@ def open_source(source: Source, *, buckets: Sequence[int] = (1,)) -> Loaded:
         num_heads=source.num_heads,
     )
     require_permission(opened.card, action="serve", accept_licence=source.accept_licence)
-    name = checked_name(opened.card.name if source.name is None else source.name)
+    name = as_name(opened.card.name) if source.name is None else checked_name(source.name)
     probes = _probes(opened)
     model = _settled(opened, probes, None)
     heads = {}
@@ -133,16 +133,26 @@ def checked_name(name: str) -> str:
     return name
 
 
+def as_name(text: str) -> str:
+    """Return the name of a card as it can stand in an address.
+
+    Example:
+        >>> as_name("linear on dinov2_vits14")
+        'linear-on-dinov2_vits14'
+    """
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:64] or "unnamed"
+
+
 def _open_head(
     text: str, model: Model, probes: Tensor, accept_licence: str | None
 ) -> tuple[str, ClassPredictor | Predictor]:
     name, found, folder = text.partition("=")
     if not found or Path(text).exists():
-        name, folder = "", text
+        found, folder = "", text
     head = load_head(folder)
     accept(head.card.licence, what=f"the head {head.card.name}", action="serve", name=accept_licence)
     predictor = _settled(model, probes, head.card.layers).with_head(head)
-    return checked_name(name or head.card.name), predictor
+    return checked_name(name) if found else as_name(head.card.name), predictor
 
 
 def _settled(model: Model, probes: Tensor, layers: Sequence[int] | None) -> Model:

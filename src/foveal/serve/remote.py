@@ -90,18 +90,19 @@ def is_public(address: str) -> bool:
 
 
 def _read(connection: http.client.HTTPConnection, max_bytes: int, ends: float, field: str) -> bytes:
-    answer = connection.getresponse()
-    if answer.status != 200:
-        raise _failed(f"status {answer.status}", field)
     parts: list[bytes] = []
     total = 0
-    while block := answer.read1(_BLOCK_BYTES):
-        total += len(block)
-        if total > max_bytes:
-            raise Problem(413, "too_many_bytes", f"the image has more than {max_bytes} bytes; shrink it", field=field)
-        if time.monotonic() > ends:
-            raise _failed("too slow", field)
-        parts.append(block)
+    with connection.getresponse() as answer:
+        if answer.status != 200:
+            raise _failed(f"status {answer.status}", field)
+        while block := answer.read1(_BLOCK_BYTES):
+            total += len(block)
+            if total > max_bytes:
+                message = f"the image has more than {max_bytes} bytes; shrink it"
+                raise Problem(413, "too_many_bytes", message, field=field)
+            if time.monotonic() > ends:
+                raise _failed("too slow", field)
+            parts.append(block)
     return b"".join(parts)
 
 

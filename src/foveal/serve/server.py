@@ -4,6 +4,7 @@ import asyncio
 import logging
 import signal
 import socket
+import threading
 import time
 from types import FrameType
 from typing import Any
@@ -29,33 +30,9 @@ def serve(service: Service) -> None:
     Raises:
         FovealError: the address cannot be listened on, or the TLS files cannot be read.
     """
-    settings = service.settings
-    line = _listen(settings.host, settings.port)
-    scheme = "https" if settings.tls_certificate else "http"
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    logger.info("serving %s at %s://%s:%d", service.loaded.name, scheme, host, line.getsockname()[1])
-    config = uvicorn.Config(
-        create_app(service),
-        http=_patient(settings.header_timeout_s, settings.body_timeout_s, settings.write_timeout_s),
-        ws="none",
-        loop="asyncio",
-        log_config=None,
-        log_level="warning",
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        timeout_keep_alive=int(max(settings.keep_alive_s, 1)),
-        timeout_graceful_shutdown=1,
-        h11_max_incomplete_event_size=_MOST_HEADERS,
-        ssl_certfile=settings.tls_certificate,
-        ssl_keyfile=settings.tls_key,
-    )
-    try:
-        config.load()
-    except OSError as error:
-        line.close()
-        raise FovealError(f"the TLS certificate or key cannot be read: {error}; give PEM files that fit") from error
-    _Server(config, service).run(sockets=[line])
+    server = Server(service)
+    logger.info("serving %s at %s", service.loaded.name, server.url)
+    server.run_to_end()
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -66,23 +43,63 @@ def _listen(host: str, port: int) -> socket.socket:
         raise FovealError(f"cannot listen on {host}:{port}: {error}; choose another --port or --host") from error
 
 
-class _Server(uvicorn.Server):
-    """Ends in three steps: not ready and nothing new; everything accepted answered; connections closed."""
+class Server(uvicorn.Server):
+    """Listens from the moment it is made, and ends in three steps: not ready and nothing new; everything accepted
+    answered; connections closed.
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+    Args:
+        service: what answers, with its settings.
+
+    Raises:
+        FovealError: as `serve`.
+    """
+
+    def __init__(self, service: Service) -> None:
+        settings = service.settings
+        config = uvicorn.Config(
+            create_app(service),
+            http=_patient(settings.header_timeout_s, settings.body_timeout_s, settings.write_timeout_s),
+            ws="none",
+            loop="asyncio",
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            timeout_keep_alive=int(max(settings.keep_alive_s, 1)),
+            timeout_graceful_shutdown=1,
+            h11_max_incomplete_event_size=_MOST_HEADERS,
+            ssl_certfile=settings.tls_certificate,
+            ssl_keyfile=settings.tls_key,
+        )
+        try:
+            config.load()
+        except OSError as error:
+            raise FovealError(f"the TLS certificate or key cannot be read: {error}; give PEM files that fit") from error
         super().__init__(config)
         self._service = service
+        self._line = _listen(settings.host, settings.port)
         self._drain_ends = 0.0
-        self._reload = False
         self._reloading: asyncio.Task[Any] | None = None
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        settings = self._service.settings
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        return f"{'https' if settings.tls_certificate else 'http'}://{host}:{self._line.getsockname()[1]}"
+
+    def run_to_end(self) -> None:
+        """Serve until `handle_exit` is called, by a signal where this is the main thread."""
+        self.run(sockets=[self._line])
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin, and listen to SIGHUP too."""
         await super().startup(sockets)
-        if hasattr(signal, "SIGHUP"):
+        if hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread():
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._ask_reload)
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+    def handle_exit(self, sig: int = signal.SIGTERM, frame: FrameType | None = None) -> None:
         """Begin to end at the first signal; end at once at the second."""
         admission = self._service.admission
         if admission.is_draining:
