@@ -22,10 +22,11 @@ from foveal.engine.quantise import quantise_plainly
 from foveal.engine.torch_engine import TorchEngine
 from foveal.features.extract import Model
 from foveal.images.imageset import ImageSet
+from foveal.images.photographs import packaged_photographs
 from foveal.pretrain.loop import pretrain
 from foveal.pretrain.recipe import load_recipe
 from foveal.pretrain.run import read_metrics
-from foveal.studies.crops import packaged_photographs, write_crops
+from foveal.studies.crops import write_crops
 
 pytest.importorskip("openvino", reason="OpenVINO is not installed (extra cpu)")
 pytest.importorskip("skimage", reason="scikit-image is not installed (extra demo)")

@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 
 from foveal.errors import ImageSetError
-from foveal.studies.crops import own_photographs, packaged_photographs, write_crops
+from foveal.images.photographs import packaged_photographs
+from foveal.studies.crops import own_photographs, write_crops
 
 
 def test_packaged_photographs_are_there() -> None:

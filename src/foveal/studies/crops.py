@@ -1,49 +1,17 @@
 """The demo's task: name the photograph of a crop whose region, scale and colours were never seen."""
 
-import importlib.util
 import logging
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from foveal.errors import BadImageError, FovealError, ImageSetError
-from foveal.images.decode import decode
+from foveal.errors import BadImageError, ImageSetError
 from foveal.images.imageset import ImageSet
 
-# Photographs that come inside scikit-image and scikit-learn: package, folder, file names.
-_PACKAGED = (
-    (
-        "skimage",
-        "data",
-        "astronaut.png brick.png camera.png cell.png chelsea.png coffee.png coins.png grass.png gravel.png "
-        "hubble_deep_field.jpg ihc.png moon.png motorcycle_left.png page.png retina.jpg rocket.jpg",
-    ),
-    ("sklearn", "datasets/images", "china.jpg flower.jpg"),
-)
 _MIN_SIDE = 160
 
 logger = logging.getLogger(__name__)
-
-
-def packaged_photographs() -> dict[str, np.ndarray]:
-    """Return the photographs that scikit-image and scikit-learn carry: name -> (H, W, 3) uint8.
-
-    Raises:
-        FovealError: one of the two packages is not installed.
-    """
-    found = {}
-    for package, folder, names in _PACKAGED:
-        spec = importlib.util.find_spec(package)
-        if spec is None or spec.origin is None:
-            raise FovealError(
-                f"the demo needs {package} for its photographs; install foveal[demo] or give --images DIR"
-            )
-        for name in names.split():
-            path = Path(spec.origin).parent / folder / name
-            if path.is_file():
-                found[path.stem] = decode(path.read_bytes())
-    return found
 
 
 def own_photographs(source: str, *, limit: int = 18) -> dict[str, np.ndarray]:

@@ -27,11 +27,12 @@ from foveal.features.pictures import GREEN, RED, Colour, picture_grid
 from foveal.features.seen import see
 from foveal.files import write_atomically
 from foveal.images.imageset import ImageSet
+from foveal.images.photographs import packaged_photographs
 from foveal.pretrain.learner import build_networks
 from foveal.pretrain.loop import Progress, model_card, pretrain
 from foveal.pretrain.recipe import Recipe, load_recipe
 from foveal.pretrain.run import read_metrics
-from foveal.studies.crops import own_photographs, packaged_photographs, write_crops
+from foveal.studies.crops import own_photographs, write_crops
 
 _KS = (1, 10, 20)
 _NEIGHBOURS = 5  # shown beside each held-out crop
