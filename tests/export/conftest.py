@@ -3,8 +3,10 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from foveal.backbone.card import Card
 from foveal.backbone.variants import backbone_config
@@ -22,6 +24,22 @@ def tiny_backbone(variant: str = "vit_nano", **changes: object) -> VisionTransfo
             spread = 0.5 if "token" in name or "pos" in name else 0.1
             parameter.copy_(around + spread * torch.randn(parameter.shape, generator=generator))
     return backbone
+
+
+@pytest.fixture(autouse=True)
+def short_timing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time one call instead of a second of calls."""
+    monkeypatch.setattr("foveal.export.verdict._BUDGET_S", 0.0)
+
+
+@pytest.fixture(scope="session")
+def few_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three pictures that differ, to judge exports on."""
+    generator, folder = np.random.default_rng(0), tmp_path_factory.mktemp("few")
+    for number in range(3):
+        coarse = Image.fromarray(generator.integers(0, 256, (6, 7, 3), dtype=np.uint8))
+        coarse.resize((48, 44), Image.Resampling.BICUBIC).save(folder / f"{number}.png")
+    return folder
 
 
 @pytest.fixture

@@ -27,11 +27,15 @@ def _names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_folder_says_what_it_is(save_tiny: Save, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folder_says_what_it_is(
+    save_tiny: Save, few_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     model = save_tiny(card={"licence": "MIT"}, num_registers=2)
     out = tmp_path / "out"
-    assert main(["export", "onnx", str(model), "--out", str(out), "--opset", "20"]) == 0
-    assert "model as onnx, fp32" in capsys.readouterr().out
+    assert main(["export", "onnx", str(model), "--out", str(out), "--opset", "20", "--images", str(few_images)]) == 0
+    told = capsys.readouterr().out
+    assert "model as onnx, fp32" in told
+    assert "cosine of class tokens, min" in told
     card = read_export(out)
     assert (card.format, card.opset, card.licence.name, card.refused) == ("onnx", 20, "MIT", None)
     assert card.preprocessing.model_dump() == {
@@ -52,12 +56,27 @@ def test_folder_says_what_it_is(save_tiny: Save, tmp_path: Path, capsys: pytest.
 
 
 def test_terms_have_to_be_accepted_and_travel_unaccepted(
-    save_tiny: Save, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    save_tiny: Save, few_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = save_tiny(card={"licence": "CC-BY-NC-4.0"})
     assert "--accept-licence CC-BY-NC-4.0" in _refused(capsys, "onnx", model, "--out", tmp_path / "out")
     assert _names(tmp_path) == ["model"]
-    assert main(["export", "onnx", str(model), "--out", str(tmp_path / "out"), "--accept-licence", "CC-BY-NC-4.0"]) == 0
+    assert (
+        main(
+            [
+                "export",
+                "onnx",
+                str(model),
+                "--out",
+                str(tmp_path / "out"),
+                "--accept-licence",
+                "CC-BY-NC-4.0",
+                "--images",
+                str(few_images),
+            ]
+        )
+        == 0
+    )
     licence = read_export(tmp_path / "out").licence
     assert (licence.terms, licence.accepted) == ("non-commercial", ())
 
@@ -92,10 +111,12 @@ def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> Non
         runtimes.require("onnxruntime")
 
 
-def test_full_disk_leaves_nothing(save_tiny: Save, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_full_disk_leaves_nothing(
+    save_tiny: Save, few_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     model = save_tiny()
     with no_file_above(50_000):
-        error = _refused(capsys, "onnx", model, "--out", tmp_path / "out")
+        error = _refused(capsys, "onnx", model, "--out", tmp_path / "out", "--images", few_images)
     assert "cannot be written" in error
     assert _names(tmp_path) == ["model"]
 
@@ -111,8 +132,8 @@ def test_interrupted_export_leaves_nothing(tmp_path: Path) -> None:
     assert _names(tmp_path) == []
 
 
-def test_refused_export_is_kept_aside(save_tiny: Save, tmp_path: Path) -> None:
-    main(["export", "onnx", str(save_tiny()), "--out", str(tmp_path / "good")])
+def test_refused_export_is_kept_aside(save_tiny: Save, few_images: Path, tmp_path: Path) -> None:
+    main(["export", "onnx", str(save_tiny()), "--out", str(tmp_path / "good"), "--images", str(few_images)])
     card = read_export(tmp_path / "good").model_copy(update={"refused": "cosine 0.5, the limit is 0.999"})
     with staged(tmp_path / "out") as staging:
         (staging / "model.onnx").write_text("bad numbers")
@@ -122,8 +143,8 @@ def test_refused_export_is_kept_aside(save_tiny: Save, tmp_path: Path) -> None:
     assert read_export(tmp_path / "out.refused").refused == "cosine 0.5, the limit is 0.999"
 
 
-def test_two_exports_to_one_place_do_not_mix(save_tiny: Save, tmp_path: Path) -> None:
-    main(["export", "onnx", str(save_tiny()), "--out", str(tmp_path / "good")])
+def test_two_exports_to_one_place_do_not_mix(save_tiny: Save, few_images: Path, tmp_path: Path) -> None:
+    main(["export", "onnx", str(save_tiny()), "--out", str(tmp_path / "good"), "--images", str(few_images)])
     card = read_export(tmp_path / "good")
     with staged(tmp_path / "out") as staging:
         (tmp_path / "out").mkdir()
@@ -133,8 +154,8 @@ def test_two_exports_to_one_place_do_not_mix(save_tiny: Save, tmp_path: Path) ->
     assert _names(tmp_path / "out") == ["theirs"]
 
 
-def test_damaged_export_is_told(save_tiny: Save, tmp_path: Path) -> None:
-    main(["export", "onnx", str(save_tiny()), "--out", str(tmp_path / "out")])
+def test_damaged_export_is_told(save_tiny: Save, few_images: Path, tmp_path: Path) -> None:
+    main(["export", "onnx", str(save_tiny()), "--out", str(tmp_path / "out"), "--images", str(few_images)])
     with open(tmp_path / "out" / "model.onnx", "ab") as file:
         file.write(b"x")
     with pytest.raises(ExportError, match=r"model\.onnx is missing or damaged"):

@@ -17,7 +17,7 @@ from foveal.tasks.head import Head, Task, build_network, load_head, save_head
 from foveal.tasks.kinds import head_card
 
 Save = Callable[..., Path]
-TOLERANCE = 2e-5  # as of tokens; logits and depths are of order 1
+TOLERANCE = 5e-5  # of the largest: float32 in another order of summation, through up to 30 convolutions
 # Odd and oblong grids: maps that are halved and doubled inside DPT come out larger than they were.
 GRIDS = [(5, 5), (4, 7), (1, 3)]
 
@@ -36,7 +36,7 @@ def _save_head(folder: Path, model: Model, task: Task, kind: str, **settings: ob
     return folder
 
 
-def _exported(model: Path, out: Path, *heads: Path, options: tuple[str, ...] = ()) -> OnnxEngine:
+def _exported(model: Path, out: Path, *heads: Path, options: tuple[str, ...]) -> OnnxEngine:
     named = [text for head in heads for text in ("--head", str(head))]
     assert main(["export", "onnx", str(model), "--out", str(out), *named, *options]) == 0
     return OnnxEngine(out)
@@ -77,12 +77,12 @@ LONG_CASES = [
     ("task", "kind", "settings"), [*CASES, *(pytest.param(*case, marks=pytest.mark.full) for case in LONG_CASES)]
 )
 def test_head_says_what_it_says_on_the_model(
-    save_tiny: Save, tmp_path: Path, task: Task, kind: str, settings: dict
+    save_tiny: Save, few_images: Path, tmp_path: Path, task: Task, kind: str, settings: dict
 ) -> None:
     folder = save_tiny(depth=4, num_registers=1)
     model = foveal.load(folder, engine="torch")
     head = _save_head(tmp_path / "answer", model, task, kind, **settings)
-    engine = _exported(folder, tmp_path / "out", head)
+    engine = _exported(folder, tmp_path / "out", head, options=("--images", str(few_images)))
     (told,) = read_export(tmp_path / "out").heads
     assert (told.name, told.task, told.identity) == ("answer", task, load_head(head).identity)
     assert told.classes == ([] if task == "depth" else ["sky", "road", "tree"])
@@ -92,15 +92,17 @@ def test_head_says_what_it_says_on_the_model(
         wanted = _exact(model, load_head(head), images)
         assert wanted.std() > 1e-3
         found = found.softmax(dim=1) if task == "classification" else found
-        torch.testing.assert_close(found, wanted, atol=TOLERANCE, rtol=1e-5)
+        torch.testing.assert_close(found, wanted, atol=TOLERANCE * float(wanted.abs().max()), rtol=0)
 
 
-def test_heads_apart_read_what_the_backbone_gives_out(save_tiny: Save, tmp_path: Path) -> None:
+def test_heads_apart_read_what_the_backbone_gives_out(save_tiny: Save, few_images: Path, tmp_path: Path) -> None:
     folder = save_tiny(depth=4)
     model = foveal.load(folder, engine="torch")
     labels = _save_head(tmp_path / "labels", model, "classification", "linear")
     depth = _save_head(tmp_path / "depth", model, "depth", "lin.1")
-    engine = _exported(folder, tmp_path / "out", labels, depth, options=("--apart", "--opset", "20"))
+    engine = _exported(
+        folder, tmp_path / "out", labels, depth, options=("--apart", "--opset", "20", "--images", str(few_images))
+    )
     images = _images((3, 4))
     given = engine.outputs(images)
     assert "labels" not in given
@@ -111,10 +113,13 @@ def test_heads_apart_read_what_the_backbone_gives_out(save_tiny: Save, tmp_path:
         found = torch.from_numpy(found)
         wanted = _exact(model, load_head(head), images)
         found = found.softmax(dim=1) if name == "labels" else found
-        torch.testing.assert_close(found, wanted, atol=TOLERANCE, rtol=1e-5)
+        torch.testing.assert_close(found, wanted, atol=TOLERANCE * float(wanted.abs().max()), rtol=0)
     assert "blocks.3.map" in given
     assert given["blocks.3.map"].shape == (2, 48, 3, 4)
-    assert list(read_export(tmp_path / "out").sha256) == ["depth.onnx", "labels.onnx", "model.onnx"]
+    card = read_export(tmp_path / "out")
+    assert list(card.sha256) == ["depth.onnx", "labels.onnx", "model.onnx"]
+    assert card.verdict is not None
+    assert sorted(card.verdict["heads"]) == ["depth", "labels"]
 
 
 def test_heads_that_do_not_fit_are_refused(save_tiny: Save, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,7 +25,15 @@ class ExportError(FovealError):
 
 
 class ExportRefused(ExportError):
-    """An export that does not agree with the original; what was made is kept aside."""
+    """An export that does not agree with the original; what was made is kept aside.
+
+    Attributes:
+        card: of what is kept.
+    """
+
+    def __init__(self, message: str, card: "ExportCard") -> None:
+        super().__init__(message)
+        self.card = card
 
 
 class _Part(BaseModel):
@@ -154,7 +162,8 @@ def publish_export(staging: Path, out: Path, card: ExportCard) -> ExportCard:
         aside = out.with_name(f"{out.name}.refused")
         publish(staging, aside)
         raise ExportRefused(
-            f"{out} is not written: {card.refused}; what was made is kept in {aside}, whose {CARD} says more"
+            f"{out} is not written: {card.refused}; what was made is kept in {aside}, whose {CARD} says more",
+            card,
         )
     if not publish_new(staging, out):
         raise ExportError(f"{out} was written by another process meanwhile; choose another place, or remove it first")

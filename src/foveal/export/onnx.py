@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from foveal.engine.gate import FAST_LIMIT
 from foveal.export.card import ExportCard, ExportError, publish_export, staged
+from foveal.export.judging import open_trial
 from foveal.export.onnx_engine import GRAPH, OnnxEngine
 from foveal.export.runtimes import require
-from foveal.export.source import open_source
 
 # The first opset with layer norm; the newest that ONNX Runtime runs; one that runtimes of some years read.
 LEAST_OPSET, CURRENT_OPSET, PORTABLE_OPSET = 17, 27, 20
@@ -22,6 +23,8 @@ def export_onnx(
     heads: Sequence[str] = (),
     apart: bool = False,
     opset: int = CURRENT_OPSET,
+    images: str | Path | None = None,
+    limit: float = FAST_LIMIT,
     accept_licence: str | None = None,
     num_heads: int | None = None,
 ) -> ExportCard:
@@ -33,6 +36,8 @@ def export_onnx(
         heads: head folders; see `open_source`.
         apart: write each head as its own graph, NAME.onnx, which reads what the backbone gives out.
         opset: of the operators.
+        images: real images for the verdict; see `real_batches`.
+        limit: least cosine to the model.
         accept_licence: licence that the user accepts, where the terms are not free.
         num_heads: attention heads, where neither the files nor the width tell.
 
@@ -43,7 +48,7 @@ def export_onnx(
         ExportError: a package is missing, an opset that cannot be written, or a folder that is in use or cannot be
             written.
         ExportRefused: the export does not agree with the model; it is kept aside.
-        FovealError: see `open_source`.
+        FovealError: see `open_source` and `real_batches`.
     """
     require(*PACKAGES)
     check_opset(opset, with_heads=bool(heads))
@@ -51,12 +56,21 @@ def export_onnx(
         raise ExportError("--apart is of heads, and there is none; give --head, or leave it out")
     from foveal.export.onnx_files import write_graph
 
-    source = open_source(model, out=out, heads=heads, accept_licence=accept_licence, num_heads=num_heads)
+    trial = open_trial(
+        model,
+        out=out,
+        heads=heads,
+        images=images,
+        limit=limit,
+        accept_licence=accept_licence,
+        num_heads=num_heads,
+    )
     with staged(Path(out)) as staging:
-        inputs, outputs = write_graph(source, staging / GRAPH, opset=opset, apart=apart)
-        card = source.export_card("onnx", inputs=inputs, outputs=outputs, opset=opset)
+        inputs, outputs = write_graph(trial.source, staging / GRAPH, opset=opset, apart=apart)
+        card = trial.source.export_card("onnx", inputs=inputs, outputs=outputs, opset=opset)
         engine = OnnxEngine(staging)
         card.versions.update(onnxruntime=engine.description["version"])
+        card = trial.judged(card, engine, folder=staging)
         return publish_export(staging, Path(out), card)
 
 

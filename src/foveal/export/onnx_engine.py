@@ -1,7 +1,7 @@
 """The engine that runs an exported ONNX graph with ONNX Runtime."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from foveal.backbone.variants import BackboneConfig, multiple_of_patch
+from foveal.backbone.variants import BackboneConfig
 from foveal.backbone.vit import Tokens, layer_numbers
-from foveal.errors import FovealError
 from foveal.export.card import ExportError
+from foveal.export.graph_engine import GraphEngine
 from foveal.export.runtimes import require
 
 GRAPH = "model.onnx"
 _NORM_EPS = 1e-6
 
 
-class OnnxEngine:
+class OnnxEngine(GraphEngine):
     """Runs a graph of `foveal export onnx`: normalised images in, float32 tokens and what heads say out.
 
     Args:
@@ -44,24 +44,19 @@ class OnnxEngine:
         num_threads: int | None = None,
         providers: Sequence[str] = ("CPUExecutionProvider",),
     ) -> None:
-        self._runtime, state = require("onnxruntime", "onnxruntime.capi.onnxruntime_pybind11_state")
-        # Its exceptions have no base of their own.
-        self._errors = tuple(
-            one for one in vars(state).values() if isinstance(one, type) and issubclass(one, Exception)
-        )
         source = Path(source)
-        self.path = source / GRAPH if source.is_dir() else source
-        self._num_threads = num_threads or torch.get_num_threads()
-        self._providers = list(providers)
-        if not self.path.is_file():
-            raise ExportError(f"{self.path} does not exist; foveal export onnx writes it")
-        self._session = self._open(str(self.path))
-        metadata = self._session.get_modelmeta().custom_metadata_map
-        if "foveal.backbone" not in metadata:
-            raise ExportError(f"{self.path} is no graph of foveal export; give one, or its folder")
-        self.metadata: Mapping[str, str] = metadata
-        self.config = BackboneConfig.model_validate(json.loads(metadata["foveal.backbone"]))
-        self.output_names = [one.name for one in self._session.get_outputs()]
+        path = source / GRAPH if source.is_dir() else source
+        self._open = _Opener(path, num_threads=num_threads or torch.get_num_threads(), providers=providers)
+        self._session = self._open(str(path))
+        self.metadata: Mapping[str, str] = self._session.get_modelmeta().custom_metadata_map
+        if "foveal.backbone" not in self.metadata:
+            raise ExportError(f"{path} is no graph of foveal export; give one, or its folder")
+        super().__init__(
+            path,
+            config=BackboneConfig.model_validate(json.loads(self.metadata["foveal.backbone"])),
+            identity=self.metadata["foveal.identity"],
+            output_names=[one.name for one in self._session.get_outputs()],
+        )
         self._inner: dict[tuple[int, ...], Any] = {}
 
     @property
@@ -70,40 +65,13 @@ class OnnxEngine:
         return {
             "name": "onnxruntime",
             "precision": self.metadata["foveal.precision"],
-            "device": "cpu" if self._providers == ["CPUExecutionProvider"] else ",".join(self._providers),
-            "version": self._runtime.__version__,
+            "device": self._open.device,
+            "version": self._open.version,
         }
 
-    @property
-    def identity(self) -> str:
-        """Return the hash of the backbone that was exported; see `identity_of`."""
-        return self.metadata["foveal.identity"]
-
-    def encode(self, batch: Tensor) -> Tokens:
-        """Return the tokens of the last block after the final norm.
-
-        Args:
-            batch: (B, C, H, W) float32, normalised; H and W multiples of the patch size.
-        """
-        wanted = [name for name in ("cls", "patches", "registers") if name in self.output_names]
-        found = {name: torch.from_numpy(array) for name, array in self.outputs(batch, wanted).items()}
-        cls = found["cls"]
-        return Tokens(cls, found.get("registers", cls.new_empty(len(cls), 0, cls.shape[1])), found["patches"])
-
-    def outputs(self, batch: Tensor, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
-        """Return outputs of the graph by name.
-
-        Args:
-            batch: as of `encode`.
-            names: those wanted; None is all.
-
-        Raises:
-            FovealError: channels or sizes that the backbone does not take, or an output that there is not.
-        """
-        names = self.output_names if names is None else list(names)
-        if missing := [name for name in names if name not in self.output_names]:
-            raise FovealError(f"{self.path} has no output {missing[0]}; it has {', '.join(self.output_names)}")
-        return dict(zip(names, self._run(self._session, names, batch), strict=True))
+    def infer(self, inputs: Mapping[str, np.ndarray], names: Sequence[str]) -> list[np.ndarray]:
+        """Return outputs of the graph, in the order of their names."""
+        return self._open.run(self._session, inputs, names)
 
     def intermediate(self, batch: Tensor, layers: int | Sequence[int], *, norm: bool = True) -> list[Tokens]:
         """Return the tokens after chosen blocks (the last n, or a list of numbers from 0), in ascending order.
@@ -115,56 +83,84 @@ class OnnxEngine:
         if wanted not in self._inner:
             self._inner = {wanted: self._open_inside(wanted)}
         session, weight, bias = self._inner[wanted]
-        arrays = self._run(session, [f"blocks.{number}" for number in wanted], batch)
+        arrays = self._open.run(session, {"images": self.pixels(batch)}, [f"blocks.{number}" for number in wanted])
         found = [torch.from_numpy(array) for array in arrays]
         if norm:
             found = [F.layer_norm(x, x.shape[-1:], weight, bias, _NORM_EPS) for x in found]
         prefix = 1 + self.config.num_registers
         return [Tokens(x[:, 0], x[:, 1:prefix], x[:, prefix:]) for x in found]
 
-    def settle(
-        self, images: Iterable[Tensor], layers: Sequence[int] | None = None, *, folder: Path | None = None
-    ) -> "OnnxEngine":
-        """Return this engine: it has nothing to decide."""
-        return self
-
-    def _run(self, session: Any, names: Sequence[str], batch: Tensor) -> list[np.ndarray]:
-        pixels = self._pixels(batch)
-        try:
-            return session.run(names, {"images": pixels})
-        except self._errors as error:
-            raise ExportError(f"{self.path} fails on images {pixels.shape}: {error}; export the model again") from error
-
-    def _pixels(self, batch: Tensor) -> np.ndarray:
-        _, channels, height, width = batch.shape
-        if channels != self.config.channels:
-            raise FovealError(f"images have {channels} channels; this backbone takes {self.config.channels}")
-        for name, size in (("image height", height), ("image width", width)):
-            if size % self.config.patch_size or size == 0:
-                raise FovealError(multiple_of_patch(name, size, self.config.patch_size) + " (resize or pad first)")
-        return batch.detach().to("cpu", torch.float32).contiguous().numpy()
-
-    def _open(self, model: str | bytes) -> Any:
-        settings = self._runtime.SessionOptions()
-        settings.intra_op_num_threads = self._num_threads
-        settings.log_severity_level = 4  # errors are raised
-        # Where weights lie beside a graph that comes as bytes.
-        settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(self.path.parent))
-        try:
-            return self._runtime.InferenceSession(model, settings, providers=self._providers)
-        except self._errors as error:
-            raise ExportError(f"{self.path} cannot be run by ONNX Runtime: {error}; export the model again") from error
-
     def _open_inside(self, layers: Sequence[int]) -> tuple[Any, Tensor, Tensor]:
         """Return a session that gives the tokens after blocks, and weight and bias of the final norm."""
-        (onnx, numpy_helper) = require("onnx", "onnx.numpy_helper")
+        onnx, numpy_helper = require("onnx", "onnx.numpy_helper")
         model = onnx.load(self.path, load_external_data=False)
         value = onnx.helper.make_tensor_value_info
         del model.graph.output[:]
         model.graph.output.extend(value(f"blocks.{number}", onnx.TensorProto.FLOAT, None) for number in layers)
         norm = {one.name: one for one in model.graph.initializer if one.name in ("norm.weight", "norm.bias")}
-        weights = [
+        weight, bias = (
             torch.from_numpy(numpy_helper.to_array(norm[name], base_dir=str(self.path.parent)).copy())
             for name in ("norm.weight", "norm.bias")
-        ]
-        return self._open(model.SerializeToString()), weights[0], weights[1]
+        )
+        return self._open(model.SerializeToString()), weight, bias
+
+
+class OnnxHead:
+    """Runs a head that was exported apart, on what the backbone's graph gives out.
+
+    Args:
+        backbone: of the same export.
+        name: of the head.
+    """
+
+    def __init__(self, backbone: OnnxEngine, name: str) -> None:
+        self._backbone, self._name = backbone, name
+        path = backbone.path.with_name(f"{name}.onnx")
+        self._open = _Opener(path, num_threads=torch.get_num_threads())
+        self._session = self._open(str(path))
+        self._reads = [one.name for one in self._session.get_inputs()]
+
+    def __call__(self, batch: Tensor) -> np.ndarray:
+        """Return what the head says of normalised images (B, C, H, W)."""
+        (found,) = self._open.run(self._session, self._backbone.outputs(batch, self._reads), [self._name])
+        return found
+
+
+class _Opener:
+    """Opens sessions of ONNX Runtime and runs them, with its errors as ours."""
+
+    def __init__(self, path: Path, *, num_threads: int, providers: Sequence[str] = ("CPUExecutionProvider",)) -> None:
+        self._runtime, state = require("onnxruntime", "onnxruntime.capi.onnxruntime_pybind11_state")
+        if not path.is_file():
+            raise ExportError(f"{path} does not exist; foveal export onnx writes it")
+        self._path, self._providers = path, list(providers)
+        self._settings = self._runtime.SessionOptions()
+        self._settings.intra_op_num_threads = num_threads
+        self._settings.log_severity_level = 4  # errors are raised
+        # Where weights lie beside a graph that comes as bytes.
+        folder = "session.model_external_initializers_file_folder_path"
+        self._settings.add_session_config_entry(folder, str(path.parent))
+        # Its exceptions have no base of their own.
+        found = (one for one in vars(state).values() if isinstance(one, type) and issubclass(one, Exception))
+        self._errors = tuple(found)
+
+    @property
+    def version(self) -> str:
+        return str(self._runtime.__version__)
+
+    @property
+    def device(self) -> str:
+        return "cpu" if self._providers == ["CPUExecutionProvider"] else ",".join(self._providers)
+
+    def __call__(self, model: str | bytes) -> Any:
+        try:
+            return self._runtime.InferenceSession(model, self._settings, providers=self._providers)
+        except self._errors as error:
+            raise ExportError(f"{self._path} cannot be run by ONNX Runtime: {error}; export the model again") from error
+
+    def run(self, session: Any, inputs: Mapping[str, np.ndarray], names: Sequence[str]) -> list[np.ndarray]:
+        try:
+            return session.run(list(names), dict(inputs))
+        except self._errors as error:
+            shapes = {name: values.shape for name, values in inputs.items()}
+            raise ExportError(f"{self._path} fails on {shapes}: {error}; export the model again") from error

@@ -1,10 +1,19 @@
 """`foveal export onnx`: one graph of any batch and any size."""
 
+from functools import partial
 from typing import Annotated
 
 import typer
 
-from foveal.cli.export.options import HeadOption, LicenceOption, ModelArgument, OutOption, report_export
+from foveal.cli.export.options import (
+    HeadOption,
+    ImagesOption,
+    LicenceOption,
+    LimitOption,
+    ModelArgument,
+    OutOption,
+    report_export,
+)
 from foveal.cli.loading import NumHeadsOption
 
 
@@ -14,19 +23,24 @@ def onnx(
     head: HeadOption = None,
     apart: Annotated[bool, typer.Option("--apart", help="Write each head as its own graph.")] = False,
     opset: Annotated[int | None, typer.Option(help="Version of the operators.  [default: the current one]")] = None,
+    images: ImagesOption = None,
+    limit: LimitOption = 0.999,
     accept_licence: LicenceOption = None,
     num_heads: NumHeadsOption = None,
 ) -> None:
     """Write an ONNX graph, compared with the model on real images; batch, height and width stay free."""
     from foveal.export.onnx import CURRENT_OPSET, export_onnx
 
-    card = export_onnx(
+    make = partial(
+        export_onnx,
         model,
         out,
         heads=head or (),
         apart=apart,
         opset=CURRENT_OPSET if opset is None else opset,
+        images=images,
+        limit=limit,
         accept_licence=accept_licence,
         num_heads=num_heads,
     )
-    report_export(out, card)
+    report_export(out, make)
