@@ -1,6 +1,7 @@
 """`foveal export onnx`: the folder that is written, and what is refused before anything is."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,11 +10,14 @@ import pytest
 import torch
 from disks import no_file_above
 
+import foveal
+from foveal.backbone.licence import licence_named
 from foveal.backbone.weights import load_model, save_model
 from foveal.cli.main import main
-from foveal.export import runtimes
 from foveal.export.card import ExportCard, ExportError, ExportRefused, publish_export, read_export, staged
 from foveal.export.onnx_engine import OnnxEngine
+from foveal.tasks.head import Head, build_network, save_head
+from foveal.tasks.kinds import head_card
 
 Save = Callable[..., Path]
 
@@ -105,10 +109,42 @@ def test_weights_that_are_not_finite_are_named(
     assert _names(tmp_path) == ["model"]
 
 
-def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
-    with pytest.raises(ExportError, match=r"run pip install 'foveal\[export\]'"):
-        runtimes.require("onnxruntime")
+@pytest.mark.parametrize("package", ["onnx", "onnx_ir", "onnxscript", "onnxruntime"])
+@pytest.mark.parametrize("kind", ["onnx", "openvino", "tensorrt"])
+def test_missing_package_names_the_extra(
+    save_tiny: Save,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    package: str,
+    kind: str,
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    error = _refused(capsys, kind, save_tiny(), "--out", tmp_path / "out")
+    assert f"{package} cannot be imported" in error
+    assert "run pip install 'foveal[export]'" in error
+    assert _names(tmp_path) == ["model"]
+
+
+def test_missing_openvino_names_its_extra(
+    save_tiny: Save, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("foveal.engine.openvino_graph.is_installed", lambda: False)
+    assert "run pip install 'foveal[cpu]'" in _refused(capsys, "openvino", save_tiny(), "--out", tmp_path / "out")
+
+
+def test_a_head_under_other_terms_needs_them_too(
+    save_tiny: Save, few_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = save_tiny(card={"licence": "MIT"})
+    model = foveal.load(folder, engine="torch")
+    card = head_card(model, "classification", "linear", classes=["cat", "dog"])
+    card = card.model_copy(update={"licence": licence_named("CC-BY-NC-4.0")})
+    save_head(tmp_path / "head", Head(build_network(card), card))
+    options = ("onnx", folder, "--out", tmp_path / "out", "--head", tmp_path / "head", "--images", few_images)
+    assert "export of model with its heads: its licence is CC-BY-NC-4.0" in _refused(capsys, *options)
+    assert main(["export", *map(str, options), "--accept-licence", "CC-BY-NC-4.0"]) == 0
+    assert read_export(tmp_path / "out").licence.name == "CC-BY-NC-4.0"
 
 
 def test_full_disk_leaves_nothing(

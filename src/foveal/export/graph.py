@@ -190,14 +190,13 @@ class BackboneGraph:
 
     def _attention(self, qkv: ir.Value) -> ir.Value:
         """Return the attended values (B, N, D) of queries, keys and values (B, N, 3 D)."""
-        op, write, heads = self.writer.op, self.writer, self.config.num_heads
-        split = op("Reshape", qkv, write.integers(0, 0, 3, heads, self.config.width // heads))
-        split = op("Transpose", split, perm=(2, 0, 3, 1, 4))
-        q, k, v = (op("Gather", split, write.integer(number), axis=0) for number in range(3))
-        q = op("Mul", q, write.number((self.config.width // heads) ** -0.5))
-        scores = op("Softmax", op("MatMul", q, op("Transpose", k, perm=(0, 1, 3, 2))), axis=-1)
-        mixed = op("Transpose", op("MatMul", scores, v), perm=(0, 2, 1, 3))
-        return op("Reshape", mixed, write.integers(0, 0, self.config.width))
+        op, write, width, heads = self.writer.op, self.writer, self.config.width, self.config.num_heads
+        parts = (self._last(qkv, number * width, (number + 1) * width) for number in range(3))
+        q, k, v = (op("Reshape", part, write.integers(0, 0, heads, width // heads)) for part in parts)
+        q = op("Mul", op("Transpose", q, perm=(0, 2, 1, 3)), write.number((width // heads) ** -0.5))
+        scores = op("Softmax", op("MatMul", q, op("Transpose", k, perm=(0, 2, 3, 1))), axis=-1)
+        mixed = op("MatMul", scores, op("Transpose", v, perm=(0, 2, 1, 3)))
+        return op("Reshape", op("Transpose", mixed, perm=(0, 2, 1, 3)), write.integers(0, 0, width))
 
     def _gelu(self, x: ir.Value) -> ir.Value:
         """Return x (1 + erf(x / sqrt 2)) / 2; one operation from opset 20 on."""
