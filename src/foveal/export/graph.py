@@ -7,7 +7,7 @@ Shapes: B images, C channels, P = grid_h grid_w patches, N = prefix + P tokens, 
 side of the stored positional embedding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from foveal.backbone.vit import VisionTransformer
 from foveal.engine.linears import Linear, linears_of
+from foveal.engine.quantise import Quantised
+from foveal.export.int8 import quantised_linear
 from foveal.export.resizing import resize_matrices
 
 _END = np.iinfo(np.int64).max
@@ -54,22 +56,18 @@ class GraphWriter:
 
     def integers(self, *values: int) -> ir.Value:
         """Return a vector of int64."""
-        return self._small(np.array(values, np.int64), "x".join(map(str, values)))
+        return self.array(f"constant.{'x'.join(map(str, values))}", np.array(values, np.int64))
 
     def integer(self, value: int) -> ir.Value:
         """Return a scalar of int64."""
-        return self._small(np.array(value, np.int64), f"scalar_{value}")
+        return self.array(f"constant.scalar_{value}", np.array(value, np.int64))
 
     def number(self, value: float) -> ir.Value:
         """Return a scalar of float32."""
-        return self._small(np.array(value, np.float32), f"number_{value!r}")
+        return self.array(f"constant.number_{value!r}", np.array(value, np.float32))
 
-    def numbers(self, name: str, values: np.ndarray) -> ir.Value:
-        """Return a constant array of float32."""
-        return self._small(values.astype(np.float32), name)
-
-    def _small(self, values: np.ndarray, name: str) -> ir.Value:
-        name = f"constant.{name}"
+    def array(self, name: str, values: np.ndarray) -> ir.Value:
+        """Return a constant of that name and the array's type; the same one for the same name."""
         if name not in self.constants:
             self._keep(ir.tensor(values, name=name), name)
         return self.constants[name]
@@ -89,16 +87,20 @@ class BackboneGraph:
     Args:
         backbone: its weights are taken as they lie in memory, not copied; LayerScale is folded into the layers before.
         opset: of the operators; 17 or later.
+        quantised: linear layers to run in int8, by the names of `linears_of`; None or missing names run in float.
 
     Attributes:
         images: the input (B, C, H, W).
         writer: takes further operations.
     """
 
-    def __init__(self, backbone: VisionTransformer, *, opset: int) -> None:
+    def __init__(
+        self, backbone: VisionTransformer, *, opset: int, quantised: Mapping[str, Quantised] | None = None
+    ) -> None:
         self.backbone, self.config = backbone, backbone.config
         self.writer = GraphWriter(opset)
         self.images = ir.val("images", ir.DataType.FLOAT, ("batch", self.config.channels, "height", "width"))
+        self._quantised = quantised or {}
         self._normed: dict[int, ir.Value] = {}
         x = self._embed()
         self._tokens = [x := self._block(x, number) for number in range(self.config.depth)]
@@ -142,6 +144,8 @@ class BackboneGraph:
         them: what is quantised there fits here.
         """
         op, write = self.writer.op, self.writer
+        if (found := self._quantised.get(layer.name)) is not None:
+            return quantised_linear(write, x, layer, found)
         product = op("MatMul", x, write.weight(f"{layer.name}.weight", layer.weight.T), name=layer.name)
         return op("Add", product, write.weight(f"{layer.name}.bias", layer.bias), name=f"{layer.name}.sum")
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from foveal.engine.gate import FAST_LIMIT
 from foveal.export.card import ExportCard, ExportError, publish_export, staged
@@ -13,6 +14,7 @@ from foveal.export.runtimes import require
 LEAST_OPSET, CURRENT_OPSET, PORTABLE_OPSET = 17, 27, 20
 # Heads are traced with operators of this one.
 LEAST_OPSET_OF_HEADS = 20
+OnnxPrecision = Literal["fp32", "int8"]
 PACKAGES = ("onnx", "onnx_ir", "onnxscript", "onnxruntime")
 
 
@@ -22,6 +24,7 @@ def export_onnx(
     *,
     heads: Sequence[str] = (),
     apart: bool = False,
+    precision: OnnxPrecision = "fp32",
     opset: int = CURRENT_OPSET,
     images: str | Path | None = None,
     limit: float = FAST_LIMIT,
@@ -35,8 +38,9 @@ def export_onnx(
         out: the folder to write; nothing may be there yet.
         heads: head folders; see `open_source`.
         apart: write each head as its own graph, NAME.onnx, which reads what the backbone gives out.
+        precision: "fp32", or "int8" for linear layers calibrated on the images, those that suffer most left in float.
         opset: of the operators.
-        images: real images for the verdict; see `real_batches`.
+        images: real images for the verdict and for calibrating int8; see `real_batches`.
         limit: least cosine to the model.
         accept_licence: licence that the user accepts, where the terms are not free.
         num_heads: attention heads, where neither the files nor the width tell.
@@ -54,6 +58,7 @@ def export_onnx(
     check_opset(opset, with_heads=bool(heads))
     if apart and not heads:
         raise ExportError("--apart is of heads, and there is none; give --head, or leave it out")
+    from foveal.export.int8 import calibrated, notes_of
     from foveal.export.onnx_files import write_graph
 
     trial = open_trial(
@@ -65,9 +70,17 @@ def export_onnx(
         accept_licence=accept_licence,
         num_heads=num_heads,
     )
+    trial, layers = calibrated(trial, opset=opset) if precision == "int8" else (trial, {})
     with staged(Path(out)) as staging:
-        inputs, outputs = write_graph(trial.source, staging / GRAPH, opset=opset, apart=apart)
-        card = trial.source.export_card("onnx", inputs=inputs, outputs=outputs, opset=opset)
+        inputs, outputs = write_graph(trial.source, staging / GRAPH, opset=opset, apart=apart, quantised=layers)
+        card = trial.source.export_card(
+            "onnx",
+            inputs=inputs,
+            outputs=outputs,
+            opset=opset,
+            precision=precision,
+            notes=notes_of(trial.source, layers),
+        )
         engine = OnnxEngine(staging)
         card.versions.update(onnxruntime=engine.description["version"])
         card = trial.judged(card, engine, folder=staging)

@@ -4,13 +4,14 @@ Shapes: B images, D width, R registers.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
 import torch
 
+from foveal.engine.quantise import Quantised
 from foveal.export.card import Port
 from foveal.export.graph import BackboneGraph
 from foveal.export.head_graph import Read, join, output_shape, trace
@@ -27,7 +28,8 @@ def write_graph(
     *,
     opset: int,
     apart: bool = False,
-    precision: str = "fp32",
+    with_heads: bool = True,
+    quantised: Mapping[str, Quantised] | None = None,
     max_bytes_inside: int = MAX_BYTES_INSIDE,
 ) -> tuple[list[Port], list[Port]]:
     """Write the graph of a model to a file, its larger weights to a second one where one cannot hold them.
@@ -37,16 +39,17 @@ def write_graph(
         path: of the graph; what else is written lies beside it.
         opset: of the operators.
         apart: write each head to NAME.onnx beside it, and let the backbone give out what they read.
-        precision: for the metadata.
+        with_heads: False leaves the heads out.
+        quantised: linear layers to run in int8; see `foveal.export.int8`.
         max_bytes_inside: weights of more go into a file of their own.
 
     Returns:
         Inputs and outputs of the graph at `path`.
     """
-    graph = BackboneGraph(source.backbone, opset=opset)
+    graph = BackboneGraph(source.backbone, opset=opset, quantised=quantised)
     outputs = _tokens(graph)
-    metadata = metadata_of(source, precision=precision)
-    for name, head in source.heads.items():
+    metadata = metadata_of(source, precision="int8" if quantised else "fp32")
+    for name, head in source.heads.items() if with_heads else ():
         traced, reads = trace(head, patch_size=graph.config.patch_size)
         if not apart:
             outputs.append(typed(join(graph, traced, reads, name=name), output_shape(head)))

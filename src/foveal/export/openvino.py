@@ -15,7 +15,7 @@ from foveal.export.onnx import PACKAGES, PORTABLE_OPSET
 from foveal.export.openvino_ir import IR, IrEngine
 from foveal.export.runtimes import require
 
-IrPrecision = Literal["fp32", "fp16"]
+IrPrecision = Literal["fp32", "fp16", "int8"]
 
 
 def export_openvino(
@@ -37,8 +37,8 @@ def export_openvino(
         model: a model folder, a checkpoint, or a name in `foveal models`.
         out: the folder to write; nothing may be there yet.
         heads: head folders; see `open_source`.
-        precision: in which weights are kept: "fp32", or "fp16" for half the size.
-        images: real images for the verdict; see `real_batches`.
+        precision: in which weights are kept: "fp32", "fp16" for half the size, or "int8"; see `export_onnx`.
+        images: real images for the verdict and for calibrating int8; see `real_batches`.
         limit: least cosine to the model.
         accept_licence: licence that the user accepts, where the terms are not free.
         num_heads: attention heads, where neither the files nor the width tell.
@@ -50,6 +50,7 @@ def export_openvino(
     """
     openvino = import_openvino()
     require(*PACKAGES)
+    from foveal.export.int8 import calibrated, notes_of
     from foveal.export.onnx_files import metadata_of, write_graph
 
     trial = open_trial(
@@ -62,10 +63,11 @@ def export_openvino(
         num_heads=num_heads,
     )
     source = trial.source
+    trial, layers = calibrated(trial, opset=PORTABLE_OPSET) if precision == "int8" else (trial, {})
     with staged(Path(out)) as staging:
         graph = staging / ".graph"
         graph.mkdir()
-        inputs, outputs = write_graph(source, graph / "model.onnx", opset=PORTABLE_OPSET)
+        inputs, outputs = write_graph(source, graph / "model.onnx", opset=PORTABLE_OPSET, quantised=layers)
         try:
             converted = openvino.Core().read_model(graph / "model.onnx")
             converted.set_rt_info(json.dumps(metadata_of(source, precision=precision)), ["foveal"])
@@ -74,7 +76,9 @@ def export_openvino(
             raise ExportError(f"{out}: OpenVINO cannot write the model ({error}); free space, or report it") from error
         del converted  # it maps the graph's file
         shutil.rmtree(graph)
-        card = source.export_card("openvino", inputs=inputs, outputs=outputs, precision=precision)
+        card = source.export_card(
+            "openvino", inputs=inputs, outputs=outputs, precision=precision, notes=notes_of(source, layers)
+        )
         card.versions.update(openvino=version())
         card = trial.judged(card, IrEngine(staging), folder=staging)
         return publish_export(staging, Path(out), card)

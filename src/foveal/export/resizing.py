@@ -79,7 +79,7 @@ def _centres(write: "GraphWriter", size: ir.Value, scale: ir.Value) -> ir.Value:
 
 def _stored(write: "GraphWriter", side: int) -> ir.Value:
     """Return (1, G): the numbers of the stored rows."""
-    return write.numbers(f"stored_{side}", np.arange(side)[None])
+    return write.array(f"constant.stored_{side}", np.arange(side, dtype=np.float32)[None])
 
 
 def _kernel(write: "GraphWriter", distance: ir.Value, a: float) -> ir.Value:

@@ -1,7 +1,7 @@
 """`foveal export onnx`: one graph of any batch and any size."""
 
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -22,6 +22,7 @@ def onnx(
     out: OutOption,
     head: HeadOption = None,
     apart: Annotated[bool, typer.Option("--apart", help="Write each head as its own graph.")] = False,
+    precision: Annotated[Literal["fp32", "int8"], typer.Option(help="int8 is calibrated on the images.")] = "fp32",
     opset: Annotated[int | None, typer.Option(help="Version of the operators.  [default: the current one]")] = None,
     images: ImagesOption = None,
     limit: LimitOption = 0.999,
@@ -37,6 +38,7 @@ def onnx(
         out,
         heads=head or (),
         apart=apart,
+        precision=precision,
         opset=CURRENT_OPSET if opset is None else opset,
         images=images,
         limit=limit,

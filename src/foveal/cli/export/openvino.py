@@ -21,7 +21,9 @@ def openvino(
     model: ModelArgument,
     out: OutOption,
     head: HeadOption = None,
-    precision: Annotated[Literal["fp32", "fp16"], typer.Option(help="In which weights are kept.")] = "fp32",
+    precision: Annotated[
+        Literal["fp32", "fp16", "int8"], typer.Option(help="Of the weights; int8 is calibrated on the images.")
+    ] = "fp32",
     images: ImagesOption = None,
     limit: LimitOption = 0.999,
     accept_licence: LicenceOption = None,
