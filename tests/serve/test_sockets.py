@@ -19,6 +19,11 @@ import numpy as np
 import pytest
 from serving import encoded, pixels, running, stub, tiny_model, write_model
 
+from foveal.errors import FovealError
+from foveal.serve.server import Server
+from foveal.serve.service import Service
+from foveal.serve.settings import ServeSettings
+
 PICTURE = encoded(pixels(0))
 DEADLINE_S = 10.0  # of everything that is expected within a second
 
@@ -172,6 +177,33 @@ def test_overload_is_refused_at_once_and_nothing_accepted_is_lost() -> None:
     assert min(pauses) >= 1
     assert codes.count((200, None)) + 1 == loaded.model.engine.num_images
     assert len(health) >= 3
+
+
+def test_answers_are_not_held_back_for_larger_packets() -> None:
+    server = Server(Service(stub(0.0), ServeSettings(port=0)))
+    thread = threading.Thread(target=server.run_to_end)
+    thread.start()
+    try:
+        with connect(server.url):
+            until(lambda: server.server_state.connections, what="the connection")
+            (one,) = server.server_state.connections
+            assert one.transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    finally:
+        server.handle_exit()
+        thread.join()
+
+
+def test_a_port_that_is_taken() -> None:
+    with running(stub(0.0)) as (url, _), pytest.raises(FovealError, match="cannot listen on 127") as error:
+        Server(Service(stub(0.0), ServeSettings(port=int(url.rpartition(":")[2]))))
+    assert "choose another --port" in str(error.value)
+
+
+def test_tls_files_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "no.pem").write_text("no certificate")
+    settings = ServeSettings(port=0, tls_certificate=tmp_path / "no.pem", tls_key=tmp_path / "no.pem")
+    with pytest.raises(FovealError, match="TLS certificate or key cannot be read"):
+        Server(Service(stub(0.0), settings))
 
 
 def start_process(folder: Path, *options: str) -> tuple[subprocess.Popen[str], str]:
