@@ -170,10 +170,11 @@ async def measure(url: str, pid: int, arguments: argparse.Namespace) -> dict[str
     await load(connect, request, rate=arguments.times * capacity, seconds=arguments.seconds, seen=over)
     usual = float(np.median(normal.latencies(200)))
     recovery = None
-    probe = connect()
+    probe, probes = connect(), 0
     while recovery is None and time.perf_counter() - over.sent_last < 30:
         began = time.perf_counter()
         status, _ = await probe.ask(request)
+        probes += status == 200
         if status == 200 and (time.perf_counter() - began) * 1000 <= 2 * usual:
             recovery = time.perf_counter() - over.sent_last
     stop.set()
@@ -190,7 +191,7 @@ async def measure(url: str, pid: int, arguments: argparse.Namespace) -> dict[str
         "answers": {str(status): statuses.count(status) for status in sorted(set(statuses))},
         "errors of connections": len(over.errors),
         "accepted, images/s": round(len(accepted) / arguments.seconds, 1),
-        "accepted and lost": int(ran) - len(accepted) - len(normal.latencies(200)) - 1,
+        "accepted and lost": int(ran) - len(accepted) - len(normal.latencies(200)) - probes,
         "latency when idle, ms": round(usual, 1),
         "refused p50 / p99, ms": [round(float(np.percentile(refused, p)), 1) for p in (50, 99)]
         if len(refused)
