@@ -10,6 +10,7 @@ import foveal
 from foveal.backbone.weights import load_model
 from foveal.cli.main import main
 from foveal.engine.openvino_graph import import_openvino
+from foveal.errors import FovealError
 from foveal.export.card import ExportError, read_export
 from foveal.export.openvino_ir import IrEngine
 from foveal.tasks.head import Head, build_network, save_head
@@ -42,6 +43,13 @@ def test_ir_gives_the_tokens_of_the_model(
             wanted = backbone(images)
         for found, exact in zip(engine.encode(images), wanted, strict=True):
             torch.testing.assert_close(found, exact, atol=tolerance, rtol=0)
+        with torch.no_grad():
+            inside = backbone.intermediate(images, (0, 1), norm=False)
+        for ours, theirs in zip(engine.intermediate(images, (0, 1), norm=False), inside, strict=True):
+            for found, exact in zip(ours, theirs, strict=True):
+                torch.testing.assert_close(found, exact, atol=3 * tolerance, rtol=0)
+    with pytest.raises(FovealError, match="the last block only"):
+        engine.intermediate(images, 1)
     licence = import_openvino().Core().read_model(out / "model.xml").get_rt_info(["foveal"]).value
     assert '"MIT"' in licence.replace("\\", "")
 

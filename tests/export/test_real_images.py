@@ -8,7 +8,7 @@ from PIL import Image
 from foveal.backbone.card import Card
 from foveal.backbone.variants import backbone_config
 from foveal.errors import FovealError, ImageSetError
-from foveal.export.real_images import real_batches
+from foveal.export.real_images import at_another_size, real_batches
 from foveal.images.preprocess import Preprocess
 
 CARD = Card(
@@ -66,3 +66,10 @@ def test_photographs_do_not_suit_other_channels() -> None:
     card = CARD.model_copy(update={"backbone": backbone_config("vit_nano", image_size=28, channels=5)})
     with pytest.raises(FovealError, match="5 channels"):
         real_batches(card)
+
+
+def test_another_size_has_one_row_of_patches_less() -> None:
+    batch = torch.arange(5 * 3 * 28 * 28).reshape(5, 3, 28, 28).float()
+    (other,) = at_another_size(batch, patch_size=7, max_images=2)
+    torch.testing.assert_close(other, batch[:2, :, :21], rtol=0, atol=0)
+    assert at_another_size(batch, patch_size=28) == []

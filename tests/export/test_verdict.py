@@ -70,6 +70,19 @@ def test_the_same_network_passes_with_cosine_1_and_says_so_as_rows_and_json() ->
     assert str(found) == "passed on 5 images: the limit is 0.999"
 
 
+def test_images_of_a_second_size_are_compared_but_not_counted() -> None:
+    first = _batches(3)
+    second = [first[0][:2, :, :, :28]]
+
+    def wrong_when_square(tokens: Tokens) -> Tokens:
+        return tokens if tokens.patches.shape[1] == 6 else tokens._replace(cls=-tokens.cls)
+
+    found = judge(Changed(wrong_when_square), TorchEngine(_network()), [*first, *second])
+    assert (found.num_images, found.shapes) == (3, [(28, 28), (28, 42)])
+    assert found.cls.min == pytest.approx(-1)
+    assert found.same_neighbour == 1
+
+
 def test_one_wrong_image_is_a_fault_however_many_are_right() -> None:
     def turned(tokens: Tokens) -> Tokens:
         cls = tokens.cls.clone()

@@ -10,7 +10,7 @@ from torch import Tensor
 from foveal.export.card import ExportCard
 from foveal.export.graph_engine import GraphEngine
 from foveal.export.onnx_engine import OnnxEngine, OnnxHead
-from foveal.export.real_images import real_batches
+from foveal.export.real_images import at_another_size, real_batches
 from foveal.export.source import Source, open_source
 from foveal.export.verdict import HeadPair, bytes_of, check_limit, judge
 from foveal.tasks.classify import read_tokens
@@ -35,6 +35,8 @@ class Trial:
     def judged(self, card: ExportCard, candidate: GraphEngine, *, folder: Path) -> ExportCard:
         """Return the card of an export with its verdict, and refused where it does not pass.
 
+        A few of the images are also compared at a size that is not square: graphs take any.
+
         Args:
             card: of the export.
             candidate: runs it.
@@ -44,7 +46,7 @@ class Trial:
         verdict = judge(
             candidate,
             source.model.engine,
-            self.batches,
+            [*self.batches, *at_another_size(self.batches[0], patch_size=source.backbone.config.patch_size)],
             limit=self.limit,
             heads={name: _pair(candidate, source, name) for name in source.heads},
             depth=source.backbone.config.depth,

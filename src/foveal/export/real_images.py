@@ -45,6 +45,20 @@ def real_batches(
     return list(torch.from_numpy(np.stack([prepare(picture) for picture in pictures])).split(batch_size))
 
 
+def at_another_size(batch: Tensor, *, patch_size: int, max_images: int = 4) -> list[Tensor]:
+    """Return a batch of the first few images without their last row of patches, which are then not square.
+
+    A list of none for images that are one patch high: then there is no other size within.
+
+    Args:
+        batch: (B, C, H, W).
+        patch_size: pixels.
+        max_images: so many at most.
+    """
+    height = batch.shape[2] - patch_size
+    return [batch[:max_images, :, :height].contiguous()] if height > 0 else []
+
+
 def _packaged(card: Card, max_images: int) -> list[np.ndarray]:
     if card.backbone.channels != 3:
         raise FovealError(

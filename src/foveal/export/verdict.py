@@ -59,7 +59,8 @@ def judge(
     Args:
         candidate: runs the export.
         reference: runs the original in fp32.
-        batches: real images, normalised, (B, C, H, W) float32 each; sizes may differ between batches.
+        batches: real images, normalised, (B, C, H, W) float32 each. Further ones of another size than the first show
+            the same images again: they are compared, but not counted, and neighbours are not looked for among them.
         limit: least cosine, above 0 and below 1.
         heads: those of the export, by name.
         depth: number of blocks, to look for the worst layer of an export that does not pass; None does not look.
@@ -81,7 +82,8 @@ def judge(
     for ours, theirs in zip(found, exact, strict=True):
         for name in Tokens._fields:
             check_shapes(name, getattr(ours, name), getattr(theirs, name))
-    tokens = agreement(found, exact)._replace(num_images=sum(map(len, batches)))
+    first = [number for number, batch in enumerate(batches) if batch.shape[2:] == batches[0].shape[2:]]
+    tokens = agreement(found, exact)._replace(num_images=sum(len(batches[number]) for number in first))
     length = _worst_length(found, exact)
     outputs = {name: _judge_head(name, pair, batches) for name, pair in (heads or {}).items()}
     faults = [*_faults_of_tokens(tokens, length, limit), *_faults_of_heads(outputs, limit)]
@@ -93,7 +95,7 @@ def judge(
         cls=Spread(min=tokens.cls_min, mean=tokens.cls_mean),
         patches=Spread(min=tokens.patch_min, mean=tokens.patch_mean),
         length=length,
-        same_neighbour=same_neighbour(torch.cat([one.cls for one in found]), torch.cat([one.cls for one in exact])),
+        same_neighbour=same_neighbour(*(torch.cat([side[number].cls for number in first]) for side in (found, exact))),
         heads=outputs,
         export=costs[0],
         original=costs[1],

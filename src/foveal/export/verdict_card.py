@@ -78,7 +78,7 @@ class Verdict(_Written):
 
     Attributes:
         limit: least cosine.
-        num_images: real images compared.
+        num_images: real images compared; some of them at a second size too.
         shapes: their sizes (height, width), pixels.
         cls: cosine of class tokens to the original's.
         patches: the same of patch and register tokens.
