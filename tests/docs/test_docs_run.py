@@ -3,8 +3,10 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import torch
 from PIL import Image
 from skimage import data
 
+from foveal.backbone.licence import OWN
 from foveal.backbone.variants import backbone_config
 from foveal.backbone.vit import VisionTransformer
 from foveal.backbone.weights import Card, save_model
@@ -47,7 +50,7 @@ def place(tmp_path: Path) -> Path:
     """An empty folder but for a small untrained model with registers and four photographs."""
     config = backbone_config("vit_nano", num_registers=4, patch_size=14, image_size=98, layerscale_init=1.0)
     backbone = VisionTransformer(config).init_weights(torch.Generator().manual_seed(0))
-    card = Card(name="nano", backbone=config, crop_size=98, resize_size=112)
+    card = Card(name="nano", backbone=config, crop_size=98, resize_size=112, licence=OWN)
     save_model(tmp_path / "model", backbone, card)
     (tmp_path / "photos").mkdir()
     for name in PHOTOGRAPHS:
@@ -61,6 +64,15 @@ def run_page(page: Path, place: Path, commands: Path) -> None:
     search = f"{commands}{os.pathsep}{os.environ['PATH']}"
     modules = os.pathsep.join(filter(None, [str(ROOT / "src"), os.environ.get("PYTHONPATH")]))
     environment = os.environ | {"PATH": search, "PYTHONPATH": modules, "FOVEAL_HOME": str(place / ".foveal")}
+    try:
+        run_blocks(page, place, environment)
+    finally:
+        for file in place.glob("*.pid"):  # of servers that a block has started, where a later one has not ended them
+            with suppress(ProcessLookupError):
+                os.kill(int(file.read_text()), signal.SIGTERM)
+
+
+def run_blocks(page: Path, place: Path, environment: dict[str, str]) -> None:
     for line, block in shell_blocks(page.read_text()):
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", block],

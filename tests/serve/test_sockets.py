@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import httpx
@@ -177,6 +177,46 @@ def test_overload_is_refused_at_once_and_nothing_accepted_is_lost() -> None:
     assert min(pauses) >= 1
     assert codes.count((200, None)) + 1 == loaded.model.engine.num_images
     assert len(health) >= 3
+
+
+@pytest.mark.parametrize("request_", [b"nonsense\r\n\r\n", b"GET /health/live HTTP/1.1\r\nx: " + b"x" * 70_000])
+def test_what_is_no_http_is_said_in_json(request_: bytes) -> None:
+    with running(stub(0.0)) as (url, _), connect(url) as line:
+        line.sendall(request_)
+        head, _, body = everything(line).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert json.loads(body)["error"]["code"] == "invalid_http"
+
+
+def test_connections_are_bounded() -> None:
+    with running(stub(0.0), max_connections=2) as (url, _), connect(url) as one, connect(url) as two:
+        with connect(url) as three, suppress(ConnectionError):
+            assert everything(three) == b""
+        for line in (one, two):
+            line.sendall(b"GET /health/live HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n")
+            assert everything(line).endswith(b'{"live":true}')
+
+
+def test_the_end_does_not_wait_for_bodies_that_never_come() -> None:
+    with running(stub(0.0), drain_s=0.1) as (url, service), connect(url) as line:
+        line.sendall(b"POST /v1/embeddings HTTP/1.1\r\nhost: h\r\ncontent-length: 100\r\n\r\nabc")
+        until(lambda: service.admission.bytes == 3, what="the body has begun")
+        began = time.monotonic()
+    assert time.monotonic() - began < DEADLINE_S
+
+
+def test_what_waits_when_the_time_to_end_is_over_is_refused_in_words() -> None:
+    loaded = stub(0.0)
+    loaded.model.engine.gate.clear()
+    with ThreadPoolExecutor() as pool:
+        with running(loaded, drain_s=0.1, max_batch=1) as (url, service):
+            answers = [pool.submit(ask, url) for _ in range(2)]
+            until(
+                lambda: service.admission.images == 2 and service.batcher.num_waiting == 1, what="one runs, one waits"
+            )
+            threading.Timer(0.5, loaded.model.engine.gate.set).start()
+        statuses = sorted(one.result().status_code for one in answers)
+    assert statuses == [200, 503]
 
 
 def test_answers_are_not_held_back_for_larger_packets() -> None:

@@ -11,6 +11,10 @@ from serving import encoded, pixels, served, tiny_model, write_model
 
 from foveal.backbone.licence import licence_named
 from foveal.errors import FovealError, LicenceError, WeightsError
+from foveal.features.extract import load
+from foveal.features.extraction import open_extraction
+from foveal.features.stamp import StoreSettings
+from foveal.images.imageset import ImageSet
 from foveal.serve.loaded import Source, open_source
 from foveal.serve.problems import Problem
 from foveal.tasks.classify import ClassPredictor
@@ -163,3 +167,16 @@ def test_a_licence_is_accepted_before_weights_are_read(tmp_path: Path) -> None:
     (folder / "model.safetensors").write_bytes(weights)
     open_source(Source(str(folder), accept_licence="CC-BY-NC-4.0"))
     assert open_source(Source(str(folder))).name == "tiny"  # accepted once for serving
+
+
+def test_a_store_belongs_to_its_model(first: Path, second: Path, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for number in range(3):
+        (tmp_path / "photos" / f"{number}.png").write_bytes(encoded(pixels(number)))
+    images = ImageSet.open(tmp_path / "photos")
+    open_extraction(tmp_path / "store", load(first), images, StoreSettings()).run()
+    loaded = open_source(Source(str(first), store=tmp_path / "store"))
+    assert loaded.store is not None
+    assert len(loaded.store) == 3
+    with pytest.raises(FovealError, match="holds features of the model tiny"):
+        open_source(Source(str(second), store=tmp_path / "store"))

@@ -3,7 +3,7 @@
 import io
 import json
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -116,10 +116,16 @@ def _written(encoded: Sequence[Encoded], tokens: Sequence[str], kind: str, model
 
 
 def _as_json(encoded: Sequence[Encoded], arrays: dict[str, list[np.ndarray]], model: str) -> bytes:
-    """Write an image at a time: one call of the writer for all of them would keep other threads waiting."""
+    """Write a row of patches at a time: one call of the writer for all of them would keep other threads waiting."""
     images = []
     for number, one in enumerate(encoded):
-        values: dict[str, Any] = {"index": number, "grid": list(one.patches.shape[:2])}
-        values |= {name: found[number].tolist() for name, found in arrays.items()}
-        images.append(json.dumps(values).encode())
-    return b'{"model": %s, "data": [%s]}' % (json.dumps(model).encode(), b", ".join(images))
+        parts = [f'"index": {number}, "grid": {json.dumps(one.patches.shape[:2])}']
+        parts += [f'"{name}": {_array_as_json(found[number])}' for name, found in arrays.items()]
+        images.append(f"{{{', '.join(parts)}}}")
+    return f'{{"model": {json.dumps(model)}, "data": [{", ".join(images)}]}}'.encode()
+
+
+def _array_as_json(array: np.ndarray) -> str:
+    if array.ndim < 3:
+        return json.dumps(array.tolist())
+    return f"[{', '.join(json.dumps(row.tolist()) for row in array)}]"

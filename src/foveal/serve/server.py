@@ -1,6 +1,7 @@
 """The process: sockets, signals, and the end in good order."""
 
 import asyncio
+import json
 import logging
 import signal
 import socket
@@ -9,13 +10,15 @@ import time
 from types import FrameType
 from typing import Any
 
+import h11
 import uvicorn
-from h11 import IDLE
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from foveal.errors import FovealError
 from foveal.serve.app import create_app
+from foveal.serve.problems import Problem
 from foveal.serve.service import Service
+from foveal.serve.settings import ServeSettings
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +70,7 @@ class Server(uvicorn.Server):
         settings = service.settings
         config = uvicorn.Config(
             create_app(service),
-            http=_patient(settings.header_timeout_s, settings.body_timeout_s, settings.write_timeout_s),
+            http=_patient(settings),
             ws="none",
             loop="asyncio",
             log_config=None,
@@ -89,6 +92,7 @@ class Server(uvicorn.Server):
         self._service = service
         self._line = _listen(settings.host, settings.port)
         self._drain_ends = 0.0
+        self._has_refused = False
         self._reloading: asyncio.Task[Any] | None = None
 
     @property
@@ -122,12 +126,15 @@ class Server(uvicorn.Server):
         """Look, ten times a second, whether everything is answered."""
         admission = self._service.admission
         if admission.is_draining:
-            if admission.requests and time.monotonic() > self._drain_ends:
+            late_s = time.monotonic() - self._drain_ends
+            if admission.requests and late_s > 0 and not self._has_refused:
                 logger.warning("stopping: %d images are refused after drain_s", admission.images)
+                self._has_refused = True
                 await self._service.batcher.stop()
-                self._drain_ends = float("inf")
-            elif not admission.requests:
-                self.should_exit = True
+            elif admission.requests and late_s > 0.5:  # bodies that are still coming, and answers that nobody reads
+                for connection in list(self.server_state.connections):
+                    connection.transport.abort()
+            self.should_exit = self.should_exit or not admission.requests
         return await super().on_tick(counter)
 
     def _ask_reload(self) -> None:
@@ -143,8 +150,9 @@ class Server(uvicorn.Server):
             logger.error("%s", error)
 
 
-def _patient(header_s: float, body_s: float, write_s: float) -> type[H11Protocol]:
+def _patient(settings: ServeSettings) -> type[H11Protocol]:
     """Return uvicorn's protocol with limits for slow clients: of headers, of a refused body, and of reading answers."""
+    header_s, body_s, write_s = settings.header_timeout_s, settings.body_timeout_s, settings.write_timeout_s
 
     class Protocol(H11Protocol):
         _waits_for: asyncio.TimerHandle | None = None
@@ -153,6 +161,17 @@ def _patient(header_s: float, body_s: float, write_s: float) -> type[H11Protocol
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
             self._waits_for = self.loop.call_later(header_s, self._give_up)
+            if len(self.connections) > settings.max_connections:
+                transport.abort()
+
+        def send_400_response(self, msg: str) -> None:
+            problem = Problem(400, "invalid_http", "this is no request of HTTP/1.1, or its headers are too long")
+            body = json.dumps(problem.body).encode()
+            headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
+            answer = h11.Response(status_code=400, headers=list(headers.items()), reason=b"Bad Request")
+            for event in (answer, h11.Data(data=body), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event) or b"")
+            self.transport.close()
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
@@ -180,13 +199,13 @@ def _patient(header_s: float, body_s: float, write_s: float) -> type[H11Protocol
         def _watch(self) -> None:
             """Limit the time for headers that have begun, and for a body whose request is answered already."""
             answered = self.cycle is None or self.cycle.response_complete
-            begun = self.conn.their_state is not IDLE or bool(self.conn.trailing_data[0])
+            begun = self.conn.their_state is not h11.IDLE or bool(self.conn.trailing_data[0])
             if not (answered and begun):
                 if self._waits_for is not None:
                     self._waits_for.cancel()
                 self._waits_for = None
             elif self._waits_for is None:
-                seconds = header_s if self.conn.their_state is IDLE else body_s
+                seconds = header_s if self.conn.their_state is h11.IDLE else body_s
                 self._waits_for = self.loop.call_later(seconds, self._give_up)
 
         def _give_up(self) -> None:

@@ -24,6 +24,7 @@ class ServeSettings(Settings):
         max_batch: images in a batch, a power of two; batches have 1, 2, 4 and so on up to it.
         max_wait_ms: how long an image waits for company.
         max_queue: images accepted and not yet answered; more are told to come again.
+        max_connections: open at once; more are closed.
         max_images: of one request.
         max_body_bytes: of one request.
         max_bodies_bytes: of all requests that are being answered.
@@ -51,6 +52,7 @@ class ServeSettings(Settings):
     max_batch: int = Field(8, ge=1, le=1024)
     max_wait_ms: float = Field(2.0, ge=0, le=10_000)
     max_queue: int = Field(256, ge=1)
+    max_connections: int = Field(1000, ge=1)
     max_images: int = Field(64, ge=1)
     max_body_bytes: int = Field(16 * MIB, ge=1)
     max_bodies_bytes: int = Field(128 * MIB, ge=1)
