@@ -1,6 +1,8 @@
 """`foveal export onnx`: the folder that is written, and what is refused before anything is."""
 
 import json
+import socket
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -165,6 +167,17 @@ def test_interrupted_export_leaves_nothing(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
+    assert _names(tmp_path) == []
+
+
+def test_what_a_killed_export_left_goes_with_the_next(tmp_path: Path) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait(60)
+    left = tmp_path / f".out.{socket.gethostname()}.{gone.pid}.tmp"
+    left.mkdir()
+    (left / "model.onnx").write_text("half")
+    with staged(tmp_path / "out"):
+        assert not left.exists()
     assert _names(tmp_path) == []
 
 

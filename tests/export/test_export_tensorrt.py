@@ -120,6 +120,21 @@ def test_a_graph_that_tensorrt_cannot_read_leaves_nothing(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_tensorrt_without_the_precision_is_told(
+    save_tiny: Save,
+    few_images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    fake = _FakeTensorRT()
+    fake.BuilderFlag = SimpleNamespace()
+    monkeypatch.setitem(sys.modules, "tensorrt", fake)
+    assert _export(save_tiny(), "--out", tmp_path / "out", "--images", few_images) == 2
+    assert "takes no precision but that of the graph; use --precision fp32" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.usefixtures("without_tensorrt")
 def test_sizes_that_are_no_patches_are_refused(
     save_tiny: Save, few_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

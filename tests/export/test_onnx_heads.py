@@ -133,6 +133,8 @@ def test_heads_that_do_not_fit_are_refused(save_tiny: Save, tmp_path: Path, caps
 
     assert "was fitted on other" in refused("--head", head)
     assert "the name 'cls' is taken" in refused("--head", f"cls={head}")
+    assert "the name 'position' is taken" in refused("--head", f"position={head}")
+    assert "'blocks.0' is no name" in refused("--head", f"blocks.0={head}")
     assert "'a/b' is no name" in refused("--head", f"a/b={head}")
     assert "the name 'head' is taken" in refused("--head", head, "--head", head)
     assert "is not a head folder" in refused("--head", str(tmp_path))

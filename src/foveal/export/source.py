@@ -19,9 +19,10 @@ from foveal.export.card import ExportCard, ExportedHead, Format, Port, Preproces
 from foveal.features.extract import Model
 from foveal.tasks.head import Head, check_backbone, load_head
 
-# Names that outputs of the backbone have, or inputs.
+# Names of inputs and outputs of a backbone; others of its graph hold a dot, or begin as those in _INSIDE.
 TAKEN = ("images", "cls", "patches", "registers")
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+_INSIDE = ("embedded", "position", "grid_h", "grid_w", "prefix", "pos_embed", "val_", "node_")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -131,8 +132,8 @@ def _named(heads: Sequence[str]) -> dict[str, str]:
         if not separator:
             name, folder = Path(text).resolve().name, text
         if not _NAME.fullmatch(name):
-            raise FovealError(f"head {text}: '{name}' is no name for an output; use letters, digits, _ . and -")
-        if name in TAKEN or name in found:
+            raise FovealError(f"head {text}: '{name}' is no name for an output; use letters, digits, _ and -")
+        if name in TAKEN or name in found or name.startswith(_INSIDE):
             raise FovealError(f"head {text}: the name '{name}' is taken; give another, as in --head NAME={folder}")
         found[name] = folder
     return found

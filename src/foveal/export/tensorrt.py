@@ -182,6 +182,11 @@ def build_plan(
         raise ExportError(f"TensorRT {tensorrt.__version__} cannot read the graph: {errors}; use a newer one")
     settings = builder.create_builder_config()
     if precision != "fp32":
+        if not hasattr(tensorrt.BuilderFlag, precision.upper()):
+            raise ExportError(
+                f"TensorRT {tensorrt.__version__} takes no precision but that of the graph; use --precision fp32, or "
+                "TensorRT 10"
+            )
         settings.set_flag(getattr(tensorrt.BuilderFlag, precision.upper()))
     profile = builder.create_optimization_profile()
     profile.set_shape("images", *shapes)
