@@ -18,6 +18,7 @@ from foveal.backbone.weights import load_model, save_model
 from foveal.cli.main import main
 from foveal.export.card import ExportCard, ExportError, ExportRefused, publish_export, read_export, staged
 from foveal.export.onnx_engine import OnnxEngine
+from foveal.export.source import open_source
 from foveal.tasks.head import Head, build_network, save_head
 from foveal.tasks.kinds import head_card
 
@@ -92,6 +93,8 @@ def test_bad_input_is_refused_before_anything_is_written(
 ) -> None:
     model, out = save_tiny(), tmp_path / "out"
     assert "'onnnx'; did you mean 'onnx'?" in _refused(capsys, "onnnx", model, "--out", out)
+    assert main(["onnx", str(model)]) == 2
+    assert "No such command 'onnx'; it is foveal export onnx" in capsys.readouterr().err
     assert "needs at least 17" in _refused(capsys, "onnx", model, "--out", out, "--opset", "16")
     assert "exists; choose another place" in _refused(capsys, "onnx", model, "--out", model)
     assert "backbone of another library" in _refused(capsys, "onnx", "timm:vit_tiny_patch16_224", "--out", out)
@@ -145,8 +148,8 @@ def test_a_head_under_other_terms_needs_them_too(
     save_head(tmp_path / "head", Head(build_network(card), card))
     options = ("onnx", folder, "--out", tmp_path / "out", "--head", tmp_path / "head", "--images", few_images)
     assert "export of model with its heads: its licence is CC-BY-NC-4.0" in _refused(capsys, *options)
-    assert main(["export", *map(str, options), "--accept-licence", "CC-BY-NC-4.0"]) == 0
-    assert read_export(tmp_path / "out").licence.name == "CC-BY-NC-4.0"
+    source = open_source(folder, out=tmp_path / "out", heads=[str(tmp_path / "head")], accept_licence="cc-by-nc-4.0")
+    assert (source.licence.name, source.licence.accepted) == ("CC-BY-NC-4.0", ())
 
 
 def test_full_disk_leaves_nothing(
