@@ -62,6 +62,23 @@ async def test_a_key_may_have_a_smaller_largest_batch() -> None:
     assert run.sizes == [2, 2, 2, 2]
 
 
+async def test_nothing_waits_for_company_that_is_not_expected() -> None:
+    expected = [False, True]
+    run = Doubler()
+    batcher: Batcher[int, int] = Batcher(run, max_wait_s=60, expects=lambda: expected[0])
+    batcher.start()
+    async with asyncio.timeout(10):
+        assert await batcher.submit("a", 1) == 2
+        expected.reverse()
+        waits = asyncio.ensure_future(batcher.submit("a", 3))
+        await asyncio.sleep(0.02)
+        assert run.sizes == [1]
+        await asyncio.gather(*(batcher.submit("a", number) for number in range(7)))
+        assert await waits == 6
+    await batcher.stop()
+    assert run.sizes == [1, 8]
+
+
 async def test_the_oldest_key_is_next() -> None:
     run = Doubler(delay_s=0.01)
     batcher: Batcher[int, int] = Batcher(run, max_wait_s=0.0)

@@ -95,6 +95,18 @@ async def test_a_model_that_fails_leaves_the_old_one(first: Path, tmp_path: Path
     assert accepted.status_code == 200
 
 
+def test_an_engine_is_chosen_on_pictures_that_are_given(first: Path, tmp_path: Path) -> None:
+    with pytest.raises(FovealError, match="calibrated on pictures like those to come; give some with --images"):
+        open_source(Source(str(first), fast=True))
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "0.png").write_bytes(PICTURE[:50])
+    with pytest.raises(FovealError, match="none of the 1 images can be read"):
+        open_source(Source(str(first), engine="openvino", images=str(tmp_path / "photos")))
+    (tmp_path / "photos" / "1.png").write_bytes(PICTURE)
+    loaded = open_source(Source(str(first), engine="openvino", precision="fp32", images=str(tmp_path / "photos")))
+    assert loaded.model.engine.description["name"] == "openvino"
+
+
 async def test_only_the_admin_key_opens_the_door(first: Path) -> None:
     async with served(open_source(Source(str(first))), admin_key=KEY, api_keys=["an-api-key-of-letters"]) as (
         client,

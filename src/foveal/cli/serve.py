@@ -15,6 +15,9 @@ def serve(
         list[str] | None, typer.Option("--head", help="Head folder, or NAME=FOLDER; repeatable.", metavar="FOLDER")
     ] = None,
     store: Annotated[Path | None, typer.Option(help="Feature store to search.")] = None,
+    images: Annotated[
+        str | None, typer.Option(help="Pictures like those to come, to choose the engine on.  [default: generated]")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Of the model, in requests.  [default: its card's]")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.  [default: 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="0 takes a free one.  [default: 8000]")] = None,
@@ -49,6 +52,7 @@ def serve(
         model,
         heads=tuple(head or ()),
         store=store,
+        images=images,
         name=name,
         engine=engine,
         precision=precision,

@@ -29,8 +29,9 @@ class Batcher(Generic[Item, Answer]):
     """Runs items of one key together, one batch at a time, in the order in which they came.
 
     While a batch runs, others gather. When it has ended, the key whose first item is the oldest is next: at once if it
-    fills the largest bucket, else when that item has waited `max_wait_s`. As many are taken as the largest bucket that
-    they fill, so that every batch has one of few sizes and nothing is computed in vain; the rest goes next.
+    fills the largest bucket or expects no company, else when that item has waited `max_wait_s`. As many are taken as
+    the largest bucket that they fill, so that every batch has one of few sizes and nothing is computed in vain; the
+    rest goes next.
 
     An item whose request is gone or late is taken out of the queue. A batch that fails is tried again item by item, so
     that none fails for its neighbour.
@@ -40,6 +41,7 @@ class Batcher(Generic[Item, Answer]):
         buckets: sizes of batches, ascending, the first 1.
         largest: the most items of a key in a batch, where that is less than the largest bucket.
         max_wait_s: how long the first item of a batch waits for company.
+        expects: whether company is on its way; where none is, nothing waits for it.
         on_batch: told the size of each batch, for measurements.
     """
 
@@ -50,6 +52,7 @@ class Batcher(Generic[Item, Answer]):
         buckets: Sequence[int] = (1, 2, 4, 8),
         largest: Callable[[Hashable], int] | None = None,
         max_wait_s: float = 0.002,
+        expects: Callable[[], bool] = lambda: True,
         on_batch: Callable[[int], None] = lambda size: None,
     ) -> None:
         if not buckets or buckets[0] != 1 or list(buckets) != sorted(set(buckets)):
@@ -58,6 +61,7 @@ class Batcher(Generic[Item, Answer]):
         self._buckets = tuple(buckets)
         self._largest = largest or (lambda key: self._buckets[-1])
         self._max_wait_s = max_wait_s
+        self._expects = expects
         self._on_batch = on_batch
         self._waiting: dict[Hashable, deque[_Entry[Item, Answer]]] = {}
         self._woken = asyncio.Event()
@@ -122,7 +126,8 @@ class Batcher(Generic[Item, Answer]):
             if self._waiting:
                 key, entries = self._oldest()
                 left = entries[0].arrived + self._max_wait_s - loop.time()
-                if left <= 0 or len(entries) >= min(self._buckets[-1], self._largest(key)):
+                is_full = len(entries) >= min(self._buckets[-1], self._largest(key))
+                if is_full or left <= 0 or not self._expects():
                     return True
             try:
                 async with asyncio.timeout(left if self._waiting else None):

@@ -17,7 +17,8 @@ from foveal.serve.inputs import ImageInputs, Part, read_request
 from foveal.serve.models import check_model_name
 from foveal.serve.openapi import TINY_PNG, body, problems
 from foveal.serve.problems import Problem
-from foveal.serve.service import Encoded, Service
+from foveal.serve.service import Service
+from foveal.serve.work import Encoded
 
 NPY, NPZ = "application/x-npy", "application/x-npz"
 Name = Literal["cls", "registers", "patches", "mean", "pca"]

@@ -21,9 +21,10 @@ from foveal.errors import FovealError
 from foveal.features.extract import Model, load
 from foveal.features.origin import check_model
 from foveal.features.store import FeatureStore
+from foveal.images.imageset import ImageSet
 from foveal.serve.probes import probe_images
 from foveal.tasks.classify import ClassPredictor
-from foveal.tasks.head import load_head
+from foveal.tasks.head import Head, check_backbone, load_head
 from foveal.tasks.predict import Predictor
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,8 @@ class Source:
         model: whatever `foveal.load` takes.
         heads: head folders, each as FOLDER or NAME=FOLDER.
         store: of features, to be searched.
+        images: pictures like those to come, in any form that `ImageSet.open` takes; the engine is chosen on them. None
+            takes generated ones.
         name: under which the model is served; None is that of its card.
         engine: see `foveal.load`.
         precision: see there.
@@ -50,6 +53,7 @@ class Source:
     model: str
     heads: tuple[str, ...] = ()
     store: Path | None = None
+    images: str | None = None
     name: str | None = None
     engine: EngineName = "auto"
     precision: Precision | None = None
@@ -94,6 +98,9 @@ def open_source(source: Source, *, buckets: Sequence[int] = (1,)) -> Loaded:
         LicenceError: a licence has to be accepted first.
         FovealError: something that is missing, damaged, belongs to another model, or answers no numbers.
     """
+    if source.fast and source.images is None:
+        raise FovealError("int8 is calibrated on pictures like those to come; give some with --images, or drop --fast")
+    images = None if source.images is None else ImageSet.open(source.images)
     folder = Path(source.model) if (Path(source.model) / CARD).is_file() else None
     if folder is not None:
         require_permission(read_card(folder), action="serve", accept_licence=source.accept_licence, folder=folder)
@@ -107,10 +114,11 @@ def open_source(source: Source, *, buckets: Sequence[int] = (1,)) -> Loaded:
     require_permission(opened.card, action="serve", accept_licence=source.accept_licence)
     name = as_name(opened.card.name) if source.name is None else checked_name(source.name)
     probes = _probes(opened)
-    model = _settled(opened, probes, None)
+    model = _settled(opened, images, probes, None)
     heads = {}
     for text in source.heads:
-        head_name, predictor = _open_head(text, opened, probes, source.accept_licence)
+        head_name, head = _open_head(text, opened, source.accept_licence)
+        predictor = _settled(opened, images, probes, head.card.layers).with_head(head)
         if head_name in heads:
             raise FovealError(f"two heads are called {head_name}; give one another name: --head OTHER={text}")
         heads[head_name] = predictor
@@ -143,20 +151,20 @@ def as_name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:64] or "unnamed"
 
 
-def _open_head(
-    text: str, model: Model, probes: Tensor, accept_licence: str | None
-) -> tuple[str, ClassPredictor | Predictor]:
+def _open_head(text: str, model: Model, accept_licence: str | None) -> tuple[str, Head]:
     name, found, folder = text.partition("=")
     if not found or Path(text).exists():
         found, folder = "", text
     head = load_head(folder)
     accept(head.card.licence, what=f"the head {head.card.name}", action="serve", name=accept_licence)
-    predictor = _settled(model, probes, head.card.layers).with_head(head)
-    return checked_name(name) if found else as_name(head.card.name), predictor
+    check_backbone(head.card, model)
+    return checked_name(name) if found else as_name(head.card.name), head
 
 
-def _settled(model: Model, probes: Tensor, layers: Sequence[int] | None) -> Model:
+def _settled(model: Model, images: ImageSet | None, probes: Tensor, layers: Sequence[int] | None) -> Model:
     """Return the model with the engine chosen for some blocks, and nothing left to choose."""
+    if images is not None:
+        return model.settle(images, layers=layers)
     found = copy(model)
     found.identity = model.identity  # hashed once
     found.engine = model.engine.settle([probes], layers)

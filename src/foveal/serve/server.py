@@ -33,9 +33,15 @@ def serve(service: Service) -> None:
     Raises:
         FovealError: the address cannot be listened on, or the TLS files cannot be read.
     """
+    if _hears_sighup():
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # one that comes before we serve would end the process
     server = Server(service)
     logger.info("serving %s at %s", service.loaded.name, server.url)
     server.run_to_end()
+
+
+def _hears_sighup() -> bool:
+    return hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread()
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -109,7 +115,7 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin, and listen to SIGHUP too."""
         await super().startup(sockets)
-        if hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread():
+        if _hears_sighup():
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._ask_reload)
 
     def handle_exit(self, sig: int = signal.SIGTERM, frame: FrameType | None = None) -> None:

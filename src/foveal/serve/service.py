@@ -9,13 +9,11 @@ import time
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-import torch
 
-from foveal.backbone.vit import Tokens
-from foveal.errors import FovealError, nearest
+from foveal.errors import FovealError
 from foveal.images.decode import decode
 from foveal.images.preprocess import Mode, Preprocess, Size, short_side_shape
 from foveal.serve.batcher import Batcher
@@ -24,6 +22,7 @@ from foveal.serve.loaded import Loaded, Source, open_source
 from foveal.serve.metrics import Metrics
 from foveal.serve.problems import Problem, problem_of
 from foveal.serve.settings import ServeSettings
+from foveal.serve.work import Encoded, Work, compute, find_head
 from foveal.tasks.classify import ClassPredictor
 from foveal.tasks.predict import Predictor
 
@@ -31,36 +30,6 @@ logger = logging.getLogger(__name__)
 
 Picture = bytes | np.ndarray  # an encoded file, or pixels (H, W, C)
 _Answer = TypeVar("_Answer")
-
-
-class Encoded(NamedTuple):
-    """The tokens of one image after the final norm, float32.
-
-    Attributes:
-        cls: (D,).
-        registers: (R, D).
-        patches: (grid_h, grid_w, D).
-    """
-
-    cls: np.ndarray
-    registers: np.ndarray
-    patches: np.ndarray
-
-
-class Work(NamedTuple):
-    """What images of one batch have in common.
-
-    Attributes:
-        loaded: the model that was served when they came.
-        kind: "tokens" of prepared images, "scores" of a head on them, or "answer" of a dense head for a whole picture.
-        head: its name, or "".
-        shape: of a prepared image (C, H, W); a picture stands alone, told from others by its number.
-    """
-
-    loaded: Loaded
-    kind: Literal["tokens", "scores", "answer"]
-    head: str
-    shape: tuple[int, ...]
 
 
 class Service:
@@ -81,6 +50,7 @@ class Service:
             buckets=settings.buckets,
             largest=self._largest,
             max_wait_s=settings.max_wait_ms / 1000,
+            expects=lambda: self.admission.images > self.batcher.num_waiting,
             on_batch=self.metrics.batches.observe,
         )
         self.metrics.waiting.set_function(lambda: self.batcher.num_waiting)
@@ -284,37 +254,6 @@ class Service:
         self.metrics.batch_seconds.observe(time.monotonic() - began)
         self.admission.answered(len(items), time.monotonic() - began)
         return found
-
-
-def compute(work: Work, items: Sequence[Any]) -> Sequence[Any]:
-    """Run one batch and return an answer for each of its items."""
-    if work.kind == "tokens":
-        return _tokens(work, items)
-    predictor = work.loaded.heads[work.head]
-    if isinstance(predictor, ClassPredictor):
-        return list(predictor.of_arrays(items).numpy())
-    if work.kind == "scores":
-        return list(predictor.scores(torch.from_numpy(np.stack(items))).numpy())
-    return [predictor.predict(pixels, size=size) for pixels, size in items]
-
-
-def _tokens(work: Work, items: Sequence[np.ndarray]) -> list[Encoded]:
-    patch_size = work.loaded.model.card.backbone.patch_size
-    grid = (work.shape[1] // patch_size, work.shape[2] // patch_size)
-    found: Tokens = work.loaded.model.engine.encode(torch.from_numpy(np.stack(items)))
-    cls, registers, patches = (part.cpu().numpy() for part in found)
-    return [
-        Encoded(cls[i], registers[i], patches[i].reshape(*grid, -1))  # views: the batch is short-lived
-        for i in range(len(items))
-    ]
-
-
-def find_head(loaded: Loaded, name: str) -> ClassPredictor | Predictor:
-    """Return a head by its name; Problem 404 names those that there are."""
-    if name not in loaded.heads:
-        names = ", ".join(loaded.heads) or "none: start with --head FOLDER"
-        raise Problem(404, "head_not_found", f"no head of that name; heads: {names}{nearest(name, loaded.heads)}")
-    return loaded.heads[name]
 
 
 async def together(works: Iterable[Awaitable[_Answer]]) -> list[_Answer]:
