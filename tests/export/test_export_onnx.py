@@ -17,6 +17,7 @@ from foveal.backbone.licence import licence_named
 from foveal.backbone.weights import load_model, save_model
 from foveal.cli.main import main
 from foveal.export.card import ExportCard, ExportError, ExportRefused, publish_export, read_export, staged
+from foveal.export.onnx import CURRENT_OPSET, opset_of
 from foveal.export.onnx_engine import OnnxEngine
 from foveal.export.source import open_source
 from foveal.tasks.head import Head, build_network, save_head
@@ -60,6 +61,16 @@ def test_folder_says_what_it_is(
     metadata = {one.key: one.value for one in onnx.load(out / "model.onnx").metadata_props}
     assert json.loads(metadata["foveal.licence"])["name"] == "MIT"
     assert metadata["foveal.identity"] == card.identity == OnnxEngine(out).identity
+
+
+def test_the_current_opset_is_the_default_or_the_newest_that_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert opset_of(None) == CURRENT_OPSET
+    monkeypatch.setattr(onnx.defs, "onnx_opset_version", lambda: 24)
+    assert opset_of(None) == 24
+    with pytest.raises(
+        ExportError, match="opset 25: this graph needs at least 17, and the installed onnx knows up to 24"
+    ):
+        opset_of(25)
 
 
 def test_terms_have_to_be_accepted_and_travel_unaccepted(

@@ -10,7 +10,8 @@ from foveal.export.judging import open_trial
 from foveal.export.onnx_engine import GRAPH, OnnxEngine
 from foveal.export.runtimes import require
 
-# The first opset with layer norm; the newest that ONNX Runtime runs; one that runtimes of some years read.
+# The first opset with layer norm; the newest of which ONNX Runtime 1.32 runs all (of 28 it lacks QuantizeLinear); one
+# that runtimes of some years read.
 LEAST_OPSET, CURRENT_OPSET, PORTABLE_OPSET = 17, 27, 20
 # Heads are traced with operators of this one.
 LEAST_OPSET_OF_HEADS = 20
@@ -25,7 +26,7 @@ def export_onnx(
     heads: Sequence[str] = (),
     apart: bool = False,
     precision: OnnxPrecision = "fp32",
-    opset: int = CURRENT_OPSET,
+    opset: int | None = None,
     images: str | Path | None = None,
     limit: float = FAST_LIMIT,
     accept_licence: str | None = None,
@@ -39,7 +40,7 @@ def export_onnx(
         heads: head folders; see `open_source`.
         apart: write each head as its own graph, NAME.onnx, which reads what the backbone gives out.
         precision: "fp32", or "int8" for linear layers calibrated on the images, those that suffer most left in float.
-        opset: of the operators.
+        opset: of the operators; None is the current one, or the newest of the installed onnx.
         images: real images for the verdict and for calibrating int8; see `real_batches`.
         limit: least cosine to the model.
         accept_licence: licence that the user accepts, where the terms are not free.
@@ -55,7 +56,7 @@ def export_onnx(
         FovealError: see `open_source` and `real_batches`.
     """
     require(*PACKAGES)
-    check_opset(opset, with_heads=bool(heads))
+    opset = opset_of(opset, with_heads=bool(heads))
     if apart and not heads:
         raise ExportError("--apart is of heads, and there is none; give --head, or leave it out")
     from foveal.export.int8 import calibrated, notes_of
@@ -87,13 +88,16 @@ def export_onnx(
         return publish_export(staging, Path(out), card)
 
 
-def check_opset(opset: int, *, with_heads: bool = False) -> None:
-    """Refuse an opset that cannot be written, or not by the version of onnx that is installed."""
+def opset_of(wanted: int | None, *, with_heads: bool = False) -> int:
+    """Return the opset to write; ExportError for one that cannot be, or not by the onnx that is installed."""
     (defs,) = require("onnx.defs")
-    newest, least = defs.onnx_opset_version(), LEAST_OPSET_OF_HEADS if with_heads else LEAST_OPSET
-    if not least <= opset <= newest:
+    newest, least = int(defs.onnx_opset_version()), LEAST_OPSET_OF_HEADS if with_heads else LEAST_OPSET
+    if wanted is None:
+        return min(CURRENT_OPSET, newest)
+    if not least <= wanted <= newest:
         what = "a graph with heads" if with_heads else "this graph"
         raise ExportError(
-            f"opset {opset}: {what} needs at least {least}, and the installed onnx knows up to {newest}; "
-            f"leave it out for {CURRENT_OPSET}, or choose {PORTABLE_OPSET} for runtimes of some years"
+            f"opset {wanted}: {what} needs at least {least}, and the installed onnx knows up to {newest}; "
+            f"leave it out for the current one, or choose {PORTABLE_OPSET} for runtimes of some years"
         )
+    return wanted

@@ -30,7 +30,7 @@ def onnx(
     num_heads: NumHeadsOption = None,
 ) -> None:
     """Write an ONNX graph, compared with the model on real images; batch, height and width stay free."""
-    from foveal.export.onnx import CURRENT_OPSET, export_onnx
+    from foveal.export.onnx import export_onnx
 
     make = partial(
         export_onnx,
@@ -39,7 +39,7 @@ def onnx(
         heads=head or (),
         apart=apart,
         precision=precision,
-        opset=CURRENT_OPSET if opset is None else opset,
+        opset=opset,
         images=images,
         limit=limit,
         accept_licence=accept_licence,
