@@ -2,16 +2,22 @@
 
     python benchmarks/serve.py                       # ViT-S/14 with random weights, all cores
     python benchmarks/serve.py --engine torch --seconds 10 --plot serve.png
+    python benchmarks/serve.py --litserve-python ENV/bin/python   # and LitServe, with foveal's engine in it
 
 The server and `foveal extract` (to a store on the disk, as benchmarks/extract.py measures it) run in turns on the same
 files and the same kind of engine. Saturation: as many clients as two of the largest batches, each with one image at a
 time, and no pause. Latency against load: images at a fixed rate, whatever is answered. One image alone is set against
-one call of the engine with one prepared image.
+one call of the engine with one prepared image. LitServe runs in an environment that has it beside foveal
+(`pip install -e '.[cpu,fast]' litserve`), and is asked with base64 in JSON; so is foveal once.
 """
 
 import argparse
 import asyncio
+import base64
+import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -42,6 +48,13 @@ def request_of(image: bytes) -> bytes:
     return head.encode() + image
 
 
+def json_request_of(image: bytes, path: str) -> bytes:
+    """Return a request with the JPEG as base64 in JSON."""
+    body = json.dumps({"input": base64.b64encode(image).decode()}).encode()
+    head = f"POST {path} HTTP/1.1\r\nhost: h\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
 async def saturated(address: tuple[str, int], requests: list[bytes], *, clients: int, seconds: float) -> Seen:
     """Keep so many clients busy for some time."""
     seen, ends = Seen(), time.perf_counter() + seconds
@@ -69,6 +82,34 @@ def start(folder: Path, engine: str) -> tuple[subprocess.Popen[str], tuple[str, 
         time.sleep(0.1)
     host, _, port = log.read_text().partition(" at http://")[2].split()[0].partition(":")
     return process, (host, int(port))
+
+
+def litserve_rate(folder: Path, python: Path, files: list[Path], *, clients: int, seconds: float) -> float:
+    """Return images per second of LitServe with the same model, after it was warmed up."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    program = Path(__file__).with_name("serve_litserve.py")
+    command = [python, program, folder / "model", folder / "photos", port]
+    requests = [json_request_of(file.read_bytes(), "/predict") for file in files]
+    with (folder / "litserve.log").open("w") as file:
+        process = subprocess.Popen(list(map(str, command)), stdout=file, stderr=file, start_new_session=True)
+    try:
+        while True:
+            try:
+                seen = asyncio.run(saturated(("127.0.0.1", port), requests, clients=clients, seconds=2))
+                if len(seen.latencies(200)):
+                    break
+            except OSError:
+                if process.poll() is not None:
+                    raise SystemExit((folder / "litserve.log").read_text()) from None
+                time.sleep(0.5)
+        seen = asyncio.run(saturated(("127.0.0.1", port), requests, clients=clients, seconds=seconds))
+        assert {status for _, status, _ in seen.answers} == {200}
+        return len(seen.answers) / seconds
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def alone(model: foveal.Model, prepared: torch.Tensor, seconds: float) -> float:
@@ -107,6 +148,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--plot", type=Path)
+    parser.add_argument("--litserve-python", type=Path, help="of an environment with litserve")
     arguments = parser.parse_args()
     console = Console()
     with tempfile.TemporaryDirectory() as name:
@@ -121,7 +163,8 @@ def main() -> None:
         try:
             model = foveal.load(folder / "model", engine=arguments.engine).settle(images)
             prepared = torch.from_numpy(model.preprocessing()(files[0]))[None]
-            rates: dict[str, list[float]] = {"extract": [], "serve": []}
+            rates: dict[str, list[float]] = {"extract": [], "serve": [], "serve, base64 in JSON": []}
+            in_json = [json_request_of(file.read_bytes(), "/v1/embeddings") for file in files]
             singles: dict[str, list[float]] = {"engine": [], "serve": []}
             alone(model, prepared, 1)
             for _ in range(arguments.turns):
@@ -129,6 +172,12 @@ def main() -> None:
                 seen = asyncio.run(saturated(address, requests, clients=arguments.clients, seconds=arguments.seconds))
                 assert {status for _, status, _ in seen.answers} == {200}
                 rates["serve"].append(len(seen.answers) / arguments.seconds)
+                seen = asyncio.run(saturated(address, in_json, clients=arguments.clients, seconds=arguments.seconds))
+                assert {status for _, status, _ in seen.answers} == {200}
+                rates["serve, base64 in JSON"].append(len(seen.answers) / arguments.seconds)
+                if python := arguments.litserve_python:
+                    found = litserve_rate(folder, python, files, clients=arguments.clients, seconds=arguments.seconds)
+                    rates.setdefault("LitServe, base64 in JSON", []).append(found)
                 singles["engine"].append(alone(model, prepared, 3))
                 one = asyncio.run(saturated(address, requests, clients=1, seconds=3))
                 singles["serve"].append(float(np.median(one.latencies(200))))
