@@ -4,10 +4,11 @@
     python benchmarks/serve_overload.py --seconds 5
 
 The server runs in a process of its own, with a stub for the model that takes a known time an image. Another process
-sends a small PNG at a fixed rate, whatever is answered (an open loop), over as many connections as it takes. Beside it
-health is asked ten times a second, and the memory of the server read. Every answer is counted: 200 accepted, 503
-refused, all else is an error. What the engine ran must equal the answers of status 200. "Normal again" counts from the
-last request that was sent to the first one that is answered in twice the time that it takes when idle.
+sends a small PNG at a fixed rate, whatever is answered (an open loop), over as many connections as it takes; how far it
+falls behind its own rate is printed, and is no part of the latencies. Beside it health is asked ten times a second, and
+the memory of the server read. Every answer is counted: 200 accepted, 503 refused, all else is an error. What the engine
+ran must equal the answers of status 200. "Normal again" counts from the last request that was sent to the first one
+that is answered in twice the time that it takes when idle.
 """
 
 import argparse
@@ -68,6 +69,7 @@ class Seen:
     answers: list[tuple[float, int, float]] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     sent_last: float = 0.0
+    late: list[float] = field(default_factory=list)  # ms by which the client itself was behind its own rate
 
     def latencies(self, status: int) -> np.ndarray:
         """Return those of one status, ms."""
@@ -113,13 +115,15 @@ async def load(connect, request: bytes, *, rate: float, seconds: float, seen: Se
 
     async def one(due: float) -> None:
         connection = idle.pop() if idle else connect()
+        sent = time.perf_counter()
+        seen.late.append((sent - due) * 1000)
         try:
             status, _ = await connection.ask(request)
         except Exception as error:
             seen.errors.append(repr(error))
             return
         now = time.perf_counter()
-        seen.answers.append((now - began, status, now - due))
+        seen.answers.append((now - began, status, now - sent))
         idle.append(connection)
 
     running = set()
@@ -193,6 +197,7 @@ async def measure(url: str, pid: int, arguments: argparse.Namespace) -> dict[str
         "accepted, images/s": round(len(accepted) / arguments.seconds, 1),
         "accepted and lost": int(ran) - len(accepted) - len(normal.latencies(200)) - probes,
         "latency when idle, ms": round(usual, 1),
+        "client late p50 / p99, ms": [round(float(np.percentile(over.late, p)), 1) for p in (50, 99)],
         "refused p50 / p99, ms": [round(float(np.percentile(refused, p)), 1) for p in (50, 99)]
         if len(refused)
         else None,
