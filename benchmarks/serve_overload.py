@@ -85,7 +85,7 @@ class Connection:
 
     async def ask(self, request: bytes) -> tuple[int, bytes]:
         """Return status and body."""
-        if self._streams is None:
+        if self._streams is None or self._streams[0].at_eof():  # closed by the server while it was idle
             self._streams = await asyncio.open_connection(*self._address)
         reader, writer = self._streams
         try:

@@ -1,6 +1,7 @@
 """The process: sockets, signals, and the end in good order."""
 
 import asyncio
+import gc
 import json
 import logging
 import signal
@@ -110,7 +111,12 @@ class Server(uvicorn.Server):
 
     def run_to_end(self) -> None:
         """Serve until `handle_exit` is called, by a signal where this is the main thread."""
-        self.run(sockets=[self._line])
+        gc.collect()
+        gc.freeze()  # what the libraries made at import need not be gone through again while answers wait
+        try:
+            self.run(sockets=[self._line])
+        finally:
+            gc.unfreeze()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin, and listen to SIGHUP too."""
