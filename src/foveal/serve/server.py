@@ -36,6 +36,7 @@ def serve(service: Service) -> None:
     """
     if _hears_sighup():
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # one that comes before we serve would end the process
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it writes down characters of damaged forms
     server = Server(service)
     logger.info("serving %s at %s", service.loaded.name, server.url)
     server.run_to_end()
