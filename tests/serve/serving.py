@@ -25,6 +25,8 @@ from foveal.serve.loaded import Loaded
 from foveal.serve.server import Server
 from foveal.serve.service import Service
 from foveal.serve.settings import ServeSettings
+from foveal.tasks.head import Head, build_network, save_head
+from foveal.tasks.kinds import head_card
 
 
 def tiny_model(seed: int = 0, *, depth: int = 2) -> Model:
@@ -39,6 +41,18 @@ def tiny_model(seed: int = 0, *, depth: int = 2) -> Model:
 def write_model(folder: Path, model: Model) -> Path:
     save_model(folder, model.engine.backbone, model.card)
     return folder
+
+
+def save_heads(folder: Path) -> tuple[Path, Path, Path]:
+    """A head of classes, one of masks and one of depth on `tiny_model(0)`, with weights as drawn."""
+    model = tiny_model(0)
+    torch.manual_seed(0)
+    classes = head_card(model, "classification", "linear", classes=["cat", "dog", "owl"])
+    masks = head_card(model, "segmentation", "linear", classes=["sky", "road"])
+    depth = head_card(model, "depth", "lin.1", min_depth=0.1, max_depth=10.0)
+    for name, card in (("classes", classes), ("masks", masks), ("depth", depth)):
+        save_head(folder / name, Head(build_network(card).eval(), card))
+    return folder / "classes", folder / "masks", folder / "depth"
 
 
 def pixels(seed: int, height: int = 33, width: int = 51) -> np.ndarray:

@@ -7,7 +7,7 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from serving import encoded, pixels, served, tiny_model, write_model
+from serving import encoded, pixels, save_heads, served, tiny_model, write_model
 
 from foveal.backbone.licence import licence_named
 from foveal.errors import FovealError, LicenceError, WeightsError
@@ -18,8 +18,6 @@ from foveal.images.imageset import ImageSet
 from foveal.serve.loaded import Source, open_source
 from foveal.serve.problems import Problem
 from foveal.tasks.classify import ClassPredictor
-from foveal.tasks.head import Head, build_network, save_head
-from foveal.tasks.kinds import head_card
 from foveal.tasks.predict import Predictor
 
 pytestmark = pytest.mark.anyio
@@ -125,19 +123,8 @@ async def test_one_exchange_at_a_time(first: Path) -> None:
     assert sorted(answer.status_code for answer in answers) == [200, 409]
 
 
-def save_heads(folder: Path) -> tuple[Path, Path]:
-    """A head of classes and one of masks on `tiny_model(0)`, with weights as drawn."""
-    model = tiny_model(0)
-    torch.manual_seed(0)
-    classes = head_card(model, "classification", "linear", classes=["cat", "dog", "owl"])
-    masks = head_card(model, "segmentation", "linear", classes=["sky", "road"])
-    for name, card in (("classes", classes), ("masks", masks)):
-        save_head(folder / name, Head(build_network(card).eval(), card))
-    return folder / "classes", folder / "masks"
-
-
 async def test_heads_answer_as_they_do_alone_and_belong_to_their_model(first: Path, second: Path) -> None:
-    classes, masks = save_heads(first.parent)
+    classes, masks, _ = save_heads(first.parent)
     loaded = open_source(Source(str(first), heads=(f"animals={classes}", f"ground={masks}")))
     pictures = [pixels(number, *((33, 51), (29, 44))[number % 2]) for number in range(9)]
     animals, ground = loaded.heads["animals"], loaded.heads["ground"]
@@ -147,18 +134,18 @@ async def test_heads_answer_as_they_do_alone_and_belong_to_their_model(first: Pa
     async with served(loaded, max_wait_ms=20) as (_, service):
         probabilities = await service.head("animals", [encoded(picture) for picture in pictures])
         found = await service.head("ground", pictures, size=28)
-        maps = await service.scores("ground", prepared)
-        shares = await service.scores("animals", prepared)
+        rows = await service.infer(loaded, prepared, tokens=False, heads=["ground", "animals"])
         with pytest.raises(Problem, match="no head of that name; heads: animals, ground; did you mean 'animals'"):
             await service.head("animal", pictures)
         with pytest.raises(Problem, match="sides that are multiples of 7"):
-            await service.scores("ground", prepared[:, :, :27])
+            await service.infer(loaded, prepared[:, :, :27], tokens=True, heads=[])
     for number, picture in enumerate(pictures):
         np.testing.assert_allclose(probabilities[number], animals.probabilities([picture])[0], atol=1e-5)
         np.testing.assert_array_equal(found[number], ground.predict(picture, size=28))
         expected = ground.scores(torch.from_numpy(prepared[number : number + 1]))[0]
-        np.testing.assert_allclose(maps[number], expected, atol=1e-4)
-    np.testing.assert_allclose(shares, probabilities, atol=1e-5)
+        np.testing.assert_allclose(rows[number][0], expected, atol=1e-4)
+        shares = torch.from_numpy(rows[number][1]).softmax(dim=0)
+        np.testing.assert_allclose(shares, probabilities[number], atol=1e-5)
     with pytest.raises(WeightsError, match="was fitted on"):
         open_source(Source(str(second), heads=(str(classes),)))
     with pytest.raises(FovealError, match="two heads are called a"):

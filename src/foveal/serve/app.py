@@ -9,14 +9,14 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 import foveal
-from foveal.serve import admin, embeddings, features, health, models
+from foveal.serve import admin, embeddings, features, health, models, v2
 from foveal.serve.guard import Guard
 from foveal.serve.openapi import describe
 from foveal.serve.problems import Problem
 from foveal.serve.service import Service
 
 # Each has `router(service)`, and `BODIES`, the types of bodies that it reads itself.
-ENDPOINTS = (health, models, embeddings, features, admin)
+ENDPOINTS = (health, models, embeddings, features, v2, admin)
 
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 
@@ -46,20 +46,21 @@ def create_app(service: Service) -> FastAPI:
     return app
 
 
-async def _invalid(_: Request, error: Exception) -> JSONResponse:
+async def _invalid(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     detail = error.errors()[0]
     field = ".".join(str(part) for part in detail["loc"][1:]) or None
-    return _response(Problem(422, "invalid_value", str(detail["msg"]), field=field))
+    return _response(request, Problem(422, "invalid_value", str(detail["msg"]), field=field))
 
 
-async def _by_status(_: Request, error: Exception) -> JSONResponse:
+async def _by_status(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     code = _CODES.get(error.status_code, "invalid_request")
-    response = _response(Problem(error.status_code, code, f"{error.detail}; GET /openapi.json says what there is"))
+    message = f"{error.detail}; GET /openapi.json says what there is"
+    response = _response(request, Problem(error.status_code, code, message))
     response.headers.update(error.headers or {})
     return response
 
 
-def _response(problem: Problem) -> JSONResponse:
-    return JSONResponse(problem.body, status_code=problem.status, headers=problem.headers)
+def _response(request: Request, problem: Problem) -> JSONResponse:
+    return JSONResponse(problem.body_at(request.url.path), status_code=problem.status, headers=problem.headers)

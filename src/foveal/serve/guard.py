@@ -149,7 +149,7 @@ class Guard:
             problem = Problem(500, "internal", "the server could not answer; its log says where")
         self._service.metrics.rejections.labels(problem.code).inc()
         if answer.status is None:
-            await send_problem(answer, problem)
+            await send_problem(answer, problem, scope["path"])
 
     def _measure(self, scope: Message, answer: "_Answer", seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "none")
@@ -170,9 +170,9 @@ class _Answer:
         await self._send(message)
 
 
-async def send_problem(send: Send, problem: Problem) -> None:
-    """Answer a request with a problem."""
-    body = json.dumps(problem.body).encode()
+async def send_problem(send: Send, problem: Problem, path: str) -> None:
+    """Answer a request for a path with a problem."""
+    body = json.dumps(problem.body_at(path)).encode()
     headers = {"content-type": "application/json", "content-length": str(len(body)), **problem.headers}
     if problem.status == 408:  # the rest of the body would be read on, or taken for the next request
         headers["connection"] = "close"

@@ -18,6 +18,7 @@ from foveal.engine.auto import NUM_IMAGES
 from foveal.engine.base import Engine, Precision
 from foveal.engine.choose import EngineName
 from foveal.errors import FovealError
+from foveal.export.source import TAKEN
 from foveal.features.extract import Model, load
 from foveal.features.origin import check_model
 from foveal.features.store import FeatureStore
@@ -121,6 +122,8 @@ def open_source(source: Source, *, buckets: Sequence[int] = (1,)) -> Loaded:
         predictor = _settled(opened, images, probes, head.card.layers).with_head(head)
         if head_name in heads:
             raise FovealError(f"two heads are called {head_name}; give one another name: --head OTHER={text}")
+        if head_name in TAKEN:
+            raise FovealError(f"a head is called {head_name}, as a tensor is; give another: --head OTHER={text}")
         heads[head_name] = predictor
     store = None
     if source.store is not None:

@@ -23,6 +23,11 @@ ERROR = {
         }
     },
 }
+V2_ERROR = {  # clients of that protocol take "error" for a text
+    "type": "object",
+    "required": ["error", "code", "field"],
+    "properties": {"error": {"type": "string"}, "code": {"type": "string"}, "field": {"type": ["string", "null"]}},
+}
 _STATUSES = {
     "400": "Not understood.",
     "401": "No key, or a wrong one.",
@@ -41,9 +46,9 @@ TINY_PNG = (
 )
 
 
-def problems(*leave_out: str) -> dict[int | str, dict[str, Any]]:
+def problems(*leave_out: str, schema: str = "Error") -> dict[int | str, dict[str, Any]]:
     """Return the answers of an endpoint that are problems, all but some statuses."""
-    content = {"application/json": {"schema": {"$ref": _REF.format(model="Error")}}}
+    content = {"application/json": {"schema": {"$ref": _REF.format(model=schema)}}}
     return {
         status: {"description": words, "content": content}
         for status, words in _STATUSES.items()
@@ -73,6 +78,24 @@ def body(model: type[BaseModel], example: Mapping[str, Any], *, field: str | Non
     return {"requestBody": {"required": True, "content": content}}
 
 
+def v2_problems() -> dict[int | str, dict[str, Any]]:
+    """Return the answers of an endpoint of the Open Inference Protocol that are problems."""
+    return problems(schema="V2Error")
+
+
+def v2_body(model: type[BaseModel], example: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `openapi_extra` of an endpoint that takes JSON, or JSON and bytes after it; see `body`."""
+    found = body(model, example)
+    found["requestBody"]["content"]["application/octet-stream"] = {"schema": {"type": "string", "format": "binary"}}
+    header = {"type": "integer", "minimum": 1}
+    return {
+        **found,
+        "parameters": [
+            {"name": "Inference-Header-Content-Length", "in": "header", "required": False, "schema": header}
+        ],
+    }
+
+
 def describe(app: FastAPI, models: Sequence[type[BaseModel]]) -> None:
     """Let an application's OpenAPI hold the types of bodies that its endpoints read themselves."""
     made = app.openapi
@@ -83,7 +106,7 @@ def describe(app: FastAPI, models: Sequence[type[BaseModel]]) -> None:
             _, definitions = models_json_schema([(model, "validation") for model in models], ref_template=_REF)
             schemas = found.setdefault("components", {}).setdefault("schemas", {})
             schemas.update(definitions.get("$defs", {}))
-            schemas["Error"] = ERROR
+            schemas["Error"], schemas["V2Error"] = ERROR, V2_ERROR
         assert app.openapi_schema is not None
         return app.openapi_schema
 

@@ -32,6 +32,12 @@ class Problem(FovealError):
         """The answer, as JSON has it."""
         return {"error": {"code": self.code, "message": str(self), "field": self.field}}
 
+    def body_at(self, path: str) -> dict[str, Any]:
+        """Return the answer at an address: clients of the Open Inference Protocol take "error" for a text."""
+        if path.startswith("/v2"):
+            return {"error": str(self), "code": self.code, "field": self.field}
+        return self.body
+
     @property
     def headers(self) -> dict[str, str]:
         """Headers that belong to the answer."""

@@ -97,21 +97,44 @@ class Service:
         with self.admission.admit(len(images)):
             return await together(one(number, picture) for number, picture in enumerate(images))
 
-    async def encode(self, arrays: np.ndarray) -> list[Encoded]:
-        """Return the tokens of normalised images (B, C, H, W) float32; H and W multiples of the patch size."""
-        work = Work(self.loaded, "tokens", "", arrays.shape[1:])
-        self._check_size(work)
-        with self.admission.admit(len(arrays)):
-            return await together(self.batcher.submit(work, array) for array in arrays)
+    async def infer(
+        self,
+        loaded: Loaded,
+        images: np.ndarray | Sequence[bytes],
+        *,
+        tokens: bool,
+        heads: Sequence[str],
+        field: str = "images",
+    ) -> list[list[Any]]:
+        """Return what the graph of a model with its heads says of images, each as if it had been asked for alone.
 
-    async def scores(self, head: str, arrays: np.ndarray) -> list[np.ndarray]:
-        """Return what a head says of normalised images (B, C, H, W): probabilities (K,), or maps (K, H, W) each."""
-        loaded = self.loaded
-        find_head(loaded, head)
-        work = Work(loaded, "scores", head, arrays.shape[1:])
-        self._check_size(work)
-        with self.admission.admit(len(arrays)):
-            return await together(self.batcher.submit(work, array) for array in arrays)
+        Args:
+            loaded: the model.
+            images: normalised (B, C, H, W) float32, H and W multiples of the patch size; or files.
+            tokens: give the tokens.
+            heads: names of heads.
+            field: of the request, for problems.
+
+        Returns:
+            For each image, in this order: where wanted its tokens; of each head logits (K,), or maps (K, H, W).
+
+        Raises:
+            Problem: an image that cannot be read, has no allowed shape or is too large; no room.
+        """
+        if isinstance(images, np.ndarray):
+            self._check_size(loaded, images.shape[1:], field)
+        preprocess = loaded.model.preprocessing()
+
+        async def one(number: int, image: Picture) -> list[Any]:
+            is_file = isinstance(image, bytes)
+            array = await self._prepared(image, preprocess, f"{field}.{number}") if is_file else image
+            assert isinstance(array, np.ndarray)
+            works = [Work(loaded, "tokens", "", array.shape)] if tokens else []
+            works += [Work(loaded, "scores", head, array.shape) for head in heads]
+            return await together(self.batcher.submit(work, array) for work in works)
+
+        with self.admission.admit(len(images)):
+            return await together(one(number, image) for number, image in enumerate(images))
 
     async def head(
         self, name: str, images: Sequence[Picture], *, size: int | None = None, field: str = "images"
@@ -140,7 +163,7 @@ class Service:
             where = f"{field}.{number}"
             if isinstance(predictor, ClassPredictor):
                 item: Any = await self._prepared(picture, preprocess, where)
-                work = Work(loaded, "scores", name, item.shape)
+                work = Work(loaded, "classes", name, item.shape)
             else:
                 item = (await self._pixels(picture, predictor, size, where), size)
                 self._pictures += 1
@@ -217,7 +240,7 @@ class Service:
             return picture
         return decode(picture, channels=channels, limits=decode_limits(self.settings))
 
-    def _check_patches(self, height: int, width: int, patch_size: int) -> None:
+    def _check_patches(self, height: int, width: int, patch_size: int, field: str | None = None) -> None:
         num_patches = -(-height // patch_size) * -(-width // patch_size)
         if num_patches > self.settings.max_patches:
             raise Problem(
@@ -225,19 +248,21 @@ class Service:
                 "too_many_patches",
                 f"{width} x {height} pixels are {num_patches} patches, allowed are {self.settings.max_patches}; "
                 "send a smaller image, or name a smaller size",
+                field=field,
             )
 
-    def _check_size(self, work: Work) -> None:
-        backbone = work.loaded.model.card.backbone
-        channels, height, width = work.shape
+    def _check_size(self, loaded: Loaded, shape: tuple[int, ...], field: str) -> None:
+        backbone = loaded.model.card.backbone
+        channels, height, width = shape
         if channels != backbone.channels or height % backbone.patch_size or width % backbone.patch_size:
             raise Problem(
                 422,
                 "invalid_shape",
-                f"images of shape {work.shape}; give {backbone.channels} channels and sides that are multiples of "
+                f"images of shape {shape}; give {backbone.channels} channels and sides that are multiples of "
                 f"{backbone.patch_size}",
+                field=field,
             )
-        self._check_patches(height, width, backbone.patch_size)
+        self._check_patches(height, width, backbone.patch_size, field)
 
     def _largest(self, key: Hashable) -> int:
         """Return how many images of a shape make a batch of no more patches than one image may have."""

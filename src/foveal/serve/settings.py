@@ -32,6 +32,7 @@ class ServeSettings(Settings):
         max_scans: of a JPEG.
         max_patches: that one image becomes.
         max_json_values: numbers in one answer as JSON; more are had as npy.
+        max_answer_bytes: in one answer of tensors.
         timeout_s: the longest time for an answer, and that of requests that name none.
         header_timeout_s: for the headers of a request to arrive.
         body_timeout_s: for its body.
@@ -60,6 +61,7 @@ class ServeSettings(Settings):
     max_scans: int = Field(50, ge=1)
     max_patches: int = Field(8192, ge=1)
     max_json_values: int = Field(2_000_000, ge=1)
+    max_answer_bytes: int = Field(256 * MIB, ge=1)
     timeout_s: float = Field(30.0, gt=0, le=3600)
     header_timeout_s: float = Field(10.0, gt=0)
     body_timeout_s: float = Field(30.0, gt=0)

@@ -36,13 +36,14 @@ class Work(NamedTuple):
 
     Attributes:
         loaded: the model that was served when they came.
-        kind: "tokens" of prepared images, "scores" of a head on them, or "answer" of a dense head for a whole picture.
+        kind: "tokens" of prepared images, "scores" of a head on them (logits or maps), "classes" (their probabilities),
+            or "answer" of a dense head for a whole picture.
         head: its name, or "".
         shape: of a prepared image (C, H, W); a picture stands alone, told from others by its number.
     """
 
     loaded: Loaded
-    kind: Literal["tokens", "scores", "answer"]
+    kind: Literal["tokens", "scores", "classes", "answer"]
     head: str
     shape: tuple[int, ...]
 
@@ -53,7 +54,8 @@ def compute(work: Work, items: Sequence[Any]) -> Sequence[Any]:
         return _tokens(work, items)
     predictor = work.loaded.heads[work.head]
     if isinstance(predictor, ClassPredictor):
-        return list(predictor.of_arrays(items).numpy())
+        found = predictor.of_arrays(items) if work.kind == "classes" else predictor.logits(items)
+        return list(found.numpy())
     if work.kind == "scores":
         return list(predictor.scores(torch.from_numpy(np.stack(items))).numpy())
     return [predictor.predict(pixels, size=size) for pixels, size in items]

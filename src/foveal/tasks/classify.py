@@ -165,8 +165,12 @@ class ClassPredictor:
             raise FovealError("no picture; give at least one")
         return self.of_arrays([self._preprocess(image) for image in images]).numpy()
 
-    @torch.no_grad()
     def of_arrays(self, arrays: Sequence[np.ndarray]) -> Tensor:
         """Return the probabilities (B, K) of pictures that are prepared already."""
+        return self.logits(arrays).softmax(dim=1)
+
+    @torch.no_grad()
+    def logits(self, arrays: Sequence[np.ndarray]) -> Tensor:
+        """Return the logits (B, K) of pictures that are prepared already."""
         tokens = read_tokens(self.model, batch_of(arrays), self.head.card.layers)
-        return finite(self.head.network(tokens), head=self.head.card.name).softmax(dim=1)
+        return finite(self.head.network(tokens), head=self.head.card.name)
