@@ -116,7 +116,18 @@ def _write_file(out: Path, tensors: Mapping[str, Tensor]) -> None:
             staging.unlink()
 
 
-def _write_folder(out: Path, tensors: Mapping[str, Tensor], card: Card, to: str) -> None:
+def write_layout(folder: Path, tensors: Mapping[str, Tensor], card: Card, to: str) -> None:
+    """Write weights, configuration and preprocessing into a folder that is there, as Hugging Face or timm read them.
+
+    Args:
+        folder: to write into.
+        tensors: of the backbone, under our names; each keeps its type.
+        card: of the model; it goes along in the metadata of the weights.
+        to: "huggingface" or "timm".
+
+    Raises:
+        OSError, SafetensorError: the disk refuses it.
+    """
     sizes = {"mean": card.mean, "std": card.std, "crop_size": card.crop_size, "resize_size": card.resize_size}
     if to == "timm":
         found = timm.to_timm(tensors)
@@ -128,13 +139,17 @@ def _write_folder(out: Path, tensors: Mapping[str, Tensor], card: Card, to: str)
             PREPROCESSOR: huggingface.preprocessor_json(**sizes),  # type: ignore[arg-type]
         }
     metadata = {"format": "pt", EMBEDDED_CARD: card.model_dump_json()}
+    save_file({name: tensor.contiguous() for name, tensor in found.items()}, folder / WEIGHTS, metadata=metadata)
+    for name, values in settings.items():
+        (folder / name).write_text(json.dumps(values, indent=2) + "\n")
+
+
+def _write_folder(out: Path, tensors: Mapping[str, Tensor], card: Card, to: str) -> None:
     staging = out.with_name(f".{out.name}.tmp")
     try:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
-        save_file({name: tensor.contiguous() for name, tensor in found.items()}, staging / WEIGHTS, metadata=metadata)
-        for name, values in settings.items():
-            (staging / name).write_text(json.dumps(values, indent=2) + "\n")
+        write_layout(staging, tensors, card, to)
         publish(staging, out)
     except (OSError, safetensors.SafetensorError) as error:
         raise WeightsError(f"{out} cannot be written ({error}); free space or choose another place") from error
