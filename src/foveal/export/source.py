@@ -1,7 +1,7 @@
 """What an export is made from: a backbone in float32, its card, and heads that belong to it, each checked."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,6 +83,7 @@ def open_source(
     *,
     out: str | Path,
     heads: Sequence[str] = (),
+    others: Sequence[Licence] = (),
     accept_licence: str | None = None,
     num_heads: int | None = None,
 ) -> Source:
@@ -92,6 +93,7 @@ def open_source(
         model: a model folder, a checkpoint, or a name in `foveal models`.
         out: the folder that will be written; nothing may be there.
         heads: head folders, each as FOLDER or NAME=FOLDER; the name, else that of the folder, becomes an output's.
+        others: licences of further weights that the export will hold.
         accept_licence: licence that the user accepts, where the terms are not free.
         num_heads: attention heads, where neither the files nor the width tell.
 
@@ -101,18 +103,23 @@ def open_source(
     """
     check_target(Path(out))
     named = {name: load_head(folder) for name, folder in _named(heads).items()}
+    backbone, card = open_own(model, num_heads=num_heads)
+    loaded = Model(TorchEngine(backbone), card)
+    for name, head in named.items():
+        check_backbone(head.card, loaded)
+        _check_finite(head, name=name)
+    licence = _permitted(model, card, [head.card.licence for head in named.values()], others, accept_licence)
+    return Source(loaded, backbone, named, licence)
+
+
+def open_own(model: str | Path, *, num_heads: int | None = None) -> tuple[VisionTransformer, Card]:
+    """Open a backbone of foveal's own network; FovealError for one of another library, or what `open_backbone` says."""
     if is_foreign(model) or holds_foreign(model):
         raise FovealError(
             f"{model} is a backbone of another library; export takes those of foveal's own network; export it there"
         )
     check_prefix(model)
-    backbone, card = open_backbone(model, num_heads=num_heads)
-    loaded = Model(TorchEngine(backbone), card)
-    for name, head in named.items():
-        check_backbone(head.card, loaded)
-        _check_finite(head, name=name)
-    licence = _permitted(model, card, named, accept_licence)
-    return Source(loaded, backbone, named, licence)
+    return open_backbone(model, num_heads=num_heads)
 
 
 def _check_finite(head: Head, *, name: str) -> None:
@@ -139,12 +146,15 @@ def _named(heads: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _permitted(model: str | Path, card: Card, heads: Mapping[str, Head], accept_licence: str | None) -> Licence:
-    """Return the terms of a model with its heads, accepted by nobody, once exporting them is allowed."""
-    licence = strictest([card.licence, *(head.card.licence for head in heads.values())])
-    if licence.name == card.licence.name or not heads:
+def _permitted(
+    model: str | Path, card: Card, heads: Sequence[Licence], others: Sequence[Licence], accept_licence: str | None
+) -> Licence:
+    """Return the terms of a model with what goes along, accepted by nobody, once exporting them is allowed."""
+    licence = strictest([card.licence, *heads, *others])
+    if licence.name == card.licence.name or not (heads or others):
         folder = Path(model) if (Path(model) / CARD).is_file() else None
         require_permission(card, action="export", accept_licence=accept_licence, folder=folder)
         return card.licence.unaccepted()
-    accept(licence, what=f"{card.name} with its heads", action="export", name=accept_licence)
+    what = f"{card.name} with {'other weights' if others else 'its heads'}"
+    accept(licence, what=what, action="export", name=accept_licence)
     return licence
