@@ -123,15 +123,11 @@ def export_tensorrt(
     _check_sizes(profile, config.patch_size)
     with staged(Path(out)) as staging:
         inputs, outputs = write_graph(source, staging / GRAPH, opset=PORTABLE_OPSET)
-        command = trtexec_command(profile.shapes(config.channels), precision=precision)
-        (staging / SCRIPT).write_text(f'#!/bin/sh\nset -e\ncd "$(dirname "$0")"\n{command}\n')
-        (staging / SCRIPT).chmod(0o755)
         card = source.export_card(
             "tensorrt", inputs=inputs, outputs=outputs, opset=PORTABLE_OPSET, precision=precision, built=False
         )
         card = trial.judged(card, OnnxEngine(staging), folder=staging)
-        if card.refused is None:
-            card = _built(card, staging, profile.shapes(config.channels), precision)
+        card = write_plan(card, staging, profile, precision=precision)
         return publish_export(staging, Path(out), card)
 
 
@@ -145,16 +141,27 @@ def trtexec_command(shapes: Sequence[tuple[int, int, int, int]], *, precision: P
     return " \\\n  ".join(["trtexec", f"--onnx={GRAPH}", f"--saveEngine={PLAN}", *bounds, *reduced])
 
 
-def _built(
-    card: ExportCard, staging: Path, shapes: Sequence[tuple[int, int, int, int]], precision: PlanPrecision
-) -> ExportCard:
-    """Return the card after building the plan where TensorRT is."""
+def write_plan(card: ExportCard, folder: Path, profile: Profile, *, precision: PlanPrecision) -> ExportCard:
+    """Write `build.sh` beside the graph in a folder, and where TensorRT is the plan, unless the export is refused.
+
+    Returns:
+        The card, which says whether the plan was built, and what to do where it was not.
+
+    Raises:
+        ExportError: see `build_plan`.
+    """
+    shapes = profile.shapes(card.backbone.channels)
+    command = trtexec_command(shapes, precision=precision)
+    (folder / SCRIPT).write_text(f'#!/bin/sh\nset -e\ncd "$(dirname "$0")"\n{command}\n')
+    (folder / SCRIPT).chmod(0o755)
+    if card.refused is not None:
+        return card
     try:
         import tensorrt
     except ImportError:
         note = f"TensorRT is not installed here, so no plan was built: run {SCRIPT} on the GPU that will serve"
-        return card.model_copy(update={"notes": [note]})
-    (staging / PLAN).write_bytes(build_plan(tensorrt, staging / GRAPH, shapes, precision=precision))
+        return card.model_copy(update={"built": False, "notes": [note]})
+    (folder / PLAN).write_bytes(build_plan(tensorrt, folder / GRAPH, shapes, precision=precision))
     notes = ["the verdict is that of the graph; the plan was built here and not run"]
     versions = {**card.versions, "tensorrt": str(tensorrt.__version__)}
     return card.model_copy(update={"built": True, "notes": notes, "versions": versions})
