@@ -141,7 +141,7 @@ async def test_examples_of_the_documentation_run() -> None:
         for path, methods in document["paths"].items():
             for method, operation in methods.items():
                 content = operation.get("requestBody", {}).get("content", {}).get("application/json")
-                if content is None or path.startswith("/v1/admin"):
+                if content is None or path.startswith("/v1/admin") or "{name}" in path:  # heads: in test_heads_served
                     continue
                 address = path.replace("{model_name}", "ensemble").replace("{model_version}", "1")
                 answer = await client.request(method, address, json=content["example"])

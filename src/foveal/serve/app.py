@@ -9,14 +9,14 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 import foveal
-from foveal.serve import admin, embeddings, features, health, models, v2
+from foveal.serve import admin, embeddings, features, heads, health, models, v2
 from foveal.serve.guard import Guard
 from foveal.serve.openapi import describe
 from foveal.serve.problems import Problem
 from foveal.serve.service import Service
 
 # Each has `router(service)`, and `BODIES`, the types of bodies that it reads itself.
-ENDPOINTS = (health, models, embeddings, features, v2, admin)
+ENDPOINTS = (health, models, embeddings, features, heads, v2, admin)
 
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 
@@ -35,6 +35,7 @@ def create_app(service: Service) -> FastAPI:
         version=foveal.__version__,
         description="Features of images, and what heads read in them.",
         lifespan=lifespan,
+        redirect_slashes=False,
         docs_url=None,  # those pages load scripts from other servers
         redoc_url=None,
         exception_handlers={RequestValidationError: _invalid, HTTPException: _by_status},  # all others: the guard
