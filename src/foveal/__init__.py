@@ -4,12 +4,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from foveal.export.tower import VisionTower
     from foveal.features.extract import Features, Model, load
     from foveal.tasks.head import load_head
 
     __version__: str
 
-__all__ = ["Features", "Model", "__version__", "load", "load_head"]
+__all__ = ["Features", "Model", "VisionTower", "__version__", "load", "load_head"]
 
 
 def __getattr__(name: str) -> Any:
@@ -18,6 +19,8 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module("importlib.metadata").version("foveal")
     if name in ("Features", "Model", "load"):
         return getattr(importlib.import_module("foveal.features.extract"), name)
+    if name == "VisionTower":
+        return importlib.import_module("foveal.export.tower").VisionTower
     if name == "load_head":
         return importlib.import_module("foveal.tasks.head").load_head
     raise AttributeError(f"module 'foveal' has no attribute '{name}'")

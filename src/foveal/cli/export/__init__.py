@@ -5,7 +5,7 @@ import importlib
 import typer
 
 # Each format is the function of that name in the module of that name.
-FORMATS = ("onnx", "openvino", "tensorrt", "huggingface", "triton")
+FORMATS = ("onnx", "openvino", "tensorrt", "huggingface", "tower", "triton")
 
 export = typer.Typer(help="Write a model, with its heads, for another runtime.", no_args_is_help=True)
 
