@@ -1,7 +1,9 @@
 """Heads over HTTP answer as they do in Python, and no name leads elsewhere."""
 
+import asyncio
 import base64
 import io
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -13,6 +15,8 @@ from serving import encoded, pixels, save_heads, served, tiny_model, write_model
 
 from foveal.serve.loaded import Loaded, Source, open_source
 from foveal.tasks.classify import ClassPredictor
+from foveal.tasks.head import Head, build_network
+from foveal.tasks.kinds import head_card
 from foveal.tasks.predict import Predictor
 
 pytestmark = pytest.mark.anyio
@@ -123,6 +127,46 @@ async def test_masks_and_depth_of_the_size_of_their_pictures(client: httpx.Async
             np.testing.assert_allclose(picture_of(answer.content) * 0.001, expected, atol=6e-4)
         else:
             np.testing.assert_allclose(np.load(io.BytesIO(answer.content))[0], expected, atol=1e-5)
+
+
+async def test_an_answer_is_named_by_the_head_that_gave_it_though_another_is_served_meanwhile(loaded: Loaded) -> None:
+    head = loaded.heads["animals"]
+    assert isinstance(head, ClassPredictor)
+    expected = head.probabilities(PICTURES[:1])[0]
+    card = head_card(loaded.model, "classification", "linear", classes=["ant", "bee", "fly"])
+    other = loaded.model.with_head(Head(build_network(card).eval(), card))
+    gate = threading.Event()
+    async with served(loaded, decode_threads=1) as (client, service):
+        service._decoders.submit(gate.wait, 20)
+        asked = asyncio.create_task(client.post("/v1/heads/animals", json={"images": BASE64[0]}))
+        await asyncio.sleep(0.05)  # its image waits to be opened
+        service.loaded = Loaded("other", loaded.model, {"animals": other})
+        gate.set()
+        answer = (await asked).json()
+    assert answer["model"] == "tiny"
+    labels = {one["label"]: one["probability"] for one in answer["data"][0]["labels"]}
+    assert labels == pytest.approx(dict(zip(["cat", "dog", "owl"], expected, strict=True)), abs=1e-5)
+
+
+async def test_few_whole_pictures_are_open_at_once(loaded: Loaded) -> None:
+    gate = threading.Event()
+    async with served(loaded, decode_threads=1) as (_, service):
+        service._engine.submit(gate.wait, 20)
+        asked = asyncio.create_task(service.head(loaded, "ground", PICTURES * 4, size=28))
+        await asyncio.sleep(0.2)
+        assert service.batcher.num_waiting == 1  # and one runs
+        gate.set()
+        assert [one.shape for one in await asked] == [picture.shape[:2] for picture in PICTURES] * 4
+
+
+@pytest.mark.parametrize(("room", "expected"), [(-1, 413), (0, 200), (1, 200)])
+@pytest.mark.parametrize(("name", "size"), [("ground", 2), ("far", 4)])
+async def test_bytes_of_masks_and_depth(loaded: Loaded, name: str, size: int, room: int, expected: int) -> None:
+    most = size * sum(picture.shape[0] * picture.shape[1] for picture in PICTURES) + room
+    async with served(loaded, max_answer_bytes=most) as (client, _):
+        answer = await client.post(f"/v1/heads/{name}", json={"images": BASE64, "size": 28})
+    assert answer.status_code == expected
+    assert expected == 200 or answer.json()["error"]["code"] == "answer_too_large"
 
 
 @pytest.mark.parametrize("name", NAMES)

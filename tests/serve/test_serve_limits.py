@@ -10,9 +10,10 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
-from serving import encoded, pixels, served, stub
+from serving import encoded, pixels, served, stub, tiny_model
 
 from foveal.serve.limits import MAX_JSON_DEPTH, Admission
+from foveal.serve.loaded import Loaded
 from foveal.serve.problems import Problem
 
 pytestmark = pytest.mark.anyio
@@ -105,6 +106,22 @@ async def test_images_accepted_at_once() -> None:
         await asyncio.sleep(0.05)
         answers = await asyncio.gather(first, ask(2), ask(1))
     assert [code_of(answer) for answer in answers] == [200, "overloaded", 200]
+
+
+@pytest.mark.parametrize(("room", "expected"), [(-1, "answer_too_large"), (0, 200), (1, 200)])
+@pytest.mark.parametrize("token", ["patches", "mean", "pca"])
+async def test_bytes_of_patches_in_an_answer(token: str, room: int, expected: object) -> None:
+    model = tiny_model()
+    most = 2 * 4 * 6 * model.card.backbone.width * 4  # 2 images of 28 x 42 pixels, 4 x 6 patches
+    async with served(Loaded("tiny", model), max_answer_bytes=most + room) as (client, service):
+        images = [base64.b64encode(encoded(pixels(seed, 28, 42))).decode() for seed in range(2)]
+        request = {"images": images, "fit": "pad", "size": 28, "tokens": token}
+        answer = await client.post("/v1/features", json=request, headers={"accept": "application/x-npy"})
+        assert code_of(answer) == expected, answer.text
+        cls = await client.post("/v1/features", json={**request, "tokens": "cls"})  # that hold no patches
+        kept = await service.features([encoded(pixels(0))])
+    assert cls.json()["data"][0]["grid"] == [4, 6]
+    assert kept[0].patches.size == 0
 
 
 def test_bytes_accepted_at_once() -> None:

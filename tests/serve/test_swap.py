@@ -132,11 +132,11 @@ async def test_heads_answer_as_they_do_alone_and_belong_to_their_model(first: Pa
     assert isinstance(ground, Predictor)
     prepared = np.stack([loaded.model.preprocessing()(picture) for picture in pictures])
     async with served(loaded, max_wait_ms=20) as (_, service):
-        probabilities = await service.head("animals", [encoded(picture) for picture in pictures])
-        found = await service.head("ground", pictures, size=28)
+        probabilities = await service.head(loaded, "animals", [encoded(picture) for picture in pictures])
+        found = await service.head(loaded, "ground", pictures, size=28)
         rows = await service.infer(loaded, prepared, tokens=False, heads=["ground", "animals"])
         with pytest.raises(Problem, match="no head of that name; heads: animals, ground; did you mean 'animals'"):
-            await service.head("animal", pictures)
+            await service.head(loaded, "animal", pictures)
         with pytest.raises(Problem, match="sides that are multiples of 7"):
             await service.infer(loaded, prepared[:, :, :27], tokens=True, heads=[])
     for number, picture in enumerate(pictures):

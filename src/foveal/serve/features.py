@@ -71,7 +71,8 @@ def router(service: Service) -> APIRouter:
         kind = NPY if NPY in accept else NPZ if NPZ in accept else "application/json"
         if kind == NPY and len(options.tokens) > 1:
             raise Problem(422, "invalid_value", f"npy holds one token; name one, or accept {NPZ}", field="tokens")
-        encoded = await service.features(images, size=options.size, fit=options.fit)
+        patches = not {"patches", "mean", "pca"}.isdisjoint(options.tokens)
+        encoded = await service.features(images, patches=patches, size=options.size, fit=options.fit)
         if kind == "application/json":
             _check_values(encoded, options.tokens, service.settings.max_json_values)
         content = await service.aside(lambda: _written(encoded, options.tokens, kind, loaded.name))

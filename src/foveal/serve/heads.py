@@ -53,17 +53,18 @@ def router(service: Service) -> APIRouter:
     )
     async def head(request: Request, name: str) -> Response:
         """Return labels, masks or depth; as npy, or one mask or depth as PNG, where `Accept` asks for it."""
-        predictor = find_head(service.loaded, name)
+        loaded = service.loaded
+        predictor = find_head(loaded, name)
         options, images = await read_request(request, service, HeadRequest, field="images")
         accept = request.headers.get("accept", "")
         kind = NPY if NPY in accept else PNG if PNG in accept else "application/json"
         if kind == PNG and (isinstance(predictor, ClassPredictor) or len(images) != 1):
             raise Problem(422, "invalid_value", "PNG holds the mask or depth of one image; leave it out of Accept")
-        answers = await service.head(name, images, size=options.size)
+        answers = await service.head(loaded, name, images, size=options.size)
         if kind == "application/json":
             data = await service.aside(lambda: _described(predictor, answers, options.top))
             card = predictor.head.card
-            return JSONResponse({"model": service.loaded.name, "head": name, "task": card.task, "data": data})
+            return JSONResponse({"model": loaded.name, "head": name, "task": card.task, "data": data})
         content = await service.aside(lambda: _file(predictor.head.card, answers, kind))
         return Response(content, media_type=kind)
 

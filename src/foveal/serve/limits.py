@@ -93,6 +93,31 @@ class Admission:
         )
 
 
+class AnswerSize:
+    """Counts the bytes of the arrays that one answer will have, before they are computed.
+
+    Args:
+        max_bytes: in all.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes, self._bytes = max_bytes, 0
+
+    def add(self, num_bytes: int) -> None:
+        """Count bytes in.
+
+        Raises:
+            Problem: 413, there are too many.
+        """
+        self._bytes += num_bytes
+        if self._bytes > self._max_bytes:
+            raise Problem(
+                413,
+                "answer_too_large",
+                f"the answer would have more than {self._max_bytes} bytes; send fewer or smaller images",
+            )
+
+
 def decode_limits(settings: ServeSettings) -> DecodeLimits:
     """Return what one image may cost."""
     return DecodeLimits(max_bytes=settings.max_body_bytes, max_pixels=settings.max_pixels, max_scans=settings.max_scans)

@@ -17,7 +17,7 @@ from foveal.errors import FovealError
 from foveal.images.decode import decode
 from foveal.images.preprocess import Mode, Preprocess, Size, short_side_shape
 from foveal.serve.batcher import Batcher
-from foveal.serve.limits import Admission, decode_limits
+from foveal.serve.limits import Admission, AnswerSize, decode_limits
 from foveal.serve.loaded import Loaded, Source, open_source
 from foveal.serve.metrics import Metrics
 from foveal.serve.problems import Problem, problem_of
@@ -56,6 +56,7 @@ class Service:
         self.metrics.waiting.set_function(lambda: self.batcher.num_waiting)
         self.is_ready = False
         self._pictures = 0
+        self._open_pictures = asyncio.Semaphore(settings.decode_threads + 1)
         self._swapping = asyncio.Lock()
         self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
         self._engine = ThreadPoolExecutor(1, thread_name_prefix="engine")
@@ -73,26 +74,37 @@ class Service:
         self._engine.shutdown(wait=False, cancel_futures=True)
 
     async def features(
-        self, images: Sequence[Picture], *, size: Size | None = None, fit: Mode = "crop", field: str = "images"
+        self,
+        images: Sequence[Picture],
+        *,
+        patches: bool = False,
+        size: Size | None = None,
+        fit: Mode = "crop",
+        field: str = "images",
     ) -> list[Encoded]:
         """Return the tokens of pictures, each as if it had been asked for alone.
 
         Args:
             images: files or pixels.
+            patches: keep the patches; else those of the answers have their grid and no numbers.
             size: see `foveal.features.extract.Model.extract`.
             fit: see there.
             field: of the request, for problems.
 
         Raises:
-            Problem: an image that cannot be read or is too large; no room.
+            Problem: an image that cannot be read or is too large; an answer that would be too large; no room.
         """
         loaded = self.loaded
+        answer = AnswerSize(self.settings.max_answer_bytes)
+        backbone = loaded.model.card.backbone
         preprocess = _of_request(lambda: loaded.model.preprocessing(size=size, fit=fit), "size")
 
         async def one(number: int, picture: Picture) -> Encoded:
             array = await self._prepared(picture, preprocess, f"{field}.{number}")
+            if patches:
+                answer.add(4 * backbone.width * (array.shape[1] * array.shape[2] // backbone.patch_size**2))
             found: Encoded = await self.batcher.submit(Work(loaded, "tokens", "", array.shape), array)
-            return found
+            return found if patches else found._replace(patches=np.empty((*found.patches.shape[:2], 0), np.float32))
 
         with self.admission.admit(len(images)):
             return await together(one(number, picture) for number, picture in enumerate(images))
@@ -137,11 +149,12 @@ class Service:
             return await together(one(number, image) for number, image in enumerate(images))
 
     async def head(
-        self, name: str, images: Sequence[Picture], *, size: int | None = None, field: str = "images"
+        self, loaded: Loaded, name: str, images: Sequence[Picture], *, size: int | None = None, field: str = "images"
     ) -> list[np.ndarray]:
         """Return the answers of a head for pictures, each as if it had been asked for alone.
 
         Args:
+            loaded: the model whose head it is; who describes the answers looks at the same one.
             name: of the head.
             images: files or pixels.
             size: of dense heads: the short side at which the model sees them, pixels; see `Predictor.predict`.
@@ -151,25 +164,29 @@ class Service:
             For each picture: probabilities (K,) float32, class ids (H, W) uint16, or depth (H, W) float32.
 
         Raises:
-            Problem: 404, no head of that name; an image that cannot be read or is too large; no room.
+            Problem: 404, no head of that name; an image that cannot be read or is too large; an answer that would be
+                too large; no room.
         """
-        loaded = self.loaded
         predictor = find_head(loaded, name)
         if isinstance(predictor, ClassPredictor) and size is not None:
             raise Problem(422, "invalid_value", "size is of masks and depth; leave it out for classes", field="size")
         preprocess = loaded.model.preprocessing()
+        answer = AnswerSize(self.settings.max_answer_bytes)
+        bytes_a_pixel = 4 if predictor.head.card.task == "depth" else 2
 
         async def one(number: int, picture: Picture) -> np.ndarray:
             where = f"{field}.{number}"
+            found: np.ndarray
             if isinstance(predictor, ClassPredictor):
-                item: Any = await self._prepared(picture, preprocess, where)
-                work = Work(loaded, "classes", name, item.shape)
-            else:
-                item = (await self._pixels(picture, predictor, size, where), size)
+                item = await self._prepared(picture, preprocess, where)
+                found = await self.batcher.submit(Work(loaded, "classes", name, item.shape), item)
+                return found
+            async with self._open_pictures:  # whole pictures run one by one: more of them open would only fill memory
+                pixels = await self._pixels(picture, predictor, size, where)
+                answer.add(bytes_a_pixel * pixels.shape[0] * pixels.shape[1])
                 self._pictures += 1
-                work = Work(loaded, "answer", name, (self._pictures,))
-            found: np.ndarray = await self.batcher.submit(work, item)
-            return found
+                found = await self.batcher.submit(Work(loaded, "answer", name, (self._pictures,)), (pixels, size))
+                return found
 
         with self.admission.admit(len(images)):
             return await together(one(number, picture) for number, picture in enumerate(images))

@@ -32,7 +32,7 @@ class ServeSettings(Settings):
         max_scans: of a JPEG.
         max_patches: that one image becomes.
         max_json_values: numbers in one answer as JSON; more are had as npy.
-        max_answer_bytes: in one answer of tensors.
+        max_answer_bytes: of arrays in one answer, as they are computed.
         timeout_s: the longest time for an answer, and that of requests that name none.
         header_timeout_s: for the headers of a request to arrive.
         body_timeout_s: for its body.
