@@ -13,13 +13,15 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def layered(name: str, *packages: str, constraints: Sequence[Path] = ()) -> Path:
+def layered(name: str, *packages: str, constraints: Sequence[Path] = (), alone: bool = False) -> Path:
     """Return the interpreter of `.venv-NAME`: this environment and, over it, packages of pinned versions.
+
+    With `alone` it is an environment without this one and its versions.
 
     It is made again only when the versions change. Where it cannot be made the test skips, and fails under CI.
     """
     folder = ROOT / f".venv-{name}"
-    pinned = [ROOT / "constraints.txt", *constraints]
+    pinned = [*([] if alone else [ROOT / "constraints.txt"]), *constraints]
     base = sysconfig.get_path("purelib")
     wanted = "\n".join([sys.version, base, *packages, *(path.read_text() for path in pinned)])
     stamp, made = hashlib.sha256(wanted.encode()).hexdigest(), folder / "made"
@@ -28,7 +30,8 @@ def layered(name: str, *packages: str, constraints: Sequence[Path] = ()) -> Path
         return python
     _run(sys.executable, "-m", "venv", "--clear", folder)
     site_packages = next((folder / "lib").glob("python*/site-packages"))
-    (site_packages / "base.pth").write_text(base + "\n")
+    if not alone:
+        (site_packages / "base.pth").write_text(base + "\n")
     _run(python, "-m", "pip", "install", "--quiet", *(f"--constraint={path}" for path in pinned), *packages)
     made.write_text(stamp)
     return python
