@@ -4,7 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from foveal.export.tower import VisionTower
+    from foveal.export.vision_tower import VisionTower
     from foveal.features.extract import Features, Model, load
     from foveal.tasks.head import load_head
 
@@ -19,8 +19,8 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module("importlib.metadata").version("foveal")
     if name in ("Features", "Model", "load"):
         return getattr(importlib.import_module("foveal.features.extract"), name)
-    if name == "VisionTower":
-        return importlib.import_module("foveal.export.tower").VisionTower
     if name == "load_head":
         return importlib.import_module("foveal.tasks.head").load_head
+    if name == "VisionTower":
+        return importlib.import_module("foveal.export.vision_tower").VisionTower
     raise AttributeError(f"module 'foveal' has no attribute '{name}'")

@@ -1,187 +1,105 @@
-"""The tower that a vision-language model looks through: patch tokens of a late block, and nothing else.
+"""The vision tower as a model of transformers: importing this module makes AutoConfig and AutoModel know it.
 
-Source: LLaVA, arXiv 2310.03744: features of the last block but one, without the class token; two towers side by side
-as in Tong et al., arXiv 2401.06209 ("additive" and "interleaved" mixtures; here along the channels).
-
-Shapes: B images, C channels, D width, P patches, H W pixels; grid_h x grid_w patches.
+No code is taken from a folder; what is registered here reads its configuration and its weights.
 """
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from foveal.backbone.layers import LayerScale
 from foveal.backbone.variants import BackboneConfig
 from foveal.backbone.vit import VisionTransformer
-from foveal.errors import FovealError
-from foveal.export.source import open_own
+from foveal.engine.tower import imported
+from foveal.export.vision_tower import Companion, Towers, VisionTower
 
-DEFAULT_LAYER = -2
+imported("transformers")  # whose absence is told with the extra that brings it
+
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, initialization  # noqa: E402
+from transformers.modeling_outputs import BaseModelOutputWithPooling  # noqa: E402
 
 
-class VisionTower(nn.Module):
-    """A frozen backbone as a vision-language model needs it: normalised images in, one token a patch out.
+class TowerConfig(PreTrainedConfig):
+    """What decides the shape of a tower.
 
-    Tokens are those after block `layer` before the final norm, as the hidden states of transformers are counted: -1 is
-    the last block, -2 the one before. Class token and registers are left out.
-
-    A second tower of transformers (CLIP or SigLIP) may stand beside: it sees the same images with its own
-    normalisation, resized to its own size, and its tokens, bilinearly resampled to the grid of the first, are
-    appended to each token.
-
-    Args:
-        backbone: the network.
-        mean: of its normalisation, by channel.
-        std: of its normalisation, by channel.
-        layer: see above; negative.
-        other: the second tower, or None.
-
-    Example:
-        >>> tower = VisionTower.load("model")  # doctest: +SKIP
-        >>> tower(torch.zeros(1, 3, 224, 224)).shape  # doctest: +SKIP
-        torch.Size([1, 256, 384])
+    Attributes:
+        backbone: fields of `BackboneConfig`.
+        companion: configuration of CLIP or SigLIP; None where there is none.
+        rescale: see `Companion`.
+        image_size: pixels of a side.
+        patch_size: of the backbone.
+        hidden_size: width of a token.
     """
 
-    def __init__(
-        self,
-        backbone: VisionTransformer,
-        *,
-        mean: Sequence[float],
-        std: Sequence[float],
-        layer: int = DEFAULT_LAYER,
-        other: "OtherTower | None" = None,
-    ) -> None:
-        super().__init__()
-        if not -backbone.config.depth <= layer <= -1:
-            raise FovealError(
-                f"layer={layer} of a backbone with {backbone.config.depth} blocks; "
-                f"choose -1 (the last) to -{backbone.config.depth}"
-            )
-        if other is not None and backbone.config.channels != 3:
-            raise FovealError(
-                f"a second tower sees RGB, and this backbone {backbone.config.channels} channels; leave it out"
-            )
-        self.backbone = backbone
-        self.layer = layer
-        self.other = other
-        self.mean, self.std = tuple(mean), tuple(std)
-        self.requires_grad_(False)
-
-    @classmethod
-    def load(
-        cls,
-        model: str | Path,
-        *,
-        layer: int = DEFAULT_LAYER,
-        other: str | Path | None = None,
-        num_heads: int | None = None,
-    ) -> "VisionTower":
-        """Open a model as a tower, frozen and in evaluation mode.
-
-        Args:
-            model: a model folder, a checkpoint, or a name in `foveal models`.
-            layer: see the class.
-            other: folder of a CLIP or SigLIP model of transformers.
-            num_heads: attention heads, where neither the files nor the width tell.
-
-        Raises:
-            FovealError: a model of another library, a layer that there is not, transformers missing for `other`.
-        """
-        backbone, card = open_own(model, num_heads=num_heads)
-        beside = OtherTower.load(other) if other is not None else None
-        return cls(backbone, mean=card.mean, std=card.std, layer=layer, other=beside).eval()
-
-    @property
-    def config(self) -> BackboneConfig:
-        """The configuration of the backbone."""
-        return self.backbone.config
-
-    @property
-    def hidden_size(self) -> int:
-        """The width of a token, both towers together."""
-        return self.config.width + (self.other.hidden_size if self.other else 0)
-
-    def num_patches(self, height: int, width: int) -> int:
-        """Return how many tokens an image becomes: grid_h x grid_w."""
-        return (height // self.config.patch_size) * (width // self.config.patch_size)
-
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """Return one token a patch, row after row.
-
-        Args:
-            pixel_values: (B, C, H, W), normalised as the backbone's card says; H and W multiples of the patch size.
-
-        Returns:
-            (B, grid_h grid_w, hidden_size).
-        """
-        number = self.config.depth + self.layer
-        patches = self.backbone.intermediate(pixel_values, [number], norm=False)[0].patches
-        if self.other is None:
-            return patches
-        rgb = pixel_values * _by_channel(self.std, pixel_values) + _by_channel(self.mean, pixel_values)
-        grid = (pixel_values.shape[2] // self.config.patch_size, pixel_values.shape[3] // self.config.patch_size)
-        return torch.cat([patches, self.other(rgb, grid)], dim=-1)
+    model_type = "foveal_tower"
+    backbone: dict | None = None
+    companion: dict | None = None
+    rescale: list | None = None
+    image_size: int = 224
+    patch_size: int = 14
+    hidden_size: int = 384
 
 
-class OtherTower(nn.Module):
-    """The image side of a CLIP or SigLIP model of transformers: tokens of its last block but one.
+class TowerModel(PreTrainedModel):
+    """A backbone, and CLIP beside it or not, whose hidden states hold a class token and patches, as those of CLIP.
 
-    Args:
-        network: a vision model of transformers that returns `hidden_states`.
-        mean: of its normalisation.
-        std: of its normalisation.
+    LLaVA's own settings (`vision_feature_layer=-2`, strategy "default") then take exactly grid_h x grid_w tokens.
     """
 
-    def __init__(self, network: Any, *, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__()
-        self.network = network
-        self.mean, self.std = tuple(mean), tuple(std)
+    config_class = TowerConfig
+    base_model_prefix = "tower"
+    main_input_name = "pixel_values"
+    _supports_sdpa = True
 
-    @classmethod
-    def load(cls, folder: str | Path) -> "OtherTower":
-        """Open a folder of transformers; FovealError where it holds no CLIP or SigLIP, or transformers is missing."""
-        transformers = import_transformers()
-        if not (Path(folder) / "config.json").is_file():
-            raise FovealError(f"{folder} holds no config.json; give the folder of a CLIP or SigLIP model")
-        config = transformers.AutoConfig.from_pretrained(folder)
-        vision = getattr(config, "vision_config", config)
-        kinds = {"clip_vision_model": "CLIPVisionModel", "siglip_vision_model": "SiglipVisionModel"}
-        if vision.model_type not in kinds:
-            raise FovealError(f"{folder} is a {vision.model_type}; a second tower is one of {', '.join(sorted(kinds))}")
-        network = getattr(transformers, kinds[vision.model_type]).from_pretrained(folder)
-        processor = transformers.AutoImageProcessor.from_pretrained(folder)
-        return cls(network.eval(), mean=processor.image_mean, std=processor.image_std)
+    def __init__(self, config: TowerConfig) -> None:
+        super().__init__(config)
+        companion = None
+        if config.companion is not None:
+            settings = dict(config.companion)
+            whole = AutoModel.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings))
+            rescale = tuple(config.rescale or ())
+            companion = Companion(getattr(whole, "vision_model", whole), rescale=rescale)
+        self.towers = Towers(VisionTransformer(BackboneConfig.model_validate(config.backbone)), companion)
+        self.post_init()
 
-    @property
-    def hidden_size(self) -> int:
-        """The width of a token."""
-        return int(self.network.config.hidden_size)
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, VisionTransformer):
+            for name, parameter in module.named_parameters(recurse=False):
+                draw = initialization.zeros_ if name == "mask_token" else initialization.normal_
+                draw(parameter, **({} if name == "mask_token" else {"std": 0.02}))
+        elif isinstance(module, LayerScale):
+            initialization.constant_(module.gamma, self.towers.backbone.config.layerscale_init)
 
-    def forward(self, rgb: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Return tokens (B, grid_h grid_w, hidden_size) of images (B, 3, H, W) in 0..1, resampled to a grid."""
-        config = self.network.config
-        side = int(config.image_size)
-        small = F.interpolate(rgb.float(), size=(side, side), mode="bicubic", antialias=True).to(rgb.dtype)
-        pixels = (small - _by_channel(self.mean, small)) / _by_channel(self.std, small)
-        tokens = self.network(pixel_values=pixels, output_hidden_states=True).hidden_states[DEFAULT_LAYER]
-        own = side // int(config.patch_size)
-        maps = tokens[:, -own * own :].transpose(1, 2).unflatten(2, (own, own))  # CLIP has a class token before them
-        if (own, own) != grid:
-            maps = F.interpolate(maps.float(), size=grid, mode="bilinear", align_corners=False).to(tokens.dtype)
-        return maps.flatten(2).transpose(1, 2)
+    def forward(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+        """Return hidden states (B, 1 + P, D); the last is before the final norm, as CLIP's is.
 
-
-def _by_channel(values: Sequence[float], images: Tensor) -> Tensor:
-    return images.new_tensor(values)[:, None, None]
+        Args:
+            pixel_values: (B, C, H, W), normalised; H and W multiples of the patch size.
+            kwargs: what callers pass to every model; all hidden states are given whatever they ask for.
+        """
+        states = self.towers.states(pixel_values.to(self.dtype))
+        return BaseModelOutputWithPooling(
+            last_hidden_state=states[-1],
+            hidden_states=tuple(states),
+        )
 
 
-def import_transformers() -> Any:
-    """Import transformers; FovealError names the extra where it is missing."""
-    try:
-        import transformers
-    except ModuleNotFoundError as error:
-        raise FovealError("transformers is not installed; run pip install 'foveal[foreign]'") from error
-    return transformers
+def tower_model(tower: VisionTower) -> TowerModel:
+    """Return a tower as a model of transformers, with a copy of its weights."""
+    backbone, companion = tower.towers.backbone, tower.towers.companion
+    config = TowerConfig(
+        backbone=backbone.config.model_dump(mode="json"),
+        companion=companion.network.config.to_dict() if companion else None,
+        rescale=list(companion.rescale) if companion else None,
+        image_size=tower.image_size,
+        patch_size=backbone.config.patch_size,
+        hidden_size=tower.hidden_size,
+    )
+    model = TowerModel(config)
+    model.towers.load_state_dict(tower.towers.state_dict())
+    return model.eval()
+
+
+AutoConfig.register(TowerConfig.model_type, TowerConfig, exist_ok=True)
+AutoModel.register(TowerConfig, TowerModel, exist_ok=True)

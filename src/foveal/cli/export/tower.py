@@ -1,4 +1,4 @@
-"""`foveal export tower`: the image side of a vision-language model."""
+"""`foveal export tower`: a vision tower for LLaVA of transformers."""
 
 from functools import partial
 from typing import Annotated
@@ -19,26 +19,28 @@ from foveal.cli.loading import NumHeadsOption
 def tower(
     model: ModelArgument,
     out: OutOption,
-    layer: Annotated[int, typer.Option(help="Whose patch tokens: -1 the last block, -2 the one before.")] = -2,
-    other: Annotated[
-        str | None, typer.Option("--beside", help="CLIP or SigLIP folder of transformers, whose tokens stand beside.")
+    clip: Annotated[
+        str | None, typer.Option(help="Folder or name of a CLIP or SigLIP model whose tokens stand beside.")
     ] = None,
-    other_licence: Annotated[str, typer.Option("--beside-licence", help="Name of its licence.")] = "unknown",
+    clip_licence: Annotated[str, typer.Option(help="Licence of its weights.")] = "unknown",
+    image_size: Annotated[
+        int | None, typer.Option(help="Pixels of a side.  [default: that of CLIP, else of the model]")
+    ] = None,
     images: ImagesOption = None,
     limit: LimitOption = 0.999,
     accept_licence: LicenceOption = None,
     num_heads: NumHeadsOption = None,
 ) -> None:
-    """Write a folder that a LLaVA of transformers takes as its vision tower: one token a patch, nothing else."""
+    """Write a folder whose penultimate patch tokens LLaVA of transformers reads, compared with the model."""
     from foveal.export.tower_folder import export_tower
 
     make = partial(
         export_tower,
         model,
         out,
-        layer=layer,
-        other=other,
-        other_licence=other_licence,
+        clip=clip,
+        clip_licence=clip_licence,
+        image_size=image_size,
         images=images,
         limit=limit,
         accept_licence=accept_licence,
