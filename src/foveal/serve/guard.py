@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
 from foveal.errors import FovealError
+from foveal.serve.limits import RESERVE
 from foveal.serve.problems import Problem, problem_of
 from foveal.serve.service import Service
 
@@ -60,6 +61,7 @@ class Guard:
             held += num_bytes
 
         admission.requests += 1
+        scope[RESERVE] = reserve
         try:
             await self._guarded(scope, receive, answer, reserve)
         except _Gone:

@@ -12,9 +12,9 @@ from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from foveal.serve.limits import check_count, invalid, parse_json
+from foveal.serve.limits import RESERVE, check_count, invalid, parse_json
 from foveal.serve.problems import Problem
-from foveal.serve.remote import fetch
+from foveal.serve.remote import Line, fetch
 from foveal.serve.service import Service, together
 
 MULTIPART, JSON = "multipart/form-data", "application/json"
@@ -89,7 +89,9 @@ async def read_request(
     parsed = parse_json(options, body)
     images = listed(getattr(parsed, field))
     check_count(len(images), service.settings, field=field)
-    return parsed, await together(_opened(image, service, f"{field}.{number}") for number, image in enumerate(images))
+    return parsed, await together(
+        _opened(image, request, service, f"{field}.{number}") for number, image in enumerate(images)
+    )
 
 
 def parse_values(options: type[_Options], values: dict[str, Any]) -> _Options:
@@ -100,18 +102,24 @@ def parse_values(options: type[_Options], values: dict[str, Any]) -> _Options:
         raise invalid(error) from None
 
 
-async def _opened(image: ImageInput, service: Service, field: str) -> bytes:
+async def _opened(image: ImageInput, request: Request, service: Service, field: str) -> bytes:
     text = image if isinstance(image, str) else image.image if isinstance(image, ImagePart) else image.image_url.url
     if text.startswith(("http://", "https://")):
-        settings = service.settings
-        return await asyncio.to_thread(  # not among the threads that open images: other servers may be slow
-            fetch,
-            text,
-            hosts=settings.allow_urls,
-            max_bytes=settings.max_body_bytes,
-            timeout_s=settings.timeout_s,
-            field=field,
-        )
+        settings, line = service.settings, Line()
+        try:
+            found = await asyncio.to_thread(  # not among the threads that open images: other servers may be slow
+                fetch,
+                text,
+                hosts=settings.allow_urls,
+                max_bytes=settings.max_body_bytes,
+                timeout_s=settings.timeout_s,
+                field=field,
+                line=line,
+            )
+        finally:
+            line.end()  # whoever asked may be gone
+        request.scope[RESERVE](len(found))
+        return found
     return await service.aside(lambda: from_base64(text, field=field))
 
 

@@ -13,6 +13,8 @@ from foveal.serve.settings import ServeSettings
 
 # Arrays and objects in one another; the parser's own limit.
 MAX_JSON_DEPTH = 201
+# Key of the ASGI scope: a function that counts bytes in, as part of the body, until the request is answered.
+RESERVE = "foveal.reserve"
 
 _Parsed = TypeVar("_Parsed", bound=BaseModel)
 

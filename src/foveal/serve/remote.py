@@ -4,16 +4,47 @@ import http.client
 import ipaddress
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from urllib.parse import SplitResult, urlsplit
 
 from foveal.serve.problems import Problem
 
 _BLOCK_BYTES = 1 << 16
+_CONNECT_S = 3.0  # at most; a server that ends waits for it
+_GLOBAL = ipaddress.ip_network("2000::/3")  # all that is routed between networks
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: an IPv4 address in the last 32 bits
 
 
-def fetch(url: str, *, hosts: Sequence[str], max_bytes: int, timeout_s: float, field: str) -> bytes:
+class Line:
+    """The connection of one `fetch`, which another thread may end at any moment."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._socket: socket.socket | None = None
+        self._is_ended = False
+
+    def use(self, line: socket.socket) -> None:
+        """Hold a connection; OSError where the line has been ended already."""
+        with self._lock:
+            self._socket = line
+            if self._is_ended:
+                raise ConnectionAbortedError
+
+    def end(self) -> None:
+        """Wake whoever reads: nothing more comes."""
+        with self._lock:
+            self._is_ended = True
+            if self._socket is not None:
+                with suppress(OSError):
+                    socket.socket.shutdown(self._socket, socket.SHUT_RDWR)  # that of TLS is not for other threads
+
+
+def fetch(
+    url: str, *, hosts: Sequence[str], max_bytes: int, timeout_s: float, field: str, line: Line | None = None
+) -> bytes:
     """Return the file at a url.
 
     The name is resolved once, and the connection goes to the address that was checked: a name cannot point elsewhere
@@ -25,14 +56,19 @@ def fetch(url: str, *, hosts: Sequence[str], max_bytes: int, timeout_s: float, f
         max_bytes: of the file.
         timeout_s: for all of it.
         field: of the request, for problems.
+        line: to end this from another thread.
 
     Raises:
         Problem: a host that is not allowed, an address inside, or a server that does not give the file.
     """
     parts = _checked(url, hosts, field)
     ends = time.monotonic() + timeout_s
+    line = line or Line()
+    timer = threading.Timer(timeout_s, line.end)  # a server may send its headers byte by byte
+    timer.daemon = True
+    timer.start()
     try:
-        connection = _connect(parts, timeout_s, field)
+        connection = _connect(parts, timeout_s, line, field)
         try:
             path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
             connection.request("GET", path, headers={"accept": "image/*", "user-agent": "foveal"})
@@ -41,6 +77,8 @@ def fetch(url: str, *, hosts: Sequence[str], max_bytes: int, timeout_s: float, f
             connection.close()
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise _failed(type(error).__name__, field) from error
+    finally:
+        timer.cancel()
 
 
 def _checked(url: str, hosts: Sequence[str], field: str) -> SplitResult:
@@ -57,7 +95,7 @@ def _checked(url: str, hosts: Sequence[str], field: str) -> SplitResult:
     return parts
 
 
-def _connect(parts: SplitResult, timeout_s: float, field: str) -> http.client.HTTPConnection:
+def _connect(parts: SplitResult, timeout_s: float, line: Line, field: str) -> http.client.HTTPConnection:
     """Return a connection to an address of the host, all of whose addresses are public."""
     host = parts.hostname or ""
     secure = parts.scheme == "https"
@@ -66,14 +104,19 @@ def _connect(parts: SplitResult, timeout_s: float, field: str) -> http.client.HT
     if not all(is_public(str(address[0])) for *_, address in found):
         raise Problem(422, "private_address", "this host has an address that is not public", field=field)
     connection = http.client.HTTPConnection(host, port, timeout=timeout_s)
-    line = socket.create_connection((str(found[0][4][0]), port), timeout=timeout_s)
-    if secure:
-        try:
-            line = ssl.create_default_context().wrap_socket(line, server_hostname=host)
-        except OSError:
-            line.close()
-            raise
-    connection.sock = line
+    opened = socket.create_connection((str(found[0][4][0]), port), timeout=min(timeout_s, _CONNECT_S))
+    try:
+        opened.settimeout(timeout_s)
+        if secure:
+            context = ssl.create_default_context()
+            opened = context.wrap_socket(opened, server_hostname=host, do_handshake_on_connect=False)
+        line.use(opened)
+        if isinstance(opened, ssl.SSLSocket):
+            opened.do_handshake()
+    except OSError:
+        opened.close()
+        raise
+    connection.sock = opened
     return connection
 
 
@@ -86,7 +129,9 @@ def is_public(address: str) -> bool:
     """
     found = ipaddress.ip_address(address.partition("%")[0])
     inner = getattr(found, "ipv4_mapped", None) or getattr(found, "sixtofour", None) or found
-    return inner.is_global and not inner.is_multicast
+    if inner in _NAT64:
+        inner = ipaddress.IPv4Address(int(inner) & 0xFFFFFFFF)
+    return inner.is_global and not inner.is_multicast and (inner.version == 4 or inner in _GLOBAL)
 
 
 def _read(connection: http.client.HTTPConnection, max_bytes: int, ends: float, field: str) -> bytes:
@@ -103,6 +148,8 @@ def _read(connection: http.client.HTTPConnection, max_bytes: int, ends: float, f
             if time.monotonic() > ends:
                 raise _failed("too slow", field)
             parts.append(block)
+    if time.monotonic() > ends:  # what is here may be a part
+        raise _failed("too slow", field)
     return b"".join(parts)
 
 

@@ -27,7 +27,7 @@ class ServeSettings(Settings):
         max_connections: open at once; more are closed.
         max_images: of one request.
         max_body_bytes: of one request.
-        max_bodies_bytes: of all requests that are being answered.
+        max_bodies_bytes: of all requests that are being answered, with the images fetched for them.
         max_pixels: of one image, as its header claims them.
         max_scans: of a JPEG.
         max_patches: that one image becomes.
