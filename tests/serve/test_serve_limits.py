@@ -124,6 +124,13 @@ async def test_bytes_of_patches_in_an_answer(token: str, room: int, expected: ob
     assert kept[0].patches.size == 0
 
 
+async def test_an_unknown_key_is_not_repeated_at_length() -> None:
+    async with served(stub(0.0)) as (client, _):
+        answer = await client.post("/v1/embeddings", json={"input": "", "k" * 10_000: 1})
+    assert answer.status_code == 422
+    assert answer.json()["error"]["field"] == "k" * 64
+
+
 def test_bytes_accepted_at_once() -> None:
     admission = Admission(max_images=1, max_bytes=10)
     admission.reserve(9)

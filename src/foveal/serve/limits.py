@@ -158,5 +158,5 @@ def invalid(error: ValidationError) -> Problem:
         if "recursion limit" in detail["msg"]:
             return Problem(400, "json_too_deep", f"JSON nested deeper than {MAX_JSON_DEPTH}; send a flatter request")
         return Problem(400, "invalid_json", f"the body is no JSON: {detail['ctx']['error']}")
-    field = ".".join(str(part) for part in detail["loc"]) or None
+    field = ".".join(str(part)[:64] for part in detail["loc"]) or None  # an unknown key may be as long as the body
     return Problem(422, "invalid_value", str(detail["msg"]).removeprefix("Value error, "), field=field)
