@@ -229,3 +229,19 @@ def test_damaged_export_is_told(save_tiny: Save, few_images: Path, tmp_path: Pat
     with pytest.raises(ExportError, match="is no export"):
         read_export(tmp_path)
     assert ExportCard.model_fields["format_version"].default == 1
+
+
+@pytest.mark.parametrize("name", [".", "..", "kept"])
+def test_places_that_cannot_be_written_or_would_be_lost_are_refused(
+    name: str, save_tiny: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = save_tiny()
+    here = tmp_path / "above" / "here"
+    here.mkdir(parents=True)
+    (here.parent / "kept.refused").mkdir()
+    (here.parent / "kept.refused" / "notes.txt").write_text("mine")
+    monkeypatch.chdir(here)
+    expected = {".": "has no name", "..": "has no name", "kept": "is something else"}[name]
+    out = here.parent / name if name == "kept" else name
+    assert expected in _refused(capsys, "onnx", model, "--out", out)
+    assert (_names(here), _names(here.parent)) == ([], ["here", "kept.refused"])

@@ -116,9 +116,18 @@ class ExportCard(_Part):
 
 
 def check_target(out: Path) -> None:
-    """Refuse, before long work, a place where something is already."""
+    """Refuse, before long work, a place where something is already, also where a refused export would be kept."""
+    if out.name in ("", ".."):
+        raise ExportError(f"{out} has no name to give to a new folder; name one, such as {out / 'exported'}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ExportError(f"{out} exists; choose another place, or remove it first")
+    aside = _aside(out)
+    if aside.exists() and not (aside / CARD).is_file():
+        raise ExportError(f"{aside}, where a refused export is kept, is something else; choose another place")
+
+
+def _aside(out: Path) -> Path:
+    return out.with_name(f"{out.name}.refused")
 
 
 @contextmanager
@@ -159,7 +168,7 @@ def publish_export(staging: Path, out: Path, card: ExportCard) -> ExportCard:
     for path in staging.rglob("*"):
         sync(path)
     if card.refused is not None:
-        aside = out.with_name(f"{out.name}.refused")
+        aside = _aside(out)
         publish(staging, aside)
         raise ExportRefused(
             f"{out} is not written: {card.refused}; what was made is kept in {aside}, whose {CARD} says more",
