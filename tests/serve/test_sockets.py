@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -22,6 +23,7 @@ import pytest
 from serving import encoded, pixels, running, stub, tiny_model, write_model
 
 from foveal.errors import FovealError
+from foveal.serve.loaded import Source
 from foveal.serve.server import Server
 from foveal.serve.service import Service
 from foveal.serve.settings import ServeSettings
@@ -331,3 +333,27 @@ def test_tls_and_keys(tmp_path: Path) -> None:
     assert found == [401, 200, 200, 401, 401]
     assert refused.headers["www-authenticate"] == "Bearer"
     assert refused.json()["error"]["code"] == "wrong_key"
+
+
+def test_the_end_does_not_wait_for_a_model_that_is_being_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, begun = threading.Event(), threading.Event()
+
+    def slow(*_: object, **__: object) -> None:
+        begun.set()
+        opened.wait(3 * DEADLINE_S)
+        raise FovealError("nobody waits for it")
+
+    monkeypatch.setattr("foveal.serve.service.open_source", slow)
+    loaded, key = replace(stub(0.0), source=Source("model")), "a key of 16 signs".replace(" ", "-")
+
+    def swap(url: str) -> None:
+        with suppress(httpx.HTTPError):
+            httpx.post(f"{url}/v1/admin/swap", json={}, headers={"x-api-key": key}, timeout=3 * DEADLINE_S)
+
+    with ThreadPoolExecutor(1) as pool:
+        with running(loaded, admin_key=key, drain_s=0.1) as (url, _):
+            pool.submit(swap, url)
+            assert begun.wait(DEADLINE_S)
+            began = time.monotonic()
+        assert time.monotonic() - began < DEADLINE_S
+        opened.set()

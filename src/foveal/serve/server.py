@@ -4,6 +4,7 @@ import asyncio
 import gc
 import json
 import logging
+import os
 import signal
 import socket
 import threading
@@ -18,7 +19,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from foveal.errors import FovealError
 from foveal.serve.app import create_app
 from foveal.serve.problems import Problem
-from foveal.serve.service import Service
+from foveal.serve.service import UNAWAITED, Service
 from foveal.serve.settings import ServeSettings
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,9 @@ def serve(service: Service) -> None:
     server = Server(service)
     logger.info("serving %s at %s", service.loaded.name, server.url)
     server.run_to_end()
+    if any(thread.name == UNAWAITED for thread in threading.enumerate()):
+        logging.shutdown()
+        os._exit(0)  # a model that is still being opened, in C++, does not survive the end of Python in good order
 
 
 def _hears_sighup() -> bool:

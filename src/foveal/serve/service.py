@@ -5,9 +5,10 @@ Shapes: B images, C channels, D width, H W pixels; grid_h x grid_w patches; K cl
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
@@ -29,6 +30,7 @@ from foveal.tasks.predict import Predictor
 logger = logging.getLogger(__name__)
 
 Picture = bytes | np.ndarray  # an encoded file, or pixels (H, W, C)
+UNAWAITED = "opens a model"  # name of a thread
 _Answer = TypeVar("_Answer")
 
 
@@ -205,7 +207,7 @@ class Service:
             raise Problem(409, "swap_in_progress", "another model is being opened; wait for it")
         async with self._swapping:
             try:
-                loaded = await asyncio.to_thread(open_source, source, buckets=self.settings.buckets)
+                loaded = await unawaited(partial(open_source, source, buckets=self.settings.buckets))
             except FovealError as error:
                 self.metrics.swaps.labels("refused").inc()
                 raise Problem(422, "swap_refused", f"{error} (still serving {self.loaded.name})") from error
@@ -296,6 +298,21 @@ class Service:
         self.metrics.batch_seconds.observe(time.monotonic() - began)
         self.admission.answered(len(items), time.monotonic() - began)
         return found
+
+
+async def unawaited(function: Callable[[], _Answer]) -> _Answer:
+    """Run something long in a thread of its own, for which the end of the process does not wait."""
+    found: Future[_Answer] = Future()
+    found.set_running_or_notify_cancel()  # whoever gives up leaves it running
+
+    def run() -> None:
+        try:
+            found.set_result(function())
+        except BaseException as error:  # raised where it is awaited
+            found.set_exception(error)
+
+    threading.Thread(target=run, name=UNAWAITED, daemon=True).start()
+    return await asyncio.wrap_future(found)
 
 
 async def together(works: Iterable[Awaitable[_Answer]]) -> list[_Answer]:
