@@ -23,6 +23,9 @@ from foveal.backbone.vit import VisionTransformer
 from foveal.backbone.weights import load_model, save_model
 from foveal.engine.torch_engine import TorchEngine
 from foveal.features.extract import Model
+from foveal.features.extraction import open_extraction
+from foveal.features.stamp import StoreSettings
+from foveal.images.imageset import ImageSet
 from foveal.tasks.head import Head, build_network, load_head, save_head
 from foveal.tasks.kinds import head_card
 
@@ -38,7 +41,7 @@ def clients() -> Path:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model with a head for classes and one for masks, a picture, and prepared images."""
+    """A tiny model with a head for classes, one for masks and a store; a picture, and prepared images."""
     folder = tmp_path_factory.mktemp("served")
     config = backbone_config("vit_nano", depth=2, num_registers=2, patch_size=7, image_size=28, layerscale_init=1.0)
     backbone = VisionTransformer(config).init_weights(torch.Generator().manual_seed(0))
@@ -52,6 +55,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     generator = np.random.default_rng(0)
     np.save(folder / "images.npy", generator.standard_normal((3, 3, 28, 35), dtype=np.float32))
     Image.fromarray(generator.integers(0, 256, (33, 51, 3), dtype=np.uint8)).save(folder / "picture.png")
+    (folder / "list.txt").write_text("picture.png\n")
+    open_extraction(folder / "store", model, ImageSet.open(folder / "list.txt"), StoreSettings()).run()
     return folder
 
 
@@ -60,6 +65,7 @@ def address(folder: Path) -> Iterator[str]:
     """HOST:PORT of a server; at the end it has to stop in good order."""
     heads = [f"--head=animals={folder / 'animals'}", f"--head=masks={folder / 'masks'}"]
     command = [sys.executable, "-m", "foveal", "serve", folder / "model", "--port=0", "--engine=torch", *heads]
+    command += ["--store", folder / "store"]
     log = folder / "log"
     with log.open("w") as file:
         process = subprocess.Popen(list(map(str, command)), stderr=file, env={**os.environ, "OMP_NUM_THREADS": "1"})

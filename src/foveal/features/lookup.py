@@ -95,8 +95,7 @@ def search_store(
         >>> found.uris[0]  # doctest: +SKIP
         ['cats/9.jpg', 'cats/2.jpg', 'dogs/1.jpg', 'cats/5.jpg', 'cats/1.jpg']
     """
-    if method not in get_args(Method):
-        raise FovealError(f"method='{method}' is not known; choose {', '.join(get_args(Method))}")
+    check_method(method)
     if not queries:
         raise FovealError("no queries; give pictures, or rows of the store such as row:0")
     open_device(device)
@@ -106,19 +105,56 @@ def search_store(
     if not 1 <= k <= len(store) - own:
         itself = ", a row not counted among its own neighbours" if own else ""
         raise FovealError(f"k={k} neighbours in a store of {len(store)} rows{itself}; choose 1 to {len(store) - own}")
-    chosen, how = _choose(store, name, method, index_folder(store, name) if index is None else Path(index))
     opened: Model | None = None
     if bool((numbers < 0).any()):
         opened = model if isinstance(model, Model) else open_store_model(store, model, num_heads=num_heads)
     features = _query_features(store, name, queries, numbers, opened)
-    database = database_of(store, name)
-    if chosen is None:
-        found = search_exact(features, database, k=k + own, precision=precision, device=device)
-    else:
-        found = chosen.search(features, database, k=k + own)
+    found, how = search_features(
+        store, features, k=k + own, name=name, method=method, index=index, precision=precision, device=device
+    )
     if own:
         found = without_self(found, numbers)
-    return SearchResult(tuple(queries), found.indices.numpy(), found.similarities.numpy(), _uris(store, found), how)
+    return SearchResult(tuple(queries), found.indices.numpy(), found.similarities.numpy(), uris_of(store, found), how)
+
+
+def search_features(
+    store: FeatureStore,
+    features: Tensor,
+    *,
+    k: int,
+    name: str,
+    method: Method = "auto",
+    index: str | Path | None = None,
+    precision: SearchPrecision = "fp32",
+    device: str = "cpu",
+) -> tuple[Neighbours, str]:
+    """Find the rows of a store that are most similar to vectors, which its model made as it made the store's.
+
+    Args:
+        store: an open store.
+        features: (Q, D).
+        k: neighbours of each.
+        name: see `vector_name`.
+        method: see `search_store`.
+        index: see there.
+        precision: see there.
+        device: see there.
+
+    Returns:
+        The neighbours, and the line that says how they were found.
+    """
+    check_method(method)
+    chosen, how = _choose(store, name, method, index_folder(store, name) if index is None else Path(index))
+    database = database_of(store, name)
+    if chosen is None:
+        return search_exact(features, database, k=k, precision=precision, device=device), how
+    return chosen.search(features, database, k=k), how
+
+
+def check_method(method: str) -> None:
+    """Refuse a method that there is not."""
+    if method not in get_args(Method):
+        raise FovealError(f"method='{method}' is not known; choose {', '.join(get_args(Method))}")
 
 
 def vector_name(store: FeatureStore, name: str | None) -> str:
@@ -252,6 +288,7 @@ def _prepared(preprocess: Preprocess, picture: ImageLike) -> np.ndarray:
         raise BadImageError(error.reason, str(error) if str(name) in str(error) else f"{name}: {error}") from error
 
 
-def _uris(store: FeatureStore, found: Neighbours) -> list[list[str]]:
+def uris_of(store: FeatureStore, found: Neighbours) -> list[list[str]]:
+    """Return the uris of rows that were found, for each query."""
     column = store.rows.column("uri")
     return [column.take(pa.array(numbers)).to_pylist() for numbers in found.indices.tolist()]

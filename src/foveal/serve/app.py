@@ -9,14 +9,14 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 import foveal
-from foveal.serve import admin, embeddings, features, heads, health, models, v2
+from foveal.serve import admin, embeddings, features, heads, health, models, search, v2
 from foveal.serve.guard import Guard
 from foveal.serve.openapi import describe
 from foveal.serve.problems import Problem
 from foveal.serve.service import Service
 
 # Each has `router(service)`, and `BODIES`, the types of bodies that it reads itself.
-ENDPOINTS = (health, models, embeddings, features, heads, v2, admin)
+ENDPOINTS = (health, models, embeddings, features, heads, search, v2, admin)
 
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 

@@ -129,9 +129,21 @@ def open_source(source: Source, *, buckets: Sequence[int] = (1,)) -> Loaded:
     if source.store is not None:
         store = FeatureStore.open(source.store)
         check_model(store, model)
+        check_searchable(store)
     loaded = Loaded(name, model, heads, store, source)
     _verify(loaded, probes, buckets)
     return loaded
+
+
+def check_searchable(store: FeatureStore) -> str:
+    """Return which vectors of a store are searched, "cls" or "mean"; FovealError where it has neither."""
+    for token in ("cls", "mean"):
+        if token in store.names:
+            return token
+    raise FovealError(
+        f"{store.path} holds {', '.join(store.names)}, and a server searches cls or mean; "
+        "extract one of them: foveal extract IMAGES --model MODEL --tokens cls --out STORE"
+    )
 
 
 def checked_name(name: str) -> str:

@@ -62,6 +62,7 @@ class Service:
         self._swapping = asyncio.Lock()
         self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
         self._engine = ThreadPoolExecutor(1, thread_name_prefix="engine")
+        self._searches = ThreadPoolExecutor(1, thread_name_prefix="search")
 
     async def start(self) -> None:
         """Begin to answer, in the event loop that is running."""
@@ -74,6 +75,7 @@ class Service:
         await self.batcher.stop()
         self._decoders.shutdown(wait=False, cancel_futures=True)
         self._engine.shutdown(wait=False, cancel_futures=True)
+        self._searches.shutdown(wait=False, cancel_futures=True)
 
     async def features(
         self,
@@ -110,6 +112,30 @@ class Service:
 
         with self.admission.admit(len(images)):
             return await together(one(number, picture) for number, picture in enumerate(images))
+
+    async def vectors(
+        self, loaded: Loaded, images: Sequence[Picture], preprocess: Preprocess, *, token: str, field: str = "images"
+    ) -> np.ndarray:
+        """Return one vector an image, (B, D) float32, of pictures that go through a transform of their own.
+
+        Args:
+            loaded: the model.
+            images: files or pixels.
+            preprocess: the transform.
+            token: "cls" or "mean", that of the patches.
+            field: of the request, for problems.
+
+        Raises:
+            Problem: an image that cannot be read or is too large; no room.
+        """
+
+        async def one(number: int, picture: Picture) -> np.ndarray:
+            array = await self._prepared(picture, preprocess, f"{field}.{number}")
+            found: Encoded = await self.batcher.submit(Work(loaded, "tokens", "", array.shape), array)
+            return found.cls.copy() if token == "cls" else found.patches.mean(axis=(0, 1))
+
+        with self.admission.admit(len(images)):
+            return np.stack(await together(one(number, picture) for number, picture in enumerate(images)))
 
     async def infer(
         self,
@@ -196,6 +222,10 @@ class Service:
     async def aside(self, function: Callable[[], _Answer]) -> _Answer:
         """Run something short beside the event loop, in the threads that open images."""
         return await asyncio.get_running_loop().run_in_executor(self._decoders, function)
+
+    async def searched(self, function: Callable[[], _Answer]) -> _Answer:
+        """Run a search beside the event loop: one at a time, since each uses what the processor has."""
+        return await asyncio.get_running_loop().run_in_executor(self._searches, function)
 
     async def swap(self, source: Source) -> Loaded:
         """Open and verify another model beside the one that is served, then serve it: from the next request on.
