@@ -3,8 +3,9 @@
 import logging
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -88,15 +89,45 @@ def prepared_batches(
 def map_ahead(
     function: Callable[[_Item], _Result], items: Iterable[_Item], num_threads: int, *, ahead: int
 ) -> Iterator[_Result]:
-    """Yield function(item) in the order of the items, computed in threads with at most `ahead` results waiting."""
-    pool = ThreadPoolExecutor(num_threads)
-    waiting: deque[Future[_Result]] = deque()
+    """Yield function(item) in the order of the items, computed in threads with at most `ahead` results waiting.
+
+    All that waits here is a queue made in C. An executor takes locks in Python, and Ctrl-C in the moment between a lock
+    and its `with` leaves it locked: its threads would never end, and nor would the command.
+    """
+    tasks: SimpleQueue[tuple[_Item, SimpleQueue[Any]] | None] = SimpleQueue()
+    ended: SimpleQueue[None] = SimpleQueue()
+    waiting: deque[SimpleQueue[Any]] = deque()
+    stopping, num_started = False, 0
+
+    def work() -> None:
+        while (task := tasks.get()) is not None and not stopping:
+            item, answer = task
+            try:
+                answer.put((function(item), None))
+            except BaseException as error:
+                answer.put((None, error))
+        ended.put(None)
+
+    def result() -> _Result:
+        found, error = waiting.popleft().get()
+        if error is not None:
+            raise error
+        return found
+
     try:
+        for _ in range(num_threads):
+            Thread(target=work, daemon=True).start()
+            num_started += 1
         for item in items:
-            waiting.append(pool.submit(function, item))
+            waiting.append(SimpleQueue())
+            tasks.put((item, waiting[-1]))
             if len(waiting) >= ahead:
-                yield waiting.popleft().result()
+                yield result()
         while waiting:
-            yield waiting.popleft().result()
+            yield result()
     finally:
-        pool.shutdown(cancel_futures=True)
+        stopping = True
+        for _ in range(num_started):
+            tasks.put(None)
+        for _ in range(num_started):
+            ended.get()
