@@ -1,5 +1,6 @@
 """What engines of exported graphs share: they take normalised images and give outputs by name."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Self
@@ -13,7 +14,7 @@ from foveal.backbone.vit import Tokens
 from foveal.errors import FovealError
 
 
-class GraphEngine:
+class GraphEngine(ABC):
     """Runs an exported graph: normalised images in, float32 tokens and what heads say out.
 
     A subclass opens the graph and computes outputs with `infer`.
@@ -30,13 +31,13 @@ class GraphEngine:
         self.output_names = list(output_names)
 
     @property
+    @abstractmethod
     def description(self) -> dict[str, str]:
         """Return what a stamp says of this engine."""
-        raise NotImplementedError
 
+    @abstractmethod
     def infer(self, inputs: Mapping[str, np.ndarray], names: Sequence[str]) -> list[np.ndarray]:
         """Return outputs of the graph, in the order of their names."""
-        raise NotImplementedError
 
     def encode(self, batch: Tensor) -> Tokens:
         """Return the tokens of the last block after the final norm.
