@@ -2,10 +2,6 @@
 
 import os
 import re
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +10,7 @@ import pytest
 import torch
 from child import output_of
 from environments import ROOT, layered
+from foveal_server import serving
 from PIL import Image
 
 import foveal
@@ -62,26 +59,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(folder: Path) -> Iterator[str]:
-    """HOST:PORT of a server; at the end it has to stop in good order."""
-    heads = [f"--head=animals={folder / 'animals'}", f"--head=masks={folder / 'masks'}"]
-    command = [sys.executable, "-m", "foveal", "serve", folder / "model", "--port=0", "--engine=torch", *heads]
-    command += ["--store", folder / "store"]
-    log = folder / "log"
-    with log.open("w") as file:
-        process = subprocess.Popen(list(map(str, command)), stderr=file, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    try:
-        ends = time.monotonic() + 120
-        while " at http://" not in log.read_text():
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < ends, log.read_text()
-            time.sleep(0.1)
-        yield log.read_text().partition(" at http://")[2].split()[0]
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=60) == 0, log.read_text()
-        assert "Traceback" not in log.read_text()
-    finally:
-        process.kill()
-        process.wait()
+    """HOST:PORT of a server with all of these."""
+    heads = (f"--head={folder / name}" for name in ("animals", "masks"))
+    with serving(folder, *heads, f"--store={folder / 'store'}") as address:
+        yield address
 
 
 def test_tritons_client_gets_the_numbers_of_foveal(clients: Path, folder: Path, address: str) -> None:

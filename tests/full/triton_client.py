@@ -1,4 +1,6 @@
-"""Asks a Triton server with the public client and keeps the answers: ADDRESS FOLDER, of pictures and repositories.
+"""Asks a server with Triton's public client and keeps the answers: ADDRESS FOLDER ANSWERS MOST.
+
+FOLDER holds pictures and repositories; MOST pictures are allowed in a request.
 
 Runs in the environment of that client.
 """
@@ -15,7 +17,7 @@ from tritonclient.utils import InferenceServerException
 
 
 def main() -> None:
-    address, folder = sys.argv[1], Path(sys.argv[2])
+    address, folder, most = sys.argv[1], Path(sys.argv[2]), int(sys.argv[4])
     for path in folder.glob("*/*/config.pbtxt"):
         assert text_format.Parse(path.read_text(), ModelConfig()).name == path.parent.name
     pictures = [path.read_bytes() for path in sorted(folder.glob("pictures/*"))]
@@ -32,7 +34,7 @@ def main() -> None:
             try:
                 ask(rows)
             except InferenceServerException as error:
-                return str(error) if error.status() == "400" else f"{error.status()}"
+                return str(error.message()) if error.status() in ("400", "413", "422") else f"{error.status()}"
             return "answered"
 
         together = ask(pictures)
@@ -40,9 +42,10 @@ def main() -> None:
             for name, values in one.items():
                 found, wanted = values[0], together[name][number % len(pictures)]
                 assert np.abs(found - wanted).max() <= 1e-5 * np.abs(wanted).max(), (name, number)
-        for bad in ([pictures[0], b"no picture"], [pictures[0][:200]], pictures * 3):
-            assert "encoded" in refusal(bad)
-    np.savez(folder / "answers.npz", **together)
+        too_many = pictures * (most // len(pictures) + 1)
+        refusals = [refusal(bad) for bad in ([pictures[0], b"no picture"], [pictures[0][:200]], too_many)]
+        assert all(len(said) > len("answered") for said in refusals), refusals
+    np.savez(folder / sys.argv[3], **together, refusals=np.array(refusals))
 
 
 if __name__ == "__main__":

@@ -157,7 +157,7 @@ def checked_name(name: str) -> str:
 
 
 def as_name(text: str) -> str:
-    """Return the name of a card as it can stand in an address.
+    """Return the name of a card or a folder as it can stand in an address.
 
     Example:
         >>> as_name("linear on dinov2_vits14")
@@ -173,7 +173,8 @@ def _open_head(text: str, model: Model, accept_licence: str | None) -> tuple[str
     head = load_head(folder)
     accept(head.card.licence, what=f"the head {head.card.name}", action="serve", name=accept_licence)
     check_backbone(head.card, model)
-    return checked_name(name) if found else as_name(head.card.name), head
+    # By its folder, as exports call it: requests to an exported repository are requests here.
+    return checked_name(name) if found else as_name(Path(folder).resolve().name), head
 
 
 def _settled(model: Model, images: ImageSet | None, probes: Tensor, layers: Sequence[int] | None) -> Model:
