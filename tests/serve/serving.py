@@ -84,6 +84,7 @@ class StubEngine:
     Attributes:
         gate: where it is closed, batches wait until it is opened.
         repeats: how often a patch has the colours, for large answers.
+        num_begun: images that came to the gate.
         num_images: that were run.
     """
 
@@ -95,9 +96,11 @@ class StubEngine:
         self.gate = threading.Event()
         self.gate.set()
         self.repeats = 1
+        self.num_begun = 0
         self.num_images = 0
 
     def encode(self, batch: torch.Tensor) -> Tokens:
+        self.num_begun += len(batch)
         assert self.gate.wait(20)
         time.sleep(self.seconds * len(batch))
         self.num_images += len(batch)

@@ -153,7 +153,10 @@ async def test_few_whole_pictures_are_open_at_once(loaded: Loaded) -> None:
     async with served(loaded, decode_threads=1) as (_, service):
         service._engine.submit(gate.wait, 20)
         asked = asyncio.create_task(service.head(loaded, "ground", PICTURES * 4, size=28))
-        await asyncio.sleep(0.2)
+        async with asyncio.timeout(10):
+            while service._open_pictures._value or service.batcher.num_waiting != 1:
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
         assert service.batcher.num_waiting == 1  # and one runs
         gate.set()
         assert [one.shape for one in await asked] == [picture.shape[:2] for picture in PICTURES] * 4

@@ -120,7 +120,7 @@ def test_work_of_a_client_that_hangs_up_is_not_done() -> None:
     loaded.model.engine.gate.clear()
     with running(loaded, max_batch=1) as (url, service), ThreadPoolExecutor() as pool:
         first = pool.submit(ask, url)
-        until(lambda: service.admission.images == 1 and not service.batcher.num_waiting, what="the first one runs")
+        until(lambda: loaded.model.engine.num_begun == 1, what="the first one runs")
         with connect(url) as line:
             line.sendall(post("/v1/embeddings"))
             until(lambda: service.batcher.num_waiting == 1, what="the second one waits")
@@ -137,7 +137,7 @@ def test_deadlines_cancel_what_waits() -> None:
     loaded.model.engine.gate.clear()
     with running(loaded, max_batch=1) as (url, service), ThreadPoolExecutor() as pool:
         first = pool.submit(ask, url)
-        until(lambda: service.admission.images == 1 and not service.batcher.num_waiting, what="the first one runs")
+        until(lambda: loaded.model.engine.num_begun == 1, what="the first one runs")
         late = ask(url, headers={"x-timeout-s": "0.05"})
         loaded.model.engine.gate.set()
         assert first.result().status_code == 200
@@ -219,7 +219,7 @@ def test_what_waits_when_the_time_to_end_is_over_is_refused_in_words() -> None:
         with running(loaded, drain_s=0.1, max_batch=1) as (url, service):
             answers = [pool.submit(ask, url) for _ in range(2)]
             until(
-                lambda: service.admission.images == 2 and service.batcher.num_waiting == 1, what="one runs, one waits"
+                lambda: loaded.model.engine.num_begun == service.batcher.num_waiting == 1, what="one runs, one waits"
             )
             threading.Timer(0.5, loaded.model.engine.gate.set).start()
         statuses = sorted(one.result().status_code for one in answers)
