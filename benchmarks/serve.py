@@ -123,20 +123,21 @@ def alone(model: foveal.Model, prepared: torch.Tensor, seconds: float) -> float:
     return median(times) * 1000
 
 
-def draw(points: list[tuple[float, float, float]], path: Path) -> None:
-    """Draw p50 and p99 against the load."""
+def draw(points: list[tuple[float, float, float]], most: float, path: Path) -> None:
+    """Draw p50 and p99 against the load, up to the rate at saturation."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
     rates, middles, worst = zip(*points, strict=True)
-    plt.plot(rates, middles, "o-", label="p50")
-    plt.plot(rates, worst, "o-", label="p99")
-    plt.xlabel("images/s asked for")
-    plt.ylabel("ms")
-    plt.yscale("log")
-    plt.legend()
+    _, axes = plt.subplots(figsize=(6, 3.4))
+    axes.plot(rates, worst, "s--", label="p99")
+    axes.plot(rates, middles, "o-", label="p50")
+    axes.axvline(most, color="0.5", linestyle=":")
+    axes.annotate(" saturation", (most, 0.02), xycoords=("data", "axes fraction"), ha="right", color="0.3")
+    axes.set(xlabel="images/s asked for", ylabel="latency, ms", ylim=(0, None), xlim=(0, None))
+    axes.legend()
     plt.savefig(path, dpi=120, bbox_inches="tight")
 
 
@@ -182,7 +183,7 @@ def main() -> None:
                 one = asyncio.run(saturated(address, requests, clients=1, seconds=3))
                 singles["serve"].append(float(np.median(one.latencies(200))))
             points = []
-            for share in (0.25, 0.5, 0.75, 0.9):
+            for share in (0.1, 0.25, 0.4, 0.55, 0.7, 0.8, 0.9, 0.95):
                 rate, seen = share * median(rates["serve"]), Seen()
                 asyncio.run(
                     load(lambda: Connection(*address), requests[0], rate=rate, seconds=arguments.seconds, seen=seen)
@@ -206,7 +207,7 @@ def main() -> None:
         table.add_row(f"{rate:.1f}", f"{middle:.0f}", f"{worst:.0f}")
     console.print(table)
     if arguments.plot:
-        draw(points, arguments.plot)
+        draw(points, median(rates["serve"]), arguments.plot)
 
 
 if __name__ == "__main__":
