@@ -135,7 +135,7 @@ def test_work_of_a_client_that_hangs_up_is_not_done() -> None:
 def test_deadlines_cancel_what_waits() -> None:
     loaded = stub(0.0)
     loaded.model.engine.gate.clear()
-    with running(loaded, max_batch=1) as (url, service), ThreadPoolExecutor() as pool:
+    with running(loaded, max_batch=1) as (url, _), ThreadPoolExecutor() as pool:
         first = pool.submit(ask, url)
         until(lambda: loaded.model.engine.num_begun == 1, what="the first one runs")
         late = ask(url, headers={"x-timeout-s": "0.05"})
@@ -218,9 +218,7 @@ def test_what_waits_when_the_time_to_end_is_over_is_refused_in_words() -> None:
     with ThreadPoolExecutor() as pool:
         with running(loaded, drain_s=0.1, max_batch=1) as (url, service):
             answers = [pool.submit(ask, url) for _ in range(2)]
-            until(
-                lambda: loaded.model.engine.num_begun == service.batcher.num_waiting == 1, what="one runs, one waits"
-            )
+            until(lambda: loaded.model.engine.num_begun == service.batcher.num_waiting == 1, what="one runs, one waits")
             threading.Timer(0.5, loaded.model.engine.gate.set).start()
         statuses = sorted(one.result().status_code for one in answers)
     assert statuses == [200, 503]

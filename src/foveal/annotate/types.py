@@ -34,7 +34,8 @@ class Mask:
         if pixels.ndim != 2 or pixels.dtype != bool:
             raise FovealError(f"a mask of shape {pixels.shape} and type {pixels.dtype}; give (H, W) bool")
         found = _coding().encode(np.asfortranarray(pixels, dtype=np.uint8))
-        return cls(*pixels.shape, found["counts"])
+        height, width = pixels.shape
+        return cls(height, width, found["counts"])
 
     def pixels(self) -> np.ndarray:
         """Return (H, W) bool."""

@@ -13,7 +13,6 @@ from foveal.evaluate.layouts.dense import open_masks
 from foveal.tasks.segment import IGNORED
 
 # pycocotools hands its masks to NumPy in a way that is going out of use.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")
 
 H, W = 6, 8
 CATEGORIES = [{"id": 7, "name": "dog"}, {"id": 3, "name": "cat"}]
