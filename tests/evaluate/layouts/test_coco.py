@@ -12,8 +12,6 @@ from foveal.errors import BadImageError, ImageSetError
 from foveal.evaluate.layouts.dense import open_masks
 from foveal.tasks.segment import IGNORED
 
-# pycocotools hands its masks to NumPy in a way that is going out of use.
-
 H, W = 6, 8
 CATEGORIES = [{"id": 7, "name": "dog"}, {"id": 3, "name": "cat"}]
 
