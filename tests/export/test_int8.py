@@ -1,6 +1,7 @@
 """Int8 in exported graphs beside the same rounding done by PyTorch."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,8 @@ from foveal.engine.calibrate import quantise_all
 from foveal.engine.linears import linears_of
 from foveal.engine.quantise import Quantised
 from foveal.export.card import read_export
-from foveal.export.int8 import MAX_INTEGER
+from foveal.export.int8 import MAX_INTEGER, calibrated
+from foveal.export.judging import open_trial
 from foveal.export.onnx_engine import OnnxEngine
 from foveal.export.onnx_files import write_graph
 from foveal.export.source import open_source
@@ -92,28 +94,43 @@ def test_a_batch_changes_no_answer(save_tiny: Save, tmp_path: Path) -> None:
         )
 
 
-@pytest.fixture
-def many_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    generator, folder = np.random.default_rng(0), tmp_path_factory.mktemp("many")
-    for number in range(20):
+def _pictures(folder: Path, count: int) -> Path:
+    generator = np.random.default_rng(0)
+    folder.mkdir()
+    for number in range(count):
         coarse = Image.fromarray(generator.integers(0, 256, (6, 7, 3), dtype=np.uint8))
         coarse.resize((48, 44), Image.Resampling.BICUBIC).save(folder / f"{number}.png")
     return folder
 
 
-@pytest.mark.parametrize("kind", ["onnx", "openvino"])
+@pytest.mark.parametrize(
+    ("kind", "count", "num_images", "said"),
+    [
+        ("openvino", 23, 8, "from 24 images on, a quarter is kept for it alone"),
+        ("onnx", 24, 8 + 6, "6 images of the verdict had no part in the calibration"),
+    ],
+)
 def test_int8_is_calibrated_judged_on_other_images_and_smaller(
-    save_tiny: Save, many_images: Path, tmp_path: Path, home: Path, kind: str
+    save_tiny: Save,
+    tmp_path: Path,
+    home: Path,
+    capsys: pytest.CaptureFixture[str],
+    kind: str,
+    count: int,
+    num_images: int,
+    said: str,
 ) -> None:
-    model = save_tiny()
+    model, images = save_tiny(), _pictures(tmp_path / "images", count)
     for precision in ("fp32", "int8"):
-        options = ["--out", str(tmp_path / precision), "--precision", precision, "--images", str(many_images)]
+        options = ["--out", str(tmp_path / precision), "--precision", precision, "--images", str(images)]
         assert main(["export", kind, str(model), *options, "--limit", "0.99"]) == 0
     card = read_export(tmp_path / "int8")
     assert card.precision == "int8"
     assert card.notes[0].startswith("8 of 8 linear layers in int8") or "in float: blocks." in card.notes[0]
     assert card.verdict is not None
-    assert card.verdict["num_images"] == 8
+    assert card.verdict["num_images"] == num_images
+    assert said in card.notes[1]
+    assert said in capsys.readouterr().out.replace("\n", " ")
     sizes = [read_export(tmp_path / precision).verdict["export"]["size_bytes"] for precision in ("fp32", "int8")]  # type: ignore[index]
     assert sizes[1] < (0.6 if kind == "onnx" else 0.9) * sizes[0]
 
@@ -125,3 +142,25 @@ def test_too_few_images_are_told(
     assert main(["export", "onnx", str(save_tiny()), *options]) == 2
     assert "calibrating takes at least 16 images, and 3 were given" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_images_of_the_verdict_are_spread_over_the_set_and_have_no_part_in_the_calibration(
+    save_tiny: Save, tmp_path: Path, home: Path
+) -> None:
+    folder = _pictures(tmp_path / "images", 27)
+    options = {"out": tmp_path / "out", "heads": (), "limit": 0.99, "accept_licence": None, "num_heads": None}
+    trial = open_trial(save_tiny(), images=folder, **options)  # type: ignore[arg-type]
+    images = torch.cat(list(trial.batches))
+    found = calibrated(trial, opset=20)
+    judged = torch.cat(list(found.trial.batches))
+    # Those by which layers were chosen, the last of the others, and every fourth.
+    others = [number for number in range(27) if number % 4 != 3]
+    assert torch.equal(judged, images[[*others[-8:], 3, 7, 11, 15, 19, 23]])
+    # What is kept apart changes nothing that was found.
+    torch.manual_seed(0)
+    changed = images.clone()
+    changed[3::4] = torch.randn_like(changed[3::4])
+    again = calibrated(replace(trial, batches=[changed]), opset=20)
+    assert list(again.layers) == list(found.layers)
+    for name, layer in found.layers.items():
+        assert torch.equal(layer.bias, again.layers[name].bias), name

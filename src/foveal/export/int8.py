@@ -11,32 +11,47 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
 import torch
+from torch import Tensor
 
-from foveal.engine.calibrate import calibrate
+from foveal.engine.calibrate import MIN_IMAGES, Calibration, calibrate
 from foveal.engine.gate import NUM_IMAGES
-from foveal.engine.linears import Linear, linears_of
+from foveal.engine.linears import Linear
 from foveal.engine.quantise import Quantised
 from foveal.export.card import ExportError
 from foveal.export.judging import Trial
 from foveal.export.onnx_engine import OnnxEngine
-from foveal.export.source import Source
+from foveal.export.real_images import BATCH_SIZE
 
 if TYPE_CHECKING:
     from foveal.export.graph import GraphWriter
 
 # The file may run on processors without VNNI, which add two products in 16 bits; with 127 these would overflow.
 MAX_INTEGER = 63
+# From so many images on every fourth is kept from the calibration, for the verdict alone.
+SET_ASIDE_FROM = MIN_IMAGES + NUM_IMAGES
 
 
-def calibrated(trial: Trial, *, opset: int) -> tuple[Trial, dict[str, Quantised]]:
-    """Return the layers of a backbone that run in int8; those that do most harm stay in float.
+class Int8(NamedTuple):
+    """What was found for the linear layers of a backbone.
 
-    The trial that is returned keeps the images on which no layer was calibrated, for the verdict.
+    Attributes:
+        trial: the model, and the images for the verdict: those by which layers were chosen, and those set aside.
+        layers: those that run in int8, by name; the others, which do most harm, stay in float.
+        notes: for the card: what stayed in float, and what the verdict is worth.
+    """
+
+    trial: Trial
+    layers: dict[str, Quantised]
+    notes: list[str]
+
+
+def calibrated(trial: Trial, *, opset: int) -> Int8:
+    """Calibrate the layers of a backbone on most of the images, and keep the others for the verdict.
 
     Args:
         trial: the model, and at least 16 real images of one size.
@@ -47,11 +62,11 @@ def calibrated(trial: Trial, *, opset: int) -> tuple[Trial, dict[str, Quantised]
     """
     from foveal.export.onnx_files import write_graph
 
-    images = torch.cat(list(trial.batches))
+    seen, unseen = _parted(torch.cat(list(trial.batches)))
     key = {
         "kind": "export onnx",
         "model": trial.source.model.identity,
-        "images": hashlib.sha256(images.contiguous().numpy().data).hexdigest(),
+        "images": hashlib.sha256(seen.contiguous().numpy().data).hexdigest(),
         "onnxruntime": importlib.metadata.version("onnxruntime"),
     }
     with TemporaryDirectory() as folder:
@@ -63,7 +78,7 @@ def calibrated(trial: Trial, *, opset: int) -> tuple[Trial, dict[str, Quantised]
 
         found = calibrate(
             trial.source.backbone,
-            images,
+            seen,
             folders=(),
             key=key,
             run=run,
@@ -73,17 +88,30 @@ def calibrated(trial: Trial, *, opset: int) -> tuple[Trial, dict[str, Quantised]
         )
     if isinstance(found, str):
         raise ExportError(f"int8: {found}; give other or more --images, a lower --limit, or leave out --precision")
-    return replace(trial, batches=[images[-NUM_IMAGES:]]), dict(found.layers)
+    judged = torch.cat([seen[-NUM_IMAGES:], unseen])
+    notes = _notes(found, num_unseen=len(unseen))
+    return Int8(replace(trial, batches=judged.split(BATCH_SIZE)), dict(found.layers), notes)
 
 
-def notes_of(source: Source, layers: Mapping[str, Quantised]) -> list[str]:
-    """Return what a card notes of an int8 export: which linear layers stayed in float."""
-    if not layers:
-        return []
-    names = [one.name for number in range(source.backbone.config.depth) for one in linears_of(source.backbone, number)]
-    in_float = [name for name in names if name not in layers]
-    told = f", in float: {', '.join(in_float)}" if in_float else ""
-    return [f"{len(layers)} of {len(names)} linear layers in int8{told}"]
+def _parted(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the images that int8 is made from, and every fourth, which has no part in it; none of a small set."""
+    aside = torch.arange(len(images)) % 4 == 3
+    if len(images) < SET_ASIDE_FROM:
+        aside[:] = False
+    return images[~aside], images[aside]
+
+
+def _notes(found: Calibration, *, num_unseen: int) -> list[str]:
+    num_linears = len(found.layers) + len(found.in_float)
+    in_float = f", in float: {', '.join(found.in_float)}" if found.in_float else ""
+    notes = [f"{len(found.layers)} of {num_linears} linear layers in int8{in_float}"]
+    if num_unseen:
+        return [*notes, f"{num_unseen} images of the verdict had no part in the calibration"]
+    return [
+        *notes,
+        f"the verdict is on the {NUM_IMAGES} images by which layers were chosen, and may be too good for others; "
+        f"from {SET_ASIDE_FROM} images on, a quarter is kept for it alone: give more --images",
+    ]
 
 
 def quantised_linear(write: "GraphWriter", x: ir.Value, layer: Linear, found: Quantised) -> ir.Value:

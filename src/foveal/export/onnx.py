@@ -59,7 +59,7 @@ def export_onnx(
     opset = opset_of(opset, with_heads=bool(heads))
     if apart and not heads:
         raise ExportError("--apart is of heads, and there is none; give --head, or leave it out")
-    from foveal.export.int8 import calibrated, notes_of
+    from foveal.export.int8 import Int8, calibrated
     from foveal.export.onnx_files import write_graph
 
     trial = open_trial(
@@ -71,7 +71,7 @@ def export_onnx(
         accept_licence=accept_licence,
         num_heads=num_heads,
     )
-    trial, layers = calibrated(trial, opset=opset) if precision == "int8" else (trial, {})
+    trial, layers, notes = calibrated(trial, opset=opset) if precision == "int8" else Int8(trial, {}, [])
     with staged(Path(out)) as staging:
         inputs, outputs = write_graph(trial.source, staging / GRAPH, opset=opset, apart=apart, quantised=layers)
         card = trial.source.export_card(
@@ -80,7 +80,7 @@ def export_onnx(
             outputs=outputs,
             opset=opset,
             precision=precision,
-            notes=notes_of(trial.source, layers),
+            notes=notes,
         )
         engine = OnnxEngine(staging)
         card.versions.update(onnxruntime=engine.description["version"])

@@ -50,7 +50,7 @@ def export_openvino(
     """
     openvino = import_openvino()
     require(*PACKAGES)
-    from foveal.export.int8 import calibrated, notes_of
+    from foveal.export.int8 import Int8, calibrated
     from foveal.export.onnx_files import metadata_of, write_graph
 
     trial = open_trial(
@@ -63,7 +63,7 @@ def export_openvino(
         num_heads=num_heads,
     )
     source = trial.source
-    trial, layers = calibrated(trial, opset=PORTABLE_OPSET) if precision == "int8" else (trial, {})
+    trial, layers, notes = calibrated(trial, opset=PORTABLE_OPSET) if precision == "int8" else Int8(trial, {}, [])
     with staged(Path(out)) as staging:
         graph = staging / ".graph"
         graph.mkdir()
@@ -76,9 +76,7 @@ def export_openvino(
             raise ExportError(f"{out}: OpenVINO cannot write the model ({error}); free space, or report it") from error
         del converted  # it maps the graph's file
         shutil.rmtree(graph)
-        card = source.export_card(
-            "openvino", inputs=inputs, outputs=outputs, precision=precision, notes=notes_of(source, layers)
-        )
+        card = source.export_card("openvino", inputs=inputs, outputs=outputs, precision=precision, notes=notes)
         card.versions.update(openvino=version())
         card = trial.judged(card, IrEngine(staging), folder=staging)
         return publish_export(staging, Path(out), card)
