@@ -11,6 +11,8 @@ from serving import encoded, pixels, served, tiny_model
 
 from foveal.backbone.vit import VisionTransformer
 from foveal.engine.base import Engine
+from foveal.engine.calibrate import quantise_all
+from foveal.engine.cpu import this_cpu
 from foveal.engine.openvino_engine import OpenVINOEngine
 from foveal.engine.torch_engine import TorchEngine
 from foveal.features.extract import Model
@@ -80,15 +82,29 @@ async def test_features_in_json_and_npy(model: Model) -> None:
 
 def engine_of(kind: str, backbone: VisionTransformer) -> Engine:
     """An engine whose batches might have differed from single images."""
-    if kind.startswith("openvino"):
-        pytest.importorskip("openvino")
-        return OpenVINOEngine(backbone, precision=kind.partition(" ")[2])
-    return TorchEngine(backbone, precision=kind.partition(" ")[2])
+    name, precision = kind.split()
+    if name == "torch":
+        return TorchEngine(backbone, precision=precision)
+    pytest.importorskip("openvino", reason="OpenVINO is not installed (extra cpu)")
+    cpu = this_cpu()
+    if precision == "bf16" and not cpu.bf16:
+        pytest.skip("this processor has no bf16 instructions: OpenVINO would compute in fp32")
+    if precision != "int8":
+        return OpenVINOEngine(backbone, precision=precision)
+    images = torch.randn(4, 3, 28, 28, generator=torch.Generator().manual_seed(0))
+    layers, _ = quantise_all(backbone, images, max_integer=cpu.max_integer)
+    return OpenVINOEngine(backbone, precision="bf16" if cpu.bf16 else "fp32", quantised=layers, calibration="here")
 
 
 @pytest.mark.parametrize(
     ("kind", "least"),
-    [("torch fp32", 1 - 1e-6), ("torch bf16", 0.9999), ("openvino fp32", 1 - 1e-6), ("openvino bf16", 0.9999)],
+    [
+        ("torch fp32", 1 - 1e-6),
+        ("torch bf16", 0.9999),
+        ("openvino fp32", 1 - 1e-6),
+        ("openvino bf16", 0.9999),
+        ("openvino int8", 0.9999),
+    ],
 )
 async def test_a_batch_changes_no_answer_and_mixes_none_up(kind: str, least: float, model: Model) -> None:
     engine = engine_of(kind, model.engine.backbone)
