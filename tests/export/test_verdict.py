@@ -40,8 +40,8 @@ def _batches(*sizes: int) -> list[Tensor]:
 class Changed(TorchEngine):
     """Gives tokens that were changed."""
 
-    def __init__(self, change: object) -> None:
-        super().__init__(_network())
+    def __init__(self, change: object, **changes: int) -> None:
+        super().__init__(_network(**changes))
         self.change = change
 
     def encode(self, batch: Tensor) -> Tokens:
@@ -107,6 +107,16 @@ def test_cosines_of_1_do_not_hide_a_wrong_length() -> None:
     assert found.cls.min == pytest.approx(1)
     assert found.length == pytest.approx(1.1)
     assert found.faults == ["tokens are 1.1000 times as long as the original's, allowed is 1 +- 0.0447"]
+
+
+@pytest.mark.parametrize("part", Tokens._fields)
+def test_one_kind_of_token_of_a_wrong_length_is_enough(part: str) -> None:
+    def change(tokens: Tokens) -> Tokens:
+        return tokens._replace(**{part: 0.9 * getattr(tokens, part)})
+
+    found = judge(Changed(change, num_registers=2), TorchEngine(_network(num_registers=2)), _batches(2))
+    assert found.length == pytest.approx(0.9)
+    assert not found.passed
 
 
 def test_tokens_that_are_not_finite_are_refused_and_written() -> None:

@@ -53,8 +53,9 @@ def judge(
     """Compare an export with the original on real images.
 
     It passes when every class token and the mean patch have a cosine of at least `limit` (see `Agreement.passes`), the
-    lengths of class tokens and the mean lengths of patches are off by no more than sqrt(2 (1 - limit)), which is how
-    far apart unit vectors of that cosine are, and the outputs of heads have a mean error of at most the same.
+    lengths of class tokens and the mean lengths of patches and registers are off by no more than sqrt(2 (1 - limit)),
+    which is how far apart unit vectors of that cosine are, and the outputs of heads have a mean error of at most the
+    same.
 
     Args:
         candidate: runs the export.
@@ -156,23 +157,21 @@ def _similarities(rows: Tensor) -> Tensor:
 
 
 def _worst_length(found: Sequence[Tokens], exact: Sequence[Tokens]) -> float:
-    """Return the ratio of lengths furthest from 1: of a class token, or of an image's patches on average."""
+    """Return the ratio of lengths furthest from 1: of a class token, or the mean of an image's patches or registers."""
     ratios = torch.cat(
         [
-            lengths(ours) / lengths(theirs).clamp(min=1e-12)
+            mine / wanted.clamp(min=1e-12)
             for ours, theirs in zip(found, exact, strict=True)
-            for lengths in (_cls_lengths, _patch_lengths)
+            for mine, wanted in zip(_lengths(ours), _lengths(theirs), strict=True)
         ]
     ).nan_to_num(0.0, 0.0, 0.0)
     return float(ratios[(ratios - 1).abs().argmax()])
 
 
-def _cls_lengths(tokens: Tokens) -> Tensor:
-    return tokens.cls.double().norm(dim=1)
-
-
-def _patch_lengths(tokens: Tokens) -> Tensor:
-    return tokens.patches.double().norm(dim=2).mean(dim=1)
+def _lengths(tokens: Tokens) -> list[Tensor]:
+    """Return lengths (B,) of the class token, and mean ones of patches and, where there are some, of registers."""
+    many = [tokens.patches, *([tokens.registers] if tokens.registers.shape[1] else [])]
+    return [tokens.cls.double().norm(dim=1), *(one.double().norm(dim=2).mean(dim=1) for one in many)]
 
 
 def _judge_head(name: str, pair: HeadPair, batches: Sequence[Tensor]) -> HeadVerdict:
