@@ -123,6 +123,15 @@ async def test_one_exchange_at_a_time(first: Path) -> None:
     assert sorted(answer.status_code for answer in answers) == [200, 409]
 
 
+async def test_a_server_that_stops_opens_no_other_model(first: Path, second: Path) -> None:
+    async with served(open_source(Source(str(first))), admin_key=KEY) as (client, service):
+        service.admission.is_draining = True
+        answer = await client.post("/v1/admin/swap", json={"model": str(second)}, headers=ADMIN)
+        assert service.loaded.source == Source(str(first))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "stopping")
+    assert answer.headers["retry-after"] == "1"
+
+
 async def test_heads_answer_as_they_do_alone_and_belong_to_their_model(first: Path, second: Path) -> None:
     classes, masks, _ = save_heads(first.parent)
     loaded = open_source(Source(str(first), heads=(f"animals={classes}", f"ground={masks}")))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from foveal.errors import FovealError
-from foveal.serve.problems import Problem
+from foveal.serve.problems import stopping
 
 logger = logging.getLogger(__name__)
 
@@ -169,8 +169,3 @@ class Batcher(Generic[Item, Answer]):
         for entry, answer in zip(entries, answers, strict=True):
             if not entry.answer.done():  # else its request is gone
                 entry.answer.set_result(answer)
-
-
-def stopping() -> Problem:
-    """Return the problem of a request to a server that ends."""
-    return Problem(503, "stopping", "the server is stopping; ask again, or another one", retry_after_s=1)

@@ -8,7 +8,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from foveal.images.decode import DecodeLimits
-from foveal.serve.problems import Problem
+from foveal.serve.problems import Problem, stopping
 from foveal.serve.settings import ServeSettings
 
 # Arrays and objects in one another; the parser's own limit.
@@ -47,7 +47,7 @@ class Admission:
             Problem: 503, with the time to come again.
         """
         if self.is_draining:
-            raise Problem(503, "stopping", "the server is stopping; ask again, or another one", retry_after_s=1)
+            raise stopping()
         if self.is_full:
             raise self._overloaded()
 

@@ -47,6 +47,11 @@ class Problem(FovealError):
         return found
 
 
+def stopping() -> Problem:
+    """Return the problem of a request to a server that ends."""
+    return Problem(503, "stopping", "the server is stopping; ask again, or another one", retry_after_s=1)
+
+
 def problem_of(error: FovealError, *, field: str | None = None) -> Problem:
     """Return an error of the package as the problem of a request; `field` where it names none itself.
 

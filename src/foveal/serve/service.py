@@ -21,7 +21,7 @@ from foveal.serve.batcher import Batcher
 from foveal.serve.limits import Admission, AnswerSize, decode_limits
 from foveal.serve.loaded import Loaded, Source, open_source
 from foveal.serve.metrics import Metrics
-from foveal.serve.problems import Problem, problem_of
+from foveal.serve.problems import Problem, problem_of, stopping
 from foveal.serve.settings import ServeSettings
 from foveal.serve.work import Encoded, Work, compute, find_head
 from foveal.tasks.classify import ClassPredictor
@@ -231,8 +231,11 @@ class Service:
         """Open and verify another model beside the one that is served, then serve it: from the next request on.
 
         Raises:
-            Problem: 409, another one is being opened; 422, it is refused, and the old one is served as before.
+            Problem: 409, another one is being opened; 422, it is refused, and the old one is served as before; 503, the
+                server is stopping.
         """
+        if self.admission.is_draining:
+            raise stopping()
         if self._swapping.locked():
             raise Problem(409, "swap_in_progress", "another model is being opened; wait for it")
         async with self._swapping:
