@@ -105,7 +105,7 @@ def check_options(
             raise FovealError(
                 f"engine 'openvino' runs on the CPU, not on '{wanted}'; use device 'cpu' or engine 'torch'"
             )
-        openvino_graph.import_openvino()
+        openvino_graph.import_openvino(instead=", or use engine 'torch'")
     return open_device(wanted)
 
 

@@ -28,14 +28,17 @@ def is_installed() -> bool:
     return "openvino" in sys.modules or importlib.util.find_spec("openvino") is not None
 
 
-def import_openvino() -> Any:
+def import_openvino(*, instead: str = "") -> Any:
     """Import OpenVINO without the reports of use that it sends over the network when it is imported.
+
+    Args:
+        instead: how else to do without it, for the message where it is not installed.
 
     Raises:
         FovealError: it is not installed.
     """
     if not is_installed():
-        raise FovealError("engine 'openvino' is not installed; run pip install 'foveal[cpu]', or use engine 'torch'")
+        raise FovealError(f"OpenVINO is not installed; run pip install 'foveal[cpu]'{instead}")
     if "openvino" in sys.modules:
         return sys.modules["openvino"]
     # With its reporting package hidden, OpenVINO takes the stub that it carries for that case.
