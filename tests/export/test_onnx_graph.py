@@ -117,6 +117,9 @@ def test_images_of_other_sizes_or_channels_are_refused(save_tiny: Save, tmp_path
         engine.encode(_images(1, 14, 14, 4))
     with pytest.raises(FovealError, match="has no output masks; it has cls, patches"):
         engine.outputs(_images(1, 14, 14), ["masks"])
+    for height, width in ((14, 15), (13, 14), (6, 7)):  # and by whoever runs the graph without foveal
+        with pytest.raises(ExportError, match="fails on"):
+            engine.infer({"images": _images(1, height, width).numpy()}, ["cls"])
 
 
 def test_files_that_are_no_export_are_refused(save_tiny: Save, tmp_path: Path) -> None:

@@ -156,9 +156,7 @@ class BackboneGraph:
         weights = [
             write.weight(f"patch_embed.proj.{part}", projection.get_parameter(part)) for part in ("weight", "bias")
         ]
-        patches = op("Conv", self.images, *weights, kernel_shape=side, strides=side, name="patch_embed.proj")
-        self.grid_h = op("Shape", patches, start=2, end=3, name="grid_h")
-        self.grid_w = op("Shape", patches, start=3, end=4, name="grid_w")
+        patches = op("Conv", self._whole_patches(), *weights, kernel_shape=side, strides=side, name="patch_embed.proj")
         patches = op("Reshape", patches, write.integers(0, config.width, -1))
         patches = op("Add", op("Transpose", patches, perm=(0, 2, 1)), self._position())
         cls_position = self.backbone.pos_embed[:, :1]
@@ -173,6 +171,18 @@ class BackboneGraph:
             axis=0,
         )
         return op("Concat", op("Expand", first, shape), patches, axis=1, name="embedded")
+
+    def _whole_patches(self) -> ir.Value:
+        """Return the images, reshaped to what they are: the convolution would drop what is no whole patch.
+
+        Whoever runs the graph without foveal is told so by the reshape, which costs nothing.
+        """
+        op, write, size = self.writer.op, self.writer, self.writer.integers(self.config.patch_size)
+        self.grid_h = op("Div", op("Shape", self.images, start=2, end=3), size, name="grid_h")
+        self.grid_w = op("Div", op("Shape", self.images, start=3, end=4), size, name="grid_w")
+        sides = (op("Mul", grid, size) for grid in (self.grid_h, self.grid_w))
+        shape = op("Concat", write.integers(0, self.config.channels), *sides, axis=0)
+        return op("Reshape", self.images, shape, name="whole_patches")
 
     def _position(self) -> ir.Value:
         """Return the positional embedding (1, P, D) of the grid: rows @ stored @ columns.T, for every channel."""
