@@ -48,6 +48,10 @@ class CheckpointError(RunError):
     """A checkpoint that could not be written or is damaged."""
 
 
+class ProjectError(FovealError):
+    """An annotation project that cannot be created, opened or changed in this way; nothing in it is lost."""
+
+
 class DivergedError(RunError):
     """Training produced too many non-finite losses or gradients in a row."""
 
