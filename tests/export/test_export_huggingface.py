@@ -116,7 +116,9 @@ def test_without_transformers_the_folder_says_that_it_was_not_compared(
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert _export(save_tiny(), "--out", tmp_path / "out") == 0
-    assert "transformers is not installed" in capsys.readouterr().out
+    told = capsys.readouterr().out.replace("\n", " ")
+    assert "transformers is not installed" in told
+    assert "foveal export verify DIR MODEL" in told
     assert read_export(tmp_path / "out").verdict is None
 
 

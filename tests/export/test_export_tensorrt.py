@@ -101,10 +101,12 @@ def test_with_tensorrt_the_plan_is_built(
     monkeypatch.setitem(sys.modules, "tensorrt", fake)
     assert _export(save_tiny(), "--out", tmp_path / "out", "--images", few_images) == 0
     assert (tmp_path / "out" / "model.plan").read_bytes() == b"plan"
-    assert fake.asked == ["FP16", ("images", (1, 3, 35, 35), (8, 3, 35, 35), (64, 3, 35, 35))]
+    assert fake.asked == ["BF16", ("images", (1, 3, 35, 35), (8, 3, 35, 35), (64, 3, 35, 35))]
     card = read_export(tmp_path / "out")
     assert (card.built, card.versions["tensorrt"]) == (True, "10.0-fake")
-    assert card.notes == ["the verdict is that of the graph; the plan was built here and not run"]
+    assert card.notes[0].startswith(
+        "the verdict is that of the graph; the plan was built here and not run: foveal export"
+    )
 
 
 def test_a_graph_that_tensorrt_cannot_read_leaves_nothing(

@@ -16,6 +16,8 @@ from foveal.errors import FovealError
 from foveal.files import publish, publish_new, remove_abandoned, sha256_of, staging_of, sync
 
 CARD = "export.json"
+# The command that gives a verdict later, for notes.
+VERIFY = "foveal export verify DIR MODEL"
 
 Format = Literal["onnx", "openvino", "tensorrt", "huggingface", "tower", "triton"]
 
@@ -84,7 +86,7 @@ class ExportCard(_Part):
         inputs: of the graph; empty for formats without one.
         outputs: likewise.
         opset: of an ONNX graph.
-        precision: of the weights: fp32, fp16 or int8.
+        precision: of the weights: fp32, fp16 or int8; of plans, that TensorRT may use.
         heads: in the export.
         built: False where what is here has to be built elsewhere first.
         notes: what a user should know, a sentence each.

@@ -75,6 +75,10 @@ class GraphEngine(ABC):
         """Return this engine: it has nothing to decide."""
         return self
 
+    def takes(self, shape: Sequence[int]) -> bool:
+        """Say whether the graph takes images of a shape (B, C, H, W): any, unless it was built for some."""
+        return True
+
     def pixels(self, batch: Tensor) -> np.ndarray:
         """Return images as the graph takes them; FovealError for channels or sizes that the backbone does not take."""
         _, channels, height, width = batch.shape

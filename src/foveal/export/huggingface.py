@@ -12,7 +12,7 @@ from foveal.backbone.convert import write_layout
 from foveal.engine.base import Engine
 from foveal.engine.foreign import ForeignEngine, open_tower
 from foveal.engine.gate import FAST_LIMIT, agreement, shown
-from foveal.export.card import ExportCard, ExportError, Port, publish_export, staged
+from foveal.export.card import VERIFY, ExportCard, ExportError, Port, publish_export, staged
 from foveal.export.real_images import real_batches
 from foveal.export.source import Source, open_source
 from foveal.export.verdict import bytes_of, check_limit, judge
@@ -75,7 +75,10 @@ def export_huggingface(
             )
             export.notes.extend(_at_crop_size(engine, source, images))
         else:
-            export.notes.append("not compared with the model: transformers is not installed; pip install transformers")
+            export.notes.append(
+                "not compared with the model: transformers is not installed; pip install 'foveal[foreign]', and then "
+                f"{VERIFY}"
+            )
         return publish_export(staging, Path(out), export)
 
 

@@ -35,7 +35,7 @@ class Trial:
     def judged(self, card: ExportCard, candidate: GraphEngine, *, folder: Path) -> ExportCard:
         """Return the card of an export with its verdict, and refused where it does not pass.
 
-        A few of the images are also compared at a size that is not square: graphs take any.
+        A few of the images are also compared at a size that is not square, unless the graph was built for others.
 
         Args:
             card: of the export.
@@ -43,10 +43,11 @@ class Trial:
             folder: of the export, whose files are weighed.
         """
         source = self.source
+        others = at_another_size(self.batches[0], patch_size=source.backbone.config.patch_size)
         verdict = judge(
             candidate,
             source.model.engine,
-            [*self.batches, *at_another_size(self.batches[0], patch_size=source.backbone.config.patch_size)],
+            [*self.batches, *(batch for batch in others if candidate.takes(batch.shape))],
             limit=self.limit,
             heads={name: _pair(candidate, source, name) for name in source.heads},
             depth=source.backbone.config.depth,

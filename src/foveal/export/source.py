@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,7 +21,7 @@ from foveal.tasks.head import Head, check_backbone, load_head
 
 # Names of inputs and outputs of a backbone; others of its graph hold a dot, or begin as those in _INSIDE.
 TAKEN = ("images", "cls", "patches", "registers")
-_INSIDE = ("embedded", "position", "grid_h", "grid_w", "prefix", "pos_embed", "val_", "node_")
+_INSIDE = ("embedded", "position", "grid_h", "grid_w", "prefix", "pos_embed", "whole_patches", "val_", "node_")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
 
 
@@ -102,14 +102,21 @@ def open_source(
             backbone, without a folder, or of a name that is taken; terms that are not accepted.
     """
     check_target(Path(out))
+    found = open_original(model, heads=heads, num_heads=num_heads)
+    licences = [head.card.licence for head in found.heads.values()]
+    return replace(found, licence=_permitted(model, found.model.card, licences, others, accept_licence))
+
+
+def open_original(model: str | Path, *, heads: Sequence[str] = (), num_heads: int | None = None) -> Source:
+    """Open what was exported, to compare with it; see `open_source`, which asks for permission too."""
     named = {name: load_head(folder) for name, folder in _named(heads).items()}
     backbone, card = open_own(model, num_heads=num_heads)
     loaded = Model(TorchEngine(backbone), card)
     for name, head in named.items():
         check_backbone(head.card, loaded)
         _check_finite(head, name=name)
-    licence = _permitted(model, card, [head.card.licence for head in named.values()], others, accept_licence)
-    return Source(loaded, backbone, named, licence)
+    licence = strictest([card.licence, *(head.card.licence for head in named.values())])
+    return Source(loaded, backbone, named, licence.unaccepted())
 
 
 def open_own(model: str | Path, *, num_heads: int | None = None) -> tuple[VisionTransformer, Card]:

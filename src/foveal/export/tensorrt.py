@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 from foveal.backbone.variants import multiple_of_patch
 from foveal.engine.gate import FAST_LIMIT
 from foveal.errors import FovealError
-from foveal.export.card import ExportCard, ExportError, publish_export, staged
+from foveal.export.card import VERIFY, ExportCard, ExportError, publish_export, staged
 from foveal.export.judging import open_trial
 from foveal.export.onnx import PACKAGES, PORTABLE_OPSET
 from foveal.export.onnx_engine import GRAPH, OnnxEngine
@@ -18,6 +18,8 @@ from foveal.export.runtimes import require
 
 PLAN, SCRIPT = "model.plan", "build.sh"
 PlanPrecision = Literal["fp32", "fp16", "bf16"]
+# bf16 has the range of float32; in fp16 large activations of vision transformers overflow, and nothing says so.
+PLAN_PRECISION: PlanPrecision = "bf16"
 
 
 class Range(NamedTuple):
@@ -70,7 +72,7 @@ def export_tensorrt(
     out: str | Path,
     *,
     heads: Sequence[str] = (),
-    precision: PlanPrecision = "fp16",
+    precision: PlanPrecision = PLAN_PRECISION,
     batch: Range | None = None,
     height: Range | None = None,
     width: Range | None = None,
@@ -88,7 +90,7 @@ def export_tensorrt(
         model: a model folder, a checkpoint, or a name in `foveal models`.
         out: the folder to write; nothing may be there yet.
         heads: head folders; see `open_source`.
-        precision: that TensorRT may use.
+        precision: that TensorRT may use beside float32, whose products it computes in TF32 in any case.
         batch: images in a batch; None is 1 to 64, usually 8.
         height: pixels; None is the model's size.
         width: likewise.
@@ -159,10 +161,13 @@ def write_plan(card: ExportCard, folder: Path, profile: Profile, *, precision: P
     try:
         import tensorrt
     except ImportError:
-        note = f"TensorRT is not installed here, so no plan was built: run {SCRIPT} on the GPU that will serve"
+        note = (
+            f"TensorRT is not installed here, so no plan was built: run {SCRIPT} on the GPU that will serve, and then "
+            f"{VERIFY}"
+        )
         return card.model_copy(update={"built": False, "notes": [note]})
     (folder / PLAN).write_bytes(build_plan(tensorrt, folder / GRAPH, shapes, precision=precision))
-    notes = ["the verdict is that of the graph; the plan was built here and not run"]
+    notes = [f"the verdict is that of the graph; the plan was built here and not run: {VERIFY}"]
     versions = {**card.versions, "tensorrt": str(tensorrt.__version__)}
     return card.model_copy(update={"built": True, "notes": notes, "versions": versions})
 

@@ -24,7 +24,7 @@ from foveal.export.onnx import PACKAGES, PORTABLE_OPSET
 from foveal.export.onnx_engine import GRAPH, OnnxEngine
 from foveal.export.runtimes import require
 from foveal.export.source import Source
-from foveal.export.tensorrt import Profile, Range, write_plan
+from foveal.export.tensorrt import PLAN_PRECISION, Profile, Range, write_plan
 from foveal.export.triton_config import (
     BACKENDS,
     WARMUP_PICTURE,
@@ -40,6 +40,7 @@ from foveal.features.preprocessing import preprocessing_of
 from foveal.images.decode import DecodeLimits
 
 CONFIG, VERSION, LICENCE = "config.pbtxt", "1", "LICENCE.txt"
+GRAPHS = f"backbone/{VERSION}"
 # What the model `preprocess` needs of foveal: NumPy and Pillow are all that these import.
 SOURCES = (
     "errors.py",
@@ -107,10 +108,10 @@ def export_triton(
     config = trial.source.backbone.config
     batches = batching(config, trial.source.model.card.crop_size, device, half=backend == "tensorrt")
     with staged(Path(out)) as staging:
-        version = staging / "backbone" / VERSION
+        version = staging / GRAPHS
         version.mkdir(parents=True)
         inputs, outputs = write_graph(trial.source, version / GRAPH, opset=PORTABLE_OPSET)
-        precision = "fp16" if backend == "tensorrt" else "fp32"
+        precision = PLAN_PRECISION if backend == "tensorrt" else "fp32"
         card = trial.source.export_card(
             "triton", inputs=inputs, outputs=outputs, opset=PORTABLE_OPSET, precision=precision
         )
@@ -178,7 +179,7 @@ def _write_backbone(
     if backend == "tensorrt":
         square = Range(side, side, side)
         profile = Profile(Range(1, batches.preferred[-1], batches.max_batch), square, square)
-        return write_plan(card, folder / VERSION, profile, precision="fp16")
+        return write_plan(card, folder / VERSION, profile, precision=PLAN_PRECISION)
     return card
 
 

@@ -28,7 +28,7 @@ class Device:
         instances: of the backbone: two, so that one copies and is queued while the other computes.
         preprocessors: processes that decode, about one a core of the machines that carry such a GPU.
         tf32_tflops: dense peak in TF32, which ONNX Runtime takes for float32 on these GPUs, 10^12 operations a second.
-        fp16_tflops: dense peak in fp16, which TensorRT takes.
+        fp16_tflops: dense peak in fp16, that in bf16 too, which TensorRT takes.
         memory_gb: for weights and activations.
     """
 
@@ -80,7 +80,7 @@ def images_per_s(config: BackboneConfig, image_size: int, device: Device, *, hal
         config: of the backbone.
         image_size: side, pixels.
         device: a GPU.
-        half: fp16 (TensorRT); False is TF32 (ONNX Runtime).
+        half: bf16 or fp16 (TensorRT); False is TF32 (ONNX Runtime).
     """
     peak = device.fp16_tflops if half else device.tf32_tflops
     return EFFICIENCY * peak * 1000 / gflop_of(config, image_size)

@@ -21,7 +21,9 @@ def tensorrt(
     model: ModelArgument,
     out: OutOption,
     head: HeadOption = None,
-    precision: Annotated[Literal["fp32", "fp16", "bf16"], typer.Option(help="That TensorRT may use.")] = "fp16",
+    precision: Annotated[
+        Literal["fp32", "fp16", "bf16"], typer.Option(help="That TensorRT may use; fp16 overflows in many models.")
+    ] = "bf16",
     batch: Annotated[str, typer.Option(metavar="LEAST:USUAL:MOST", help="Images in a batch.")] = "1:8:64",
     height: Annotated[
         str | None, typer.Option(metavar="LEAST:USUAL:MOST", help="Pixels.  [default: the model's size]")
