@@ -17,8 +17,8 @@ from foveal.files import publish_new, remove_abandoned, staging_of
 from foveal.images.imageset import ImageSet
 
 # The module of each format; where the same module writes several, it is told which.
-READ = {"coco": "coco"}
-WRITTEN = {**READ}
+READ = {"coco": "coco", "label-studio": "label_studio", "cvat": "cvat", "fiftyone": "fiftyone_data"}
+WRITTEN = {**READ, "yolo": "yolo", "yolo-seg": "yolo", "voc": "voc"}
 
 
 def read_annotations(

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from pathlib import PurePosixPath
 
+from foveal.annotate.formats.runs import MAX_PIXELS
 from foveal.annotate.types import AnnotatedImage
 from foveal.errors import BadImageError, FovealError
 from foveal.images.decode import read_size
@@ -81,8 +82,8 @@ class Pictures:
         check_name(name)
         if width is None or height is None:
             raise FovealError(f"the size of {name} is not said; give the image set that was annotated")
-        if width < 1 or height < 1:
-            raise FovealError(f"{name} is of {width} x {height} pixels; correct it")
+        if width < 1 or height < 1 or width * height > MAX_PIXELS:
+            raise FovealError(f"{name} is of {width} x {height} pixels; allowed are 1 to {MAX_PIXELS} in all")
         return AnnotatedImage(name, width, height)
 
     def _index(self, name: str) -> int | None:

@@ -1,0 +1,251 @@
+"""FiftyOne: a folder with samples.json and metadata.json, as its FiftyOneDataset is exported.
+
+Source: the public description of the format, docs.voxel51.com. Places are shares of the picture's sides; a mask is of
+the pixels of its box, as a compressed NumPy array. What is written names no version: FiftyOne reads it as its older
+layout, which needs nothing of its database.
+"""
+
+import base64
+import binascii
+import io
+import json
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from foveal.annotate.formats.attributes import restored
+from foveal.annotate.formats.documents import field, number, read_json
+from foveal.annotate.formats.found import Found
+from foveal.annotate.formats.pictures import Pictures
+from foveal.annotate.formats.polygons import extent_of, mask_of
+from foveal.annotate.types import AnnotatedImage, AnnotatedSet, Annotation, Box, Mask
+from foveal.errors import FovealError, nearest
+
+PICTURES = "data"
+_SAMPLES, _METADATA = "samples.json", "metadata.json"
+_KINDS = {"Detections": "detections", "Classifications": "classifications", "Polylines": "polylines"}
+_SINGLE = ("Detection", "Classification", "Polyline")
+_DECIMALS = 6  # of a pixel, below which a share is rounding
+_MOST_BYTES = 128_000_000  # of one mask
+_FIELDS = {
+    "filepath": "fiftyone.core.fields.StringField",
+    "tags": "fiftyone.core.fields.ListField(fiftyone.core.fields.StringField)",
+    "metadata": "fiftyone.core.fields.EmbeddedDocumentField(fiftyone.core.metadata.ImageMetadata)",
+    "detections": "fiftyone.core.fields.EmbeddedDocumentField(fiftyone.core.labels.Detections)",
+    "labels": "fiftyone.core.fields.EmbeddedDocumentField(fiftyone.core.labels.Classifications)",
+}
+
+
+def write(annotated: AnnotatedSet, folder: Path) -> list[str]:
+    """Write samples.json and metadata.json: boxes and masks as `detections`, labels of whole pictures as `labels`.
+
+    The state is a tag of each where it is not accepted; source and track are attributes.
+
+    Returns:
+        What was left out or changed.
+    """
+    by_image: dict[str, list[Annotation]] = defaultdict(list)
+    for one in annotated.annotations:
+        by_image[one.image].append(one)
+    samples = [_sample(image, by_image[image.uri]) for image in annotated.images]
+    classes = list(annotated.classes)
+    metadata = {
+        "name": "foveal",
+        "media_type": "image",
+        "sample_fields": _FIELDS,
+        "info": {},
+        "classes": {"detections": classes, "labels": classes},
+        "default_classes": classes,
+    }
+    (folder / _METADATA).write_text(json.dumps(metadata) + "\n")
+    (folder / _SAMPLES).write_text(json.dumps({"samples": samples}, allow_nan=False) + "\n")
+    both = sum(1 for one in annotated.annotations if one.mask is not None and one.box is not None)
+    empty = sum(1 for one in annotated.annotations if one.mask is not None and not one.mask.pixels().any())
+    notes = [f"boxes of {both} masks are those around them: a mask fills its box"] if both else []
+    return notes + ([f"{empty} empty masks are left out"] if empty else [])
+
+
+def _sample(image: AnnotatedImage, annotations: list[Annotation]) -> dict[str, Any]:
+    labels = [
+        {"_cls": "Classification", "label": one.class_name, **_more(one)}
+        for one in annotations
+        if one.mask is None and one.box is None
+    ]
+    detections = [found for one in annotations if (found := _detection(one, image)) is not None]
+    size = {"_cls": "ImageMetadata", "width": image.width, "height": image.height}
+    return {
+        "filepath": f"{PICTURES}/{image.uri}",
+        "tags": [],
+        "metadata": size,
+        "detections": {"_cls": "Detections", "detections": detections},
+        "labels": {"_cls": "Classifications", "classifications": labels},
+    }
+
+
+def _more(one: Annotation) -> dict[str, Any]:
+    more: dict[str, Any] = {"tags": [] if one.state == "accepted" else [one.state]}
+    more |= {} if one.score is None else {"confidence": one.score}
+    more |= {} if one.source == "imported" else {"source": one.source}
+    return more | ({} if one.track is None else {"track_id": one.track})
+
+
+def _detection(one: Annotation, image: AnnotatedImage) -> dict[str, Any] | None:
+    pixels = one.mask.pixels() if one.mask is not None else None
+    box = extent_of(pixels) if pixels is not None else one.box
+    if box is None:
+        return None
+    shares = (np.array(box) / np.array([image.width, image.height] * 2)).tolist()
+    found: dict[str, Any] = {"_cls": "Detection", "label": one.class_name, "bounding_box": shares, **_more(one)}
+    if pixels is not None:
+        left, top, width, height = map(int, box)
+        found["mask"] = _packed(pixels[top : top + height, left : left + width])
+    return found
+
+
+def _packed(pixels: np.ndarray) -> dict[str, Any]:
+    stream = io.BytesIO()
+    np.save(stream, pixels, allow_pickle=False)
+    text = base64.b64encode(zlib.compress(stream.getvalue())).decode("ascii")
+    return {"$binary": {"base64": text, "subType": "00"}}
+
+
+def read(path: Path, pictures: Pictures, fields: Collection[str] = ()) -> Found:
+    """Read an exported folder.
+
+    Args:
+        path: the folder, or its samples.json.
+        pictures: what its samples are of.
+        fields: the fields to read; empty for all that hold labels, where that is `detections` and `labels` or only one.
+
+    Polylines become pixels. A mask of another size than its box is drawn to it.
+    """
+    path = path if path.name == _SAMPLES else path / _SAMPLES
+    samples = field(read_json(path), "samples", list, where=str(path))
+    chosen = _chosen(samples, fields, path)
+    images: dict[str, AnnotatedImage] = {}
+    annotations: list[Annotation] = []
+    counts: Counter[str] = Counter()
+    for place, sample in enumerate(samples):
+        where = f"{path}: sample {place + 1}"
+        name = field(sample, "filepath", str, where=where)
+        size = sample.get("metadata") or {}
+        image = pictures.find(_uri(name), size.get("width"), size.get("height"))
+        if image is None:
+            continue
+        if image.uri in images:
+            raise FovealError(f"{where} is of {image.uri}, as another is; export it again")
+        images[image.uri] = image
+        for one in chosen:
+            annotations += _labels(sample.get(one), image, counts, where=f"{where}: {one}")
+    names = dict.fromkeys([*_classes(path.with_name(_METADATA), chosen), *(one.class_name for one in annotations)])
+    notes = tuple(f"{count} labels of the kind {kind} are left out" for kind, count in sorted(counts.items()))
+    return Found(AnnotatedSet(tuple(names), tuple(images.values()), tuple(annotations)), notes)
+
+
+def _chosen(samples: list[Any], fields: Collection[str], path: Path) -> list[str]:
+    """Return the fields to read."""
+    held: dict[str, None] = {}
+    for sample in samples:
+        for name, value in sample.items() if isinstance(sample, Mapping) else ():
+            if isinstance(value, Mapping) and value.get("_cls") in (*_KINDS, *_SINGLE):
+                held[name] = None
+    if unknown := [name for name in fields if name not in held]:
+        raise FovealError(f"{path} has no labels in {unknown[0]!r}{nearest(unknown[0], held)}; found {', '.join(held)}")
+    if not fields and len(held) > 1 and not set(held) <= {"detections", "labels"}:
+        raise FovealError(f"{path} has labels in {', '.join(held)}; name the fields that are meant")
+    return list(fields or held)
+
+
+def _uri(name: str) -> str:
+    path = PurePosixPath(name)
+    return path.relative_to(PICTURES).as_posix() if path.parts[:1] == (PICTURES,) else name
+
+
+def _classes(path: Path, fields: Collection[str]) -> list[str]:
+    """Return the classes that the data set declares for these fields, in their order."""
+    content = read_json(path) if path.is_file() else {}
+    declared = content.get("classes") if isinstance(content, Mapping) else None
+    found = [declared.get(name) for name in fields] if isinstance(declared, Mapping) else []
+    return [str(name) for names in found if isinstance(names, list) for name in names]
+
+
+def _labels(value: Any, image: AnnotatedImage, counts: Counter[str], *, where: str) -> Iterator[Annotation]:
+    if value is None:
+        return
+    kind = field(value, "_cls", str, where=where)
+    labels = field(value, _KINDS[kind], list, where=where) if kind in _KINDS else [value]
+    for place, label in enumerate(labels):
+        here = f"{where} {place + 1}"
+        kind = field(label, "_cls", str, where=here)
+        if kind not in _SINGLE or (kind == "Polyline" and not label.get("closed")):
+            counts[kind] += 1
+            continue
+        mask, box = _shape(kind, label, image, where=here)
+        score = label.get("confidence")
+        one = Annotation(
+            image.uri,
+            field(label, "label", str, where=here),
+            mask,
+            box,
+            source="imported",
+            score=None if score is None else number(score, where=here),
+        )
+        tags = label.get("tags")
+        state = next((tag for tag in tags if tag != "accepted"), None) if isinstance(tags, list) else None
+        yield restored(one, {**label, "state": state})
+
+
+def _shape(kind: str, label: Mapping[str, Any], image: AnnotatedImage, *, where: str) -> tuple[Mask | None, Box | None]:
+    if kind == "Classification":
+        return None, None
+    sides = np.array([image.width, image.height])
+    if kind == "Polyline":
+        rings = [
+            np.array([[number(part, where=where) for part in point] for point in ring]).reshape(-1, 2) * sides
+            for ring in field(label, "points", list, where=where)
+        ]
+        return mask_of([ring for ring in rings if len(ring) >= 3], image.height, image.width, where=where), None
+    shares = field(label, "bounding_box", list, where=where)
+    if len(shares) != 4:
+        raise FovealError(f"{where}: a box of {len(shares)} numbers; it must be x, y, width and height")
+    values = np.array([number(share, where=where) for share in shares]) * np.tile(sides, 2)
+    box = Box(*np.round(values, _DECIMALS).tolist())
+    if label.get("mask") is None:
+        return None, box
+    pixels = _unpacked(label["mask"], where=where)
+    return Mask.of(_placed(pixels, box, image, where=where)), None
+
+
+def _unpacked(value: Any, *, where: str) -> np.ndarray:
+    """Return the mask of a box, (h, w) bool; no more is unpacked than a picture may have."""
+    binary = value.get("$binary") if isinstance(value, Mapping) else value
+    text = binary.get("base64") if isinstance(binary, Mapping) else binary
+    try:
+        unpacker = zlib.decompressobj()
+        data = unpacker.decompress(base64.b64decode(str(text), validate=True), _MOST_BYTES)
+        if unpacker.unconsumed_tail:
+            raise ValueError("it is too large")
+        pixels = np.load(io.BytesIO(data), allow_pickle=False)
+    except (binascii.Error, zlib.error, ValueError, OSError, EOFError) as error:
+        raise FovealError(f"{where}: a mask that cannot be unpacked ({error}); export it again") from error
+    if pixels.ndim != 2 or pixels.dtype.kind not in "bui" or not pixels.size:
+        raise FovealError(f"{where}: a mask of shape {pixels.shape} and type {pixels.dtype}; it must be (H, W) bool")
+    return pixels.astype(bool)
+
+
+def _placed(pixels: np.ndarray, box: Box, image: AnnotatedImage, *, where: str) -> np.ndarray:
+    """Return (H, W) bool: the mask of a box in its picture, by nearest neighbours where it is of another size."""
+    left, top = round(box.x), round(box.y)
+    width, height = max(1, round(box.width)), max(1, round(box.height))
+    if left < 0 or top < 0 or left + width > image.width or top + height > image.height:
+        size = f"{image.width} x {image.height}"
+        raise FovealError(f"{where}: a mask that leaves the picture of {size} pixels; correct it")
+    rows = (np.arange(height) + 0.5) * pixels.shape[0] / height
+    columns = (np.arange(width) + 0.5) * pixels.shape[1] / width
+    whole = np.zeros((image.height, image.width), bool)
+    whole[top : top + height, left : left + width] = pixels[np.ix_(rows.astype(int), columns.astype(int))]
+    return whole
