@@ -1,6 +1,6 @@
 """The application: one router a group of endpoints, and every error as JSON."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request
@@ -14,6 +14,8 @@ from foveal.serve.guard import Guard
 from foveal.serve.openapi import describe
 from foveal.serve.problems import Problem
 from foveal.serve.service import Service
+from foveal.serve.web.door import Door
+from foveal.serve.web.pages import Page, pages_router
 
 # Each has `router(service)`, and `BODIES`, the types of bodies that it reads itself.
 ENDPOINTS = (health, models, embeddings, features, heads, search, v2, admin)
@@ -21,8 +23,13 @@ ENDPOINTS = (health, models, embeddings, features, heads, search, v2, admin)
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
-def create_app(service: Service) -> FastAPI:
-    """Return the ASGI application that serves a model; it starts and stops the service."""
+def create_app(service: Service, pages: Sequence[Page] = ()) -> FastAPI:
+    """Return the ASGI application that serves a model; it starts and stops the service.
+
+    Args:
+        service: the model, and the settings.
+        pages: for browsers; with any, the settings' keys are the token of `foveal.serve.web.door`.
+    """
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -44,6 +51,10 @@ def create_app(service: Service) -> FastAPI:
         app.include_router(endpoint.router(service))
     describe(app, [body for endpoint in ENDPOINTS for body in endpoint.BODIES])
     app.add_middleware(Guard, service=service)
+    if pages:
+        app.include_router(pages_router(pages), include_in_schema=False)
+        addresses = ["/", *(page.path for page in pages)]
+        app.add_middleware(Door, host=service.settings.host, keys=service.settings.api_keys, pages=addresses)
     return app
 
 

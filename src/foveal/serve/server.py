@@ -9,6 +9,7 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
@@ -21,16 +22,22 @@ from foveal.serve.app import create_app
 from foveal.serve.problems import Problem
 from foveal.serve.service import UNAWAITED, Service
 from foveal.serve.settings import ServeSettings
+from foveal.serve.web.pages import Page
 
 logger = logging.getLogger(__name__)
 
 _MOST_HEADERS = 64 * 1024  # bytes
 
 
-def serve(service: Service) -> None:
+def serve(service: Service, pages: Sequence[Page] = (), *, listening: Callable[[str], None] | None = None) -> None:
     """Serve until SIGTERM or Ctrl-C; then answer what was accepted, and return.
 
     SIGHUP opens the same model and heads again, and serves them from then on.
+
+    Args:
+        service: what answers.
+        pages: see `create_app`.
+        listening: is told the address, without token, as soon as requests are taken.
 
     Raises:
         FovealError: the address cannot be listened on, or the TLS files cannot be read.
@@ -38,8 +45,10 @@ def serve(service: Service) -> None:
     if _hears_sighup():
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # one that comes before we serve would end the process
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it writes down characters of damaged forms
-    server = Server(service)
+    server = Server(service, pages)
     logger.info("serving %s at %s", service.loaded.name, server.url)
+    if listening is not None:
+        listening(server.url)
     server.run_to_end()
     if any(thread.name == UNAWAITED for thread in threading.enumerate()):
         logging.shutdown()
@@ -73,15 +82,16 @@ class Server(uvicorn.Server):
 
     Args:
         service: what answers, with its settings.
+        pages: see `create_app`.
 
     Raises:
         FovealError: as `serve`.
     """
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, pages: Sequence[Page] = ()) -> None:
         settings = service.settings
         config = uvicorn.Config(
-            create_app(service),
+            create_app(service, pages),
             http=_patient(settings),
             ws="none",
             loop="asyncio",

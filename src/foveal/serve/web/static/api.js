@@ -1,0 +1,58 @@
+// How pages talk to the server: JSON, binary arrays, and errors in words.
+
+export class ApiError extends Error {
+  /** @param {string} code stable word; "unreachable" where no server answered */
+  constructor(code, message, status = 0, field = null) {
+    super(message);
+    Object.assign(this, { code, status, field });
+  }
+}
+
+async function ask(path, options = {}) {
+  let answer;
+  try {
+    answer = await fetch(path, { credentials: "same-origin", ...options });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new ApiError("unreachable", "The server does not answer. Start it again; this page goes on by itself.");
+  }
+  if (answer.ok) return answer;
+  let said = {};
+  try {
+    said = (await answer.json()).error ?? {};
+  } catch {
+    // no JSON: the status has to do
+  }
+  throw new ApiError(said.code ?? "failed", said.message ?? `The server said ${answer.status}.`, answer.status, said.field);
+}
+
+/** GET or, with a body, POST JSON; returns JSON. */
+export async function json(path, body, options = {}) {
+  const sent = body === undefined ? {} : { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) };
+  return (await ask(path, { ...sent, ...options })).json();
+}
+
+/** POST a file as it is; returns JSON. */
+export async function upload(path, file, options = {}) {
+  const sent = { method: "POST", headers: { "content-type": file.type || "application/octet-stream" }, body: file };
+  return (await ask(path, { ...sent, ...options })).json();
+}
+
+/** GET or POST; returns {header, bytes}: what the header x-array says, and an ArrayBuffer. */
+export async function binary(path, body, options = {}) {
+  const sent = body === undefined ? {} : { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) };
+  const answer = await ask(path, { ...sent, ...options });
+  return { header: JSON.parse(answer.headers.get("x-array") ?? "{}"), bytes: await answer.arrayBuffer() };
+}
+
+/** Call `again` until the server answers; at most once a second or so. */
+export async function whenBack(again) {
+  for (;;) {
+    try {
+      return await again();
+    } catch (error) {
+      if (error.code !== "unreachable") throw error;
+      await new Promise((resolve) => setTimeout(resolve, 1000));
+    }
+  }
+}
