@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import get_args
 
+from foveal.annotate.formats.runs import check_mask
 from foveal.annotate.records import Edit
 from foveal.annotate.types import Annotation, Box, Prompt, Source, State
 from foveal.errors import ProjectError
@@ -22,7 +23,7 @@ def check_edit(edit: Edit, size_of: Callable[[str], Size]) -> None:
         size_of: width and height of a picture by its uri; asked where there is a mask, box or prompt.
 
     Raises:
-        ProjectError: says what was seen and what is allowed.
+        FovealError: says what was seen and what is allowed.
     """
     annotation = edit.annotation
     check_one_of("state", annotation.state, get_args(State))
@@ -49,11 +50,14 @@ def check_one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 def _check_mask(annotation: Annotation, size: Size) -> None:
     mask = annotation.mask
-    if mask is not None and (mask.width, mask.height) != size:
+    if mask is None:
+        return
+    if (mask.width, mask.height) != size:
         raise ProjectError(
             f"the mask of '{annotation.class_name}' has {mask.width} x {mask.height} pixels, its picture "
             f"{annotation.image} {size[0]} x {size[1]}; give a mask of the picture's size"
         )
+    check_mask(mask, where=f"the mask of '{annotation.class_name}' on {annotation.image}")
 
 
 def _check_box(uri: str, box: Box, size: Size) -> None:

@@ -1,48 +1,39 @@
 """The annotation project: a folder with an image set and all that was said about its images."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from foveal.annotate import classes, proposals, queries, writing
-from foveal.annotate.checks import Size, check_edit, check_one_of
-from foveal.annotate.creation import DATABASE, IMAGES, create_folder
+from foveal.annotate import classes, exchange, proposals, queries, writing
+from foveal.annotate.checks import check_edit, check_one_of
+from foveal.annotate.creation import DATABASE, create_folder
 from foveal.annotate.database import Database
 from foveal.annotate.journal import (
     Repeated,
     Step,
     Target,
-    newest_revision,
     redo_target,
     step,
     step_of_request,
     undo_target,
 )
-from foveal.annotate.queries import Filter, Labels
+from foveal.annotate.reading import ANYBODY, ProjectReader
 from foveal.annotate.records import (
-    Changes,
-    Class,
-    Conflict,
     Edit,
     ImageState,
-    ProjectImage,
-    Record,
     Written,
 )
-from foveal.annotate.types import Annotation, State
-from foveal.errors import BadImageError, ImageSetError, ProjectError
+from foveal.annotate.types import AnnotatedSet, Annotation, Source
+from foveal.errors import ProjectError
 from foveal.features.extract import Model
 from foveal.features.origin import described
-from foveal.images.decode import read_size
 from foveal.images.imageset import ImageSet
 
 HELD_OUT_SHARE = 0.2
-_ANYBODY = "python"
 
 
-class Project:
+class Project(ProjectReader):
     """Images, classes, annotations and the log of all changes. Threads may share one, and processes one folder.
 
     Each change is one step, durable when the call returns. It has a revision, and the client that made it can undo it.
@@ -53,15 +44,6 @@ class Project:
         >>> project.label("garden/1.jpg", "wren")  # doctest: +SKIP
         >>> project.undo()  # doctest: +SKIP
     """
-
-    def __init__(self, folder: Path, database: Database) -> None:
-        """Take an open database; `create` and `open` make one."""
-        self.folder, self._database = folder, database
-        with database.reading() as connection:
-            facts = dict(connection.execute("SELECT name, value FROM facts").fetchall())
-            self.num_images: int = connection.execute("SELECT count(*) FROM images").fetchone()[0]
-        self.model = {"name": facts["model_name"], "sha256": facts["model_sha256"]} if "model_name" in facts else None
-        self.created = float(facts["created"])
 
     @classmethod
     def create(
@@ -130,89 +112,30 @@ class Project:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @cached_property
-    def image_set(self) -> ImageSet:
-        """The image set, with the same rows and hash as when the project was made.
+    # What is written.
+
+    def add(self, found: AnnotatedSet, *, source: Source = "imported", client: str = ANYBODY) -> Written:
+        """Add annotations of another tool and the classes they need, in one step; what is there already stays once.
+
+        Args:
+            found: whose images are in the project, by uri, at the size of the pictures.
+            source: who said it.
+            client: who adds it.
+
+        Returns:
+            As `write`; `left` counts the annotations that were there already.
 
         Raises:
-            ImageSetError: the folder of the images is gone.
+            ProjectError: unknown images, a mask or picture of another size; nothing is added.
         """
-        return ImageSet.open(self.folder / IMAGES)
-
-    # What is read.
-
-    @property
-    def revision(self) -> int:
-        """The number of the last step."""
-        with self._database.reading() as connection:
-            return newest_revision(connection)
-
-    def classes(self) -> tuple[Class, ...]:
-        """Return the classes in the order in which they were added."""
-        with self._database.reading() as connection:
-            return classes.list_classes(connection)
-
-    def count(self, chosen: Filter = Filter()) -> int:  # noqa: B008 (frozen)
-        """Return how many images a filter leaves."""
-        with self._database.reading() as connection:
-            return queries.count_images(connection, chosen)
-
-    def page(self, start: int = 0, count: int = 200, *, chosen: Filter = Filter()) -> tuple[ProjectImage, ...]:  # noqa: B008
-        """Return `count` of the images that a filter leaves, from place `start`, in the order of the set."""
-        with self._database.reading() as connection:
-            return queries.page_of(connection, start, count, chosen)
-
-    def images(self, indices: Sequence[int]) -> tuple[ProjectImage, ...]:
-        """Return images by their rows; ProjectError for one that is not there."""
-        with self._database.reading() as connection:
-            return queries.images_at(connection, indices)
-
-    def index(self, uri: str) -> int:
-        """Return the row of an image; ProjectError where the project does not have it."""
-        with self._database.reading() as connection:
-            return queries.index_of(connection, uri)
-
-    def annotations(
-        self,
-        uri: str | None = None,
-        *,
-        class_name: str | None = None,
-        states: Iterable[State] = (),
-        track: str | None = None,
-        ids: Sequence[int] | None = None,
-    ) -> tuple[Record, ...]:
-        """Return the annotations that fit all that is given, in the order of their images and ids."""
-        with self._database.reading() as connection:
-            return queries.records(connection, uri=uri, class_name=class_name, states=states, track=track, ids=ids)
-
-    def labels(self) -> Labels:
-        """Return the accepted labels of whole images: what a head learns from, and is measured with."""
-        with self._database.reading() as connection:
-            return queries.labels(connection)
-
-    def changes_since(self, revision: int) -> Changes:
-        """Return what changed after a revision, so that several windows follow each other."""
-        with self._database.reading() as connection:
-            return queries.changes_since(connection, revision)
-
-    def size(self, uri: str) -> Size:
-        """Return width and height of an image in pixels, upright; read once from its header.
-
-        Raises:
-            ProjectError: the image is not in the project, gone, or none.
-        """
-        with self._database.reading() as connection:
-            row = connection.execute("SELECT id, width, height FROM images WHERE uri = ?", (uri,)).fetchone()
-        if row is not None and row["width"] is not None:
-            return row["width"], row["height"]
-        index = self.index(uri)
-        try:
-            size = read_size(self.image_set.read(index))
-        except (BadImageError, ImageSetError) as error:
-            raise ProjectError(f"the size of {uri} is not known, since it cannot be read: {error}") from error
-        with self._database.writing() as connection:
-            connection.execute("UPDATE images SET width = ?, height = ? WHERE id = ?", (*size, index))
-        return size
+        exchange.check_images(self, found)
+        found = replace(found, annotations=tuple(replace(one, id=None, source=source) for one in found.annotations))
+        self._check([Edit(one) for one in found.annotations])
+        return self._step(
+            lambda opened: exchange.add_set(opened, found),
+            client=client,
+            words=f"add {len(found.annotations)} annotations",
+        )
 
     # What is written.
 
@@ -222,7 +145,7 @@ class Project:
         *,
         remove: Sequence[tuple[int, int | None]] = (),
         states: Mapping[str, ImageState] | None = None,
-        client: str = _ANYBODY,
+        client: str = ANYBODY,
         words: str = "",
         request: str | None = None,
     ) -> Written:
@@ -243,8 +166,7 @@ class Project:
         Raises:
             ProjectError: something that no picture can have, or a class or image that is not there; nothing is written.
         """
-        for edit in edits:
-            check_edit(edit, self.size)
+        self._check(edits)
         for state in (states or {}).values():
             check_one_of("state", state, get_args(ImageState))
 
@@ -267,7 +189,7 @@ class Project:
         class_name: str | None,
         *,
         seen: int | None = None,
-        client: str = _ANYBODY,
+        client: str = ANYBODY,
         request: str | None = None,
     ) -> Written:
         """Give an image the label of a class, in place of the one it has and of proposed ones; None takes it away.
@@ -290,7 +212,7 @@ class Project:
         return self._step(change, client=client, words=words, request=request)
 
     def propose(
-        self, annotations: Sequence[Annotation], *, client: str = _ANYBODY, words: str = "", request: str | None = None
+        self, annotations: Sequence[Annotation], *, client: str = ANYBODY, words: str = "", request: str | None = None
     ) -> Written:
         """Write what a computer proposes, in place of its earlier undecided proposals for the same classes.
 
@@ -307,8 +229,7 @@ class Project:
             As `write`; `left` counts those not written.
         """
         proposals.check(annotations)
-        for annotation in annotations:
-            check_edit(Edit(annotation), self.size)
+        self._check([Edit(one) for one in annotations])
         left = 0
 
         def change(opened: Step) -> None:
@@ -318,19 +239,19 @@ class Project:
         words = words or f"propose {len(annotations)} annotations"
         return replace(self._step(change, client=client, words=words, request=request), left=left)
 
-    def add_class(self, name: str, colour: str | None = None, *, client: str = _ANYBODY) -> Written:
+    def add_class(self, name: str, colour: str | None = None, *, client: str = ANYBODY) -> Written:
         """Add a class, with a colour #rrggbb or one far from the others; ProjectError where the name is taken."""
         return self._step(
             lambda opened: classes.add_class(opened, name, colour), client=client, words=f"add the class '{name}'"
         )
 
-    def rename_class(self, name: str, new: str, *, client: str = _ANYBODY) -> Written:
+    def rename_class(self, name: str, new: str, *, client: str = ANYBODY) -> Written:
         """Give a class another name. A window that still writes the old name means the same class."""
         return self._step(
             lambda opened: classes.rename_class(opened, name, new), client=client, words=f"rename '{name}' '{new}'"
         )
 
-    def recolour_class(self, name: str, colour: str, *, client: str = _ANYBODY) -> Written:
+    def recolour_class(self, name: str, colour: str, *, client: str = ANYBODY) -> Written:
         """Give a class another colour #rrggbb."""
         colour = classes.checked_colour(colour)
 
@@ -339,13 +260,13 @@ class Project:
 
         return self._step(change, client=client, words=f"give '{name}' another colour")
 
-    def merge_class(self, name: str, into: str, *, client: str = _ANYBODY) -> Written:
+    def merge_class(self, name: str, into: str, *, client: str = ANYBODY) -> Written:
         """Give all annotations of one class to another, and remove the first."""
         return self._step(
             lambda opened: classes.merge_class(opened, name, into), client=client, words=f"merge '{name}' into '{into}'"
         )
 
-    def remove_class(self, name: str, *, with_annotations: bool = False, client: str = _ANYBODY) -> Written:
+    def remove_class(self, name: str, *, with_annotations: bool = False, client: str = ANYBODY) -> Written:
         """Remove a class. One with accepted annotations is refused unless they are to go too; undo brings all back."""
         return self._step(
             lambda opened: classes.remove_class(opened, name, with_annotations=with_annotations),
@@ -355,27 +276,15 @@ class Project:
 
     # What is taken back.
 
-    def undo(self, *, client: str = _ANYBODY, request: str | None = None) -> Written | None:
+    def undo(self, *, client: str = ANYBODY, request: str | None = None) -> Written | None:
         """Take back the last step of a client, but for what others have changed since; None where there is none."""
         return self._take_back(undo_target, "undo", client, request)
 
-    def redo(self, *, client: str = _ANYBODY, request: str | None = None) -> Written | None:
+    def redo(self, *, client: str = ANYBODY, request: str | None = None) -> Written | None:
         """Do the step again that a client has undone last; None where there is none."""
         return self._take_back(redo_target, "redo", client, request)
 
-    def can(self, *, client: str = _ANYBODY) -> tuple[str | None, str | None]:
-        """Return in words what a client can undo and redo."""
-        with self._database.reading() as connection:
-            undone, redone = undo_target(connection, client), redo_target(connection, client)
-        return undone and undone.words, redone and redone.words
-
-    def conflicts(self) -> tuple[Conflict, ...]:
-        """Return the changes that were refused since somebody else had changed the same, until they are settled."""
-        with self._database.reading() as connection:
-            rows = connection.execute("SELECT * FROM conflicts ORDER BY id").fetchall()
-            return tuple(writing.conflict_of(connection, row) for row in rows)
-
-    def settle(self, conflict: int, take: Literal["stored", "wanted"], *, client: str = _ANYBODY) -> Written:
+    def settle(self, conflict: int, take: Literal["stored", "wanted"], *, client: str = ANYBODY) -> Written:
         """Decide a conflict for what the project holds, or for what was refused.
 
         Raises:
@@ -395,6 +304,13 @@ class Project:
         )
 
     # Parts.
+
+    def _check(self, edits: Sequence[Edit]) -> None:
+        """Refuse annotations that no picture can have, after reading the sizes that are needed together."""
+        marked = {one.annotation.image for one in edits if one.annotation.mask or one.annotation.box or one.prompts}
+        sizes = self.sizes(sorted(marked))
+        for edit in edits:
+            check_edit(edit, sizes.__getitem__)
 
     def _step(
         self,

@@ -4,7 +4,7 @@ import sqlite3
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,7 @@ _RECORDS = (
 _WHOLE = "counts IS NULL AND box IS NULL"
 _MOST_CHANGES = 5_000
 _AT_ONCE = 500  # values in one statement
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,15 @@ def index_of(connection: sqlite3.Connection, uri: str) -> int:
     if row is None:
         raise ProjectError(f"the project has no image {uri!r}; give a uri of its image set")
     return int(row[0])
+
+
+def rows_of(connection: sqlite3.Connection, uris: Sequence[str]) -> dict[str, sqlite3.Row]:
+    """Return the rows of those images that the project has, by their uris."""
+    found: dict[str, sqlite3.Row] = {}
+    for some in _portions(uris):
+        for row in connection.execute(f"SELECT * FROM images WHERE uri IN ({_marks(some)})", some):
+            found[row["uri"]] = row
+    return found
 
 
 def records(
@@ -222,7 +232,7 @@ def _images_of(connection: sqlite3.Connection, rows: Sequence[sqlite3.Row]) -> t
     )
 
 
-def _portions(values: Sequence[int]) -> Iterable[Sequence[int]]:
+def _portions(values: Sequence[_Value]) -> Iterable[Sequence[_Value]]:
     return [values[start : start + _AT_ONCE] for start in range(0, len(values), _AT_ONCE)]
 
 

@@ -55,6 +55,17 @@ def split_by_uri(images: ImageSet, *, share: float) -> tuple[ImageSet, ImageSet]
     return rest, images.subset([i for i, out in enumerate(held_out) if out])
 
 
+def split_by_column(images: ImageSet) -> tuple[ImageSet, ImageSet] | None:
+    """Return the train and the test images of a set whose column split names both, and every image one; else None."""
+    if "split" not in images.rows.column_names:
+        return None
+    split = images.rows.column("split").to_pylist()
+    if set(split) != {"train", "test"}:
+        return None
+    train, test = ([i for i, name in enumerate(split) if name == part] for part in ("train", "test"))
+    return images.subset(train), images.subset(test)
+
+
 def check_apart(train: ImageSet, test: ImageSet) -> None:
     """Raise ImageSetError when a file is in both sets: an image is its own nearest neighbour."""
     in_train = {str(train.root / train.uri(i)) for i in range(len(train))}

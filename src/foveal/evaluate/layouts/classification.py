@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from foveal.errors import FovealError, ImageSetError
 from foveal.evaluate.published import IMAGENET
-from foveal.features.labels import split_by_uri
+from foveal.features.labels import split_by_column, split_by_uri
 from foveal.images.imageset import ImageSet
 
 _SPLIT = 0.2
@@ -46,7 +46,7 @@ def open_classification(
     Args:
         data: a folder with train.txt and test.txt or val.txt (test where both are there), or else with train/ and test/
             or val/ of CLASS/name.jpg or shards; ImageNet as distributed, that is, with ILSVRC/Data/CLS-LOC and
-            LOC_val_solution.csv; or any one labelled set, of which a share is held out.
+            LOC_val_solution.csv; or any one labelled set, of which a share is held out, or what its column split says.
         train: instead of `data`: any labelled set.
         test: the set that is classified; None holds out a share of `train`.
         split: the share; None is 0.2.
@@ -69,7 +69,9 @@ def open_classification(
         name, sets = Path(str(data)).resolve().name, _parts(Path(str(data)))
     first, second = sets
     if second is None:
-        kept, held_out = split_by_uri(ImageSet.open(first), share=_SPLIT if split is None else split)
+        images = ImageSet.open(first)
+        named = split_by_column(images) if split is None else None
+        kept, held_out = named or split_by_uri(images, share=_SPLIT if split is None else split)
         return Classification(name, kept, held_out)
     if split is not None:
         raise FovealError(f"--split has no effect where a test set is given ({second}); leave it out")

@@ -8,6 +8,7 @@ import numpy as np
 
 from foveal.errors import BadImageError, ImageSetError
 from foveal.evaluate.layouts.coco import Part, find_coco
+from foveal.evaluate.layouts.masked_set import find_masked_set
 from foveal.features.batches import Progress
 from foveal.images.sources import IMAGE_SUFFIXES
 from foveal.tasks.samples import DenseSet, Depths, Masks, Pair, check_files, read_ids
@@ -115,6 +116,7 @@ def open_masks(data: str | Path, *, ignored: Iterable[int] | None = None) -> Den
     | Pascal VOC 2012 | JPEGImages, SegmentationClass, ImageSets/Segmentation/{train,val}.txt |
     | ADE20K (scene parsing) | images and annotations, each with training and validation; objectInfo150.txt for names |
     | Cityscapes | leftImg8bit and gtFine with {train,val}/CITY; gtFine_labelTrainIds |
+    | image set with the column mask_uri | see `foveal.evaluate.layouts.masked_set.find_masked_set` |
     | COCO | see `foveal.evaluate.layouts.coco.find_coco` |
     | train, trainannot, test or val, testannot or valannot | pictures and masks of the same names |
     | images and masks (or annotations, labels), with train and test or val, or without | likewise |
@@ -139,7 +141,10 @@ def open_masks(data: str | Path, *, ignored: Iterable[int] | None = None) -> Den
         return _data(_own("Cityscapes", ignored), _cityscapes(folder), Masks(_CITYSCAPES))
     if parts := find_coco(folder):
         return _coco(_own(folder.resolve().name, ignored), parts)
-    pairs = _beside(folder, "mask", _MASKS, suffixes=("annot",))
+    if saved := find_masked_set(folder):
+        pairs = (saved.train, saved.test) if saved.test else _split(saved.train)
+    else:
+        pairs = _beside(folder, "mask", _MASKS, suffixes=("annot",))
     if (folder / "annotations" / "training").is_dir() and (folder / "objectInfo150.txt").is_file():
         reader = Masks(_ade20k_names(folder / "objectInfo150.txt"), frozenset({0}), offset=1)
         return _data(_own("ADE20K", ignored), pairs, reader)
