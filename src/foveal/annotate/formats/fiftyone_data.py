@@ -232,7 +232,7 @@ def _unpacked(value: Any, *, where: str) -> np.ndarray:
         pixels = np.load(io.BytesIO(data), allow_pickle=False)
     except (binascii.Error, zlib.error, ValueError, OSError, EOFError) as error:
         raise FovealError(f"{where}: a mask that cannot be unpacked ({error}); export it again") from error
-    if pixels.ndim != 2 or pixels.dtype.kind not in "bui" or not pixels.size:
+    if pixels.ndim != 2 or pixels.dtype.kind not in ("b", "u", "i") or not pixels.size:
         raise FovealError(f"{where}: a mask of shape {pixels.shape} and type {pixels.dtype}; it must be (H, W) bool")
     return pixels.astype(bool)
 

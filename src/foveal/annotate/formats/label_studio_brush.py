@@ -4,7 +4,7 @@ A header: 32 bits the number of values, 5 bits the width of a value, less 1, fou
 less 1. Then, until there are as many values: 1 bit whether a value is repeated, 2 bits which width the length has, the
 length less 1, and the value, or that many values.
 
-Source: the public rle-pack scheme of thi.ng/umbrella, which Label Studio uses; the mask is the fourth channel.
+Source: the public package rle-pack, whose scheme Label Studio uses; the mask is the fourth channel.
 """
 
 import numpy as np
