@@ -124,6 +124,27 @@ async def test_bytes_of_patches_in_an_answer(token: str, room: int, expected: ob
     assert kept[0].patches.size == 0
 
 
+async def test_prepared_images_beyond_the_room_wait() -> None:
+    one = 3 * 28 * 28 * 4  # bytes of an image as the network takes it
+    limits = {"max_body_bytes": 2 * one, "max_bodies_bytes": 2 * one, "decode_threads": 1}
+    loaded = stub(0.0)
+    loaded.model.engine.gate.clear()
+    async with served(loaded, **limits) as (_, service):
+        asked = asyncio.create_task(service.features([PICTURE] * 12))
+        gone = asyncio.create_task(service.features([PICTURE] * 12))
+        async with asyncio.timeout(20):
+            while service.prepared.bytes < 2 * one:
+                await asyncio.sleep(0.005)
+        await asyncio.sleep(0.1)
+        assert service.prepared.bytes <= (2 + 2) * one  # two may have been on their way
+        gone.cancel()
+        loaded.model.engine.gate.set()
+        async with asyncio.timeout(20):
+            assert len(await asked) == 12
+        await asyncio.gather(gone, return_exceptions=True)
+        assert service.prepared.bytes == 0
+
+
 async def test_an_unknown_key_is_not_repeated_at_length() -> None:
     async with served(stub(0.0)) as (client, _):
         answer = await client.post("/v1/embeddings", json={"input": "", "k" * 10_000: 1})

@@ -1,10 +1,12 @@
 """How much one request, and all of them together, may cost."""
 
+import asyncio
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import TypeVar
 
+import numpy as np
 from pydantic import BaseModel, ValidationError
 
 from foveal.images.decode import DecodeLimits
@@ -93,6 +95,37 @@ class Admission:
             f"{self.images} images wait already; come again later, or ask another server",
             retry_after_s=min(max(pause, 1), 60),
         )
+
+
+class Room:
+    """Bounds the bytes of images that are prepared and not yet answered: while it is full, others are not prepared.
+
+    A request holds its files meanwhile, which are smaller, and counted by `Admission`.
+
+    Args:
+        max_bytes: beyond which nothing more is prepared; what is being prepared then still comes.
+        at_once: images that are prepared at the same time.
+    """
+
+    def __init__(self, *, max_bytes: int, at_once: int) -> None:
+        self.max_bytes, self.bytes = max_bytes, 0
+        self._preparing = asyncio.Semaphore(at_once)
+        self._freed = asyncio.Event()
+
+    @asynccontextmanager
+    async def hold(self, prepare: Callable[[], Awaitable[np.ndarray]]) -> AsyncIterator[np.ndarray]:
+        """Wait for room, prepare an image, and count its bytes while the block runs."""
+        async with self._preparing:
+            while self.bytes >= self.max_bytes:
+                self._freed.clear()
+                await self._freed.wait()
+            array = await prepare()
+            self.bytes += array.nbytes
+        try:
+            yield array
+        finally:
+            self.bytes -= array.nbytes
+            self._freed.set()
 
 
 class AnswerSize:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Any, TypeVar
 
@@ -18,7 +19,7 @@ from foveal.errors import FovealError
 from foveal.images.decode import decode
 from foveal.images.preprocess import Mode, Preprocess, Size, short_side_shape
 from foveal.serve.batcher import Batcher
-from foveal.serve.limits import Admission, AnswerSize, decode_limits
+from foveal.serve.limits import Admission, AnswerSize, Room, decode_limits
 from foveal.serve.loaded import Loaded, Source, open_source
 from foveal.serve.metrics import Metrics
 from foveal.serve.problems import Problem, problem_of, stopping
@@ -59,6 +60,7 @@ class Service:
         self.is_ready = False
         self._pictures = 0
         self._open_pictures = asyncio.Semaphore(settings.decode_threads + 1)
+        self.prepared = Room(max_bytes=settings.max_bodies_bytes, at_once=2 * settings.decode_threads)
         self._swapping = asyncio.Lock()
         self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
         self._engine = ThreadPoolExecutor(1, thread_name_prefix="engine")
@@ -104,10 +106,10 @@ class Service:
         preprocess = _of_request(lambda: loaded.model.preprocessing(size=size, fit=fit), "size")
 
         async def one(number: int, picture: Picture) -> Encoded:
-            array = await self._prepared(picture, preprocess, f"{field}.{number}")
-            if patches:
-                answer.add(4 * backbone.width * (array.shape[1] * array.shape[2] // backbone.patch_size**2))
-            found: Encoded = await self.batcher.submit(Work(loaded, "tokens", "", array.shape), array)
+            async with self._prepared(picture, preprocess, f"{field}.{number}") as array:
+                if patches:
+                    answer.add(4 * backbone.width * (array.shape[1] * array.shape[2] // backbone.patch_size**2))
+                found: Encoded = await self.batcher.submit(Work(loaded, "tokens", "", array.shape), array)
             return found if patches else found._replace(patches=np.empty((*found.patches.shape[:2], 0), np.float32))
 
         with self.admission.admit(len(images)):
@@ -130,8 +132,8 @@ class Service:
         """
 
         async def one(number: int, picture: Picture) -> np.ndarray:
-            array = await self._prepared(picture, preprocess, f"{field}.{number}")
-            found: Encoded = await self.batcher.submit(Work(loaded, "tokens", "", array.shape), array)
+            async with self._prepared(picture, preprocess, f"{field}.{number}") as array:
+                found: Encoded = await self.batcher.submit(Work(loaded, "tokens", "", array.shape), array)
             return found.cls.copy() if token == "cls" else found.patches.mean(axis=(0, 1))
 
         with self.admission.admit(len(images)):
@@ -165,13 +167,16 @@ class Service:
             self._check_size(loaded, images.shape[1:], field)
         preprocess = loaded.model.preprocessing()
 
-        async def one(number: int, image: Picture) -> list[Any]:
-            is_file = isinstance(image, bytes)
-            array = await self._prepared(image, preprocess, f"{field}.{number}") if is_file else image
-            assert isinstance(array, np.ndarray)
+        async def run(array: np.ndarray) -> list[Any]:
             works = [Work(loaded, "tokens", "", array.shape)] if tokens else []
             works += [Work(loaded, "scores", head, array.shape) for head in heads]
             return await together(self.batcher.submit(work, array) for work in works)
+
+        async def one(number: int, image: Picture) -> list[Any]:
+            if isinstance(image, np.ndarray):
+                return await run(image)  # it is counted as part of the body
+            async with self._prepared(image, preprocess, f"{field}.{number}") as array:
+                return await run(array)
 
         with self.admission.admit(len(images)):
             return await together(one(number, image) for number, image in enumerate(images))
@@ -206,8 +211,8 @@ class Service:
             where = f"{field}.{number}"
             found: np.ndarray
             if isinstance(predictor, ClassPredictor):
-                item = await self._prepared(picture, preprocess, where)
-                found = await self.batcher.submit(Work(loaded, "classes", name, item.shape), item)
+                async with self._prepared(picture, preprocess, where) as item:
+                    found = await self.batcher.submit(Work(loaded, "classes", name, item.shape), item)
                 return found
             async with self._open_pictures:  # whole pictures run one by one: more of them open would only fill memory
                 pixels = await self._pixels(picture, predictor, size, where)
@@ -249,7 +254,11 @@ class Service:
             logger.info("serving %s (%s) now", loaded.name, loaded.model.identity[:12])
             return loaded
 
-    async def _prepared(self, picture: Picture, preprocess: Preprocess, field: str) -> np.ndarray:
+    def _prepared(
+        self, picture: Picture, preprocess: Preprocess, field: str
+    ) -> AbstractAsyncContextManager[np.ndarray]:
+        """Return a picture as the network takes it, for as long as it is answered; waits while there are too many."""
+
         def prepare() -> np.ndarray:
             pixels = self._decoded(picture, preprocess.channels)
             height, width = preprocess.resized_shape(*pixels.shape[:2])
@@ -264,7 +273,7 @@ class Service:
                 self._check_patches(height, width, preprocess.patch_size)
             return preprocess(pixels)
 
-        return await self._in_decoder(prepare, field)
+        return self.prepared.hold(lambda: self._in_decoder(prepare, field))
 
     async def _pixels(self, picture: Picture, predictor: Predictor, size: int | None, field: str) -> np.ndarray:
         def prepare() -> np.ndarray:
