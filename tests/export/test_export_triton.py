@@ -87,6 +87,7 @@ def repository(place: Path) -> Path:
 @pytest.fixture
 def backend_utils(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", fakes.backend_utils())
+    monkeypatch.setattr(sys, "path", list(sys.path))  # a repository's own part of foveal goes in front of it
 
 
 def test_configuration_fits_the_graph(repository: Path) -> None:
