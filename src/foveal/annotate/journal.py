@@ -7,7 +7,7 @@ row, so that a revision and an id always name the same content.
 import json
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 from foveal.annotate.database import Database
@@ -137,7 +137,7 @@ def step(
     Raises:
         Repeated: the request was done already; nothing is changed.
     """
-    try:
+    with suppress(_Nothing):  # it has undone the transaction, and that is all it is for
         with database.writing() as connection:
             if (done := step_of_request(connection, request)) is not None:
                 raise Repeated(done)
@@ -151,8 +151,6 @@ def step(
             if kind == "do" and not _left_a_trace(connection, opened.revision):
                 raise _Nothing
         opened.kept = True
-    except _Nothing:
-        pass
 
 
 def _left_a_trace(connection: sqlite3.Connection, revision: int) -> bool:

@@ -9,21 +9,9 @@ from foveal.annotate import classes, exchange, proposals, queries, writing
 from foveal.annotate.checks import check_edit, check_one_of
 from foveal.annotate.creation import DATABASE, create_folder
 from foveal.annotate.database import Database
-from foveal.annotate.journal import (
-    Repeated,
-    Step,
-    Target,
-    redo_target,
-    step,
-    step_of_request,
-    undo_target,
-)
+from foveal.annotate.journal import Repeated, Step, Target, redo_target, step, step_of_request, undo_target
 from foveal.annotate.reading import ANYBODY, ProjectReader
-from foveal.annotate.records import (
-    Edit,
-    ImageState,
-    Written,
-)
+from foveal.annotate.records import Edit, ImageState, Written
 from foveal.annotate.types import AnnotatedSet, Annotation, Source
 from foveal.errors import ProjectError
 from foveal.features.extract import Model
@@ -137,8 +125,6 @@ class Project(ProjectReader):
             words=f"add {len(found.annotations)} annotations",
         )
 
-    # What is written.
-
     def write(
         self,
         edits: Sequence[Edit] = (),
@@ -230,14 +216,12 @@ class Project(ProjectReader):
         """
         proposals.check(annotations)
         self._check([Edit(one) for one in annotations])
-        left = 0
-
-        def change(opened: Step) -> None:
-            nonlocal left
-            left = proposals.replace_undecided(opened, annotations)
-
-        words = words or f"propose {len(annotations)} annotations"
-        return replace(self._step(change, client=client, words=words, request=request), left=left)
+        return self._step(
+            lambda opened: proposals.replace_undecided(opened, annotations),
+            client=client,
+            words=words or f"propose {len(annotations)} annotations",
+            request=request,
+        )
 
     def add_class(self, name: str, colour: str | None = None, *, client: str = ANYBODY) -> Written:
         """Add a class, with a colour #rrggbb or one far from the others; ProjectError where the name is taken."""
@@ -314,7 +298,7 @@ class Project(ProjectReader):
 
     def _step(
         self,
-        change: Callable[[Step], Any],
+        change: Callable[[Step], int | None],
         *,
         client: str,
         words: str,
@@ -322,15 +306,14 @@ class Project(ProjectReader):
         kind: str = "do",
         of: int | None = None,
     ) -> Written:
+        """Make a change as one step; a number that it returns is how many things it left as they were."""
         try:
             with step(self._database, client=client, words=words, request=request, kind=kind, of=of) as opened:
-                left = change(opened)
+                left = change(opened) or 0
         except Repeated as repeated:
             return self._outcome(repeated.revision)
-        if not opened.kept:
-            return Written(self.revision)
-        outcome = self._outcome(opened.revision)
-        return replace(outcome, left=left) if isinstance(left, int) else outcome
+        outcome = self._outcome(opened.revision) if opened.kept else Written(self.revision)
+        return replace(outcome, left=left)
 
     def _outcome(self, revision: int) -> Written:
         with self._database.reading() as connection:
