@@ -63,6 +63,24 @@ def write_new(path: Path, data: str) -> bool:
     return True
 
 
+@contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """Give a hidden folder beside another one to write into; removed at the end, unless it was published.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    staging = staging_of(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(folder.parent)
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir()
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
 def publish(staging: Path, folder: Path) -> None:
     """Move a finished folder into place, over an earlier one, with everything in it synced to the disk first.
 
@@ -72,8 +90,7 @@ def publish(staging: Path, folder: Path) -> None:
     Raises:
         OSError: something cannot be synced or renamed.
     """
-    for path in (*sorted(staging.iterdir()), staging):
-        sync(path)
+    _sync_all(staging)
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
@@ -92,8 +109,7 @@ def publish_new(staging: Path, folder: Path) -> bool:
     Raises:
         OSError: something cannot be synced or renamed.
     """
-    for path in (*sorted(staging.iterdir()), staging):
-        sync(path)
+    _sync_all(staging)
     try:
         staging.rename(folder)
     except OSError as error:
@@ -147,6 +163,11 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _sync_all(folder: Path) -> None:
+    for path in (*sorted(folder.rglob("*")), folder):
+        sync(path)
 
 
 def cache_folder() -> Path:

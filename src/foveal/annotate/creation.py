@@ -2,14 +2,13 @@
 
 import hashlib
 import secrets
-import shutil
 from collections import Counter
 from pathlib import Path
 
 from foveal.annotate.database import Database
 from foveal.errors import ProjectError
 from foveal.features.extract import Model
-from foveal.files import publish_new, remove_abandoned, staging_of
+from foveal.files import publish_new, staged
 from foveal.images.imageset import ImageSet
 
 DATABASE = "project.sqlite"
@@ -23,25 +22,18 @@ def create_folder(folder: Path, images: ImageSet, *, model: Model | None, share:
         raise ProjectError(f"held_out_share={share}; give 0, or a share below 1 such as 0.2")
     rows = _image_rows(images, share=share, key=secrets.token_bytes(16) if key is None else key)
     facts = {"created": "0", **({"model_name": model.card.name, "model_sha256": model.identity} if model else {})}
-    staging = staging_of(folder)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        remove_abandoned(folder.parent)
-        staging.mkdir()
-        images.save(staging / IMAGES)
-        facts["created"] = str((staging / IMAGES).stat().st_mtime)
-        database = Database.create(staging / DATABASE)
-        with database.writing() as connection:
-            connection.executemany("INSERT INTO images (id, uri, held_out) VALUES (?, ?, ?)", rows)
-            connection.executemany("INSERT INTO facts VALUES (?, ?)", facts.items())
-        database.close()
-        if folder.exists():
-            folder.rmdir()  # empty, or it was refused
-        created = publish_new(staging, folder)
+        with staged(folder) as staging:
+            images.save(staging / IMAGES)
+            facts["created"] = str((staging / IMAGES).stat().st_mtime)
+            database = Database.create(staging / DATABASE)
+            with database.writing() as connection:
+                connection.executemany("INSERT INTO images (id, uri, held_out) VALUES (?, ?, ?)", rows)
+                connection.executemany("INSERT INTO facts VALUES (?, ?)", facts.items())
+            database.close()
+            created = publish_new(staging, folder)
     except OSError as error:
         raise ProjectError(f"{folder} cannot be written ({error}); check space and permissions") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     if not created:
         raise ProjectError(f"{folder} was made by another process just now; open it")
 

@@ -1,6 +1,5 @@
 """A project as an image set with labels or masks: what heads are fitted on and measured with."""
 
-import shutil
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from foveal.annotate.creation import check_new_folder
 from foveal.annotate.records import Record
 from foveal.annotate.types import Annotation, Box
 from foveal.errors import ProjectError
-from foveal.files import publish_new, remove_abandoned, staging_of, sync
+from foveal.files import publish_new, staged
 from foveal.images.imageset import ImageSet
 from foveal.images.masks import encode_ids
 
@@ -39,27 +38,20 @@ def save_image_set(project: "ProjectReader", folder: Path, *, of: Literal["label
     """Write an image set; see `foveal.annotate.project.Project.save_image_set`."""
     check_new_folder(folder)
     notes: list[str] = []
-    staging = staging_of(folder)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        remove_abandoned(folder.parent)
-        staging.mkdir()
-        if of == "labels":
-            columns = {"label": _labels(project, notes)}
-        else:
-            columns = {"mask_uri": _write_masks(project, staging, notes)}
-        rows = sorted(next(iter(columns.values())))
-        if not rows:
-            raise ProjectError(f"{project.folder} has no accepted {of} yet; accept some before they are saved")
-        images, num_held_out = _chosen(project, rows, columns)
-        images.save_in(staging)
-        if folder.exists():
-            folder.rmdir()
-        saved = publish_new(staging, folder)
+        with staged(folder) as staging:
+            if of == "labels":
+                columns = {"label": _labels(project, notes)}
+            else:
+                columns = {"mask_uri": _write_masks(project, staging, notes)}
+            rows = sorted(next(iter(columns.values())))
+            if not rows:
+                raise ProjectError(f"{project.folder} has no accepted {of} yet; accept some before they are saved")
+            images, num_held_out = _chosen(project, rows, columns)
+            images.save_in(staging)
+            saved = publish_new(staging, folder)
     except OSError as error:
         raise ProjectError(f"{folder} cannot be written ({error}); check space and permissions") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     if not saved:
         raise ProjectError(f"{folder} was made by another process just now; choose another name")
     return Saved(len(images), num_held_out, tuple(notes))
@@ -124,7 +116,6 @@ def _write_masks(project: "ProjectReader", folder: Path, notes: list[str]) -> di
         (folder / name).write_bytes(
             encode_ids(_painted([one.annotation for one in marks[row]], sizes[uris[row]], numbers))
         )
-        sync(folder / name)
         saved[row] = name
     if lost:
         notes.append(f"{len(lost)} images that cannot be read are left out: first {lost[0]}")

@@ -1,7 +1,6 @@
 """The folder of an export: its card `export.json` beside the files, published whole, or kept aside if refused."""
 
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,11 +8,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from foveal import files
 from foveal.backbone.card import Parent
 from foveal.backbone.licence import Licence
 from foveal.backbone.variants import BackboneConfig
 from foveal.errors import FovealError
-from foveal.files import publish, publish_new, remove_abandoned, sha256_of, staging_of, sync
+from foveal.files import publish, publish_new, sha256_of
 
 CARD = "export.json"
 # The command that gives a verdict later, for notes.
@@ -140,17 +140,11 @@ def staged(out: Path) -> Iterator[Path]:
         ExportError: something is at `out`, or the disk refuses what is written.
     """
     check_target(out)
-    staging = staging_of(out)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        remove_abandoned(out.parent)
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir()
-        yield staging
+        with files.staged(out) as staging:
+            yield staging
     except OSError as error:
         raise ExportError(f"{out} cannot be written ({error}); free space or choose another place") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def publish_export(staging: Path, out: Path, card: ExportCard) -> ExportCard:
@@ -167,8 +161,6 @@ def publish_export(staging: Path, out: Path, card: ExportCard) -> ExportCard:
     hashes = {path.relative_to(staging).as_posix(): sha256_of(path) for path in paths}
     card = card.model_copy(update={"sha256": hashes})
     (staging / CARD).write_text(card.model_dump_json(indent=2) + "\n")
-    for path in staging.rglob("*"):
-        sync(path)
     if card.refused is not None:
         aside = _aside(out)
         publish(staging, aside)

@@ -1,7 +1,6 @@
 """Annotations in the files of other tools: in and out, whole or not at all, with what a format could not hold."""
 
 import importlib
-import shutil
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from foveal.annotate.formats.found import Found
 from foveal.annotate.formats.pictures import Pictures
 from foveal.annotate.types import AnnotatedSet, State
 from foveal.errors import BadImageError, FovealError, nearest
-from foveal.files import publish_new, remove_abandoned, staging_of
+from foveal.files import publish_new, staged
 from foveal.images.imageset import ImageSet
 
 # The module of each format; where the same module writes several, it is told which.
@@ -83,21 +82,15 @@ def write_annotations(
     _check_target(out)
     check_set(annotated, where="the annotations")
     kept, notes = _in_states(annotated, states)
-    staging = staging_of(out)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        remove_abandoned(out.parent)
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir()
-        notes += module.write(kept, staging, **_options(format, polygons))
-        if images is not None:
-            _copy(kept, images, staging / module.PICTURES)
-        if not publish_new(staging, out):
-            raise FovealError(f"{out} was written by another process meanwhile; choose another place")
+        with staged(out) as staging:
+            notes += module.write(kept, staging, **_options(format, polygons))
+            if images is not None:
+                _copy(kept, images, staging / module.PICTURES)
+            if not publish_new(staging, out):
+                raise FovealError(f"{out} was written by another process meanwhile; choose another place")
     except OSError as error:
         raise FovealError(f"{out} cannot be written ({error}); free space or choose another place") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return notes
 
 
