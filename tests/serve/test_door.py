@@ -13,11 +13,19 @@ from foveal.serve.app import create_app
 from foveal.serve.loaded import Loaded
 from foveal.serve.service import Service
 from foveal.serve.settings import ServeSettings
+from foveal.serve.web import pages
 from foveal.serve.web.door import kept_token
 from foveal.serve.web.pages import Page, static_files
 
 pytestmark = pytest.mark.anyio
 TOKEN = "a-token-of-twenty-chars"
+
+
+@pytest.fixture(autouse=True)
+def explore_html(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page beside the files that all pages share."""
+    files = {**static_files(), "explore.html": b"<!doctype html><title>page</title>"}
+    monkeypatch.setattr(pages, "static_files", lambda: files)
 
 
 def page() -> Page:
@@ -103,6 +111,12 @@ async def test_other_sites_cannot_ask(headers: dict[str, str]) -> None:
         assert (answer.status_code, answer.json()["error"]["code"]) == (403, "other_site")
         same = {"origin": "http://127.0.0.1:8000", "sec-fetch-site": "same-origin"}
         assert (await client.post("/explore/api/thing", headers=same)).status_code == 200
+
+
+async def test_health_is_told_without_the_token() -> None:
+    async with visited(TOKEN) as client:
+        for address in ("/health/live", "/v2/health/live"):
+            assert (await client.get(address)).status_code == 200
 
 
 async def test_files_have_their_types_and_every_answer_its_policy() -> None:

@@ -95,9 +95,9 @@ class Guard:
             key = self._settings.admin_key
             if key is None:
                 raise Problem(403, "admin_disabled", "nothing is administered here: the server has no admin key")
-            if not _is_one_of(given, [key]):
+            if not is_one_of(given, [key]):
                 raise Problem(401, "wrong_key", "give the admin key: Authorization: Bearer KEY")
-        elif self._settings.api_keys and not path.startswith(OPEN) and not _is_one_of(given, self._settings.api_keys):
+        elif self._settings.api_keys and not path.startswith(OPEN) and not is_one_of(given, self._settings.api_keys):
             raise Problem(401, "wrong_key", "give an API key: Authorization: Bearer KEY")
 
     def _timeout(self, headers: dict[bytes, bytes]) -> float:
@@ -223,7 +223,7 @@ def _once(body: bytes, receive: Receive) -> Receive:
     return receive_body
 
 
-def _is_one_of(given: bytes, keys: Iterable[str]) -> bool:
+def is_one_of(given: bytes, keys: Iterable[str]) -> bool:
     """Compare a key with all of them, in a time that does not tell how much of it is right."""
     return sum(hmac.compare_digest(given, key.encode()) for key in keys) > 0
 

@@ -1,6 +1,5 @@
 """Who may use the pages: whoever has the token, by this server's own address, and no other site through a browser."""
 
-import hmac
 import ipaddress
 import secrets
 from collections.abc import Sequence
@@ -10,11 +9,10 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from foveal.errors import FovealError
 from foveal.files import write_atomically
-from foveal.serve.guard import App, Message, Receive, Send, send_problem
+from foveal.serve.guard import OPEN, App, Message, Receive, Send, is_one_of, send_problem
 from foveal.serve.problems import Problem
 
 TOKEN = "token"  # in an address
-OPEN = ("/health/",)
 # Nothing but what this server gives is loaded, run or shown around a page; pictures may also be made in the page.
 SECURITY = {
     "content-security-policy": (
@@ -86,7 +84,7 @@ class Door:
         tokens = [value for name, value in query if name == TOKEN]
         if not tokens:
             return False
-        if self._keys and not _is_one_of(tokens[0], self._keys):
+        if self._keys and not is_one_of(tokens[0].encode("utf-8", "replace"), self._keys):
             raise _no_token()
         rest = urlencode([pair for pair in query if pair[0] != TOKEN])
         cookie = f"{cookie_name(headers)}={tokens[0]}; Path=/; HttpOnly; SameSite=Strict"
@@ -105,9 +103,9 @@ class Door:
         if open_to_all or b"authorization" in headers or b"x-api-key" in headers:
             return scope
         token = _cookie(headers)
-        if token is None or not _is_one_of(token, self._keys):
+        if token is None or not is_one_of(token, self._keys):
             raise _no_token()
-        return {**scope, "headers": [*scope["headers"], (b"x-api-key", token.encode())]}
+        return {**scope, "headers": [*scope["headers"], (b"x-api-key", token)]}
 
 
 def cookie_name(headers: dict[bytes, bytes]) -> str:
@@ -161,16 +159,12 @@ def _check_site(scope: Message, headers: dict[bytes, bytes]) -> None:
         raise Problem(403, "other_site", "another site asked for this; open the page itself", field="Origin")
 
 
-def _cookie(headers: dict[bytes, bytes]) -> str | None:
+def _cookie(headers: dict[bytes, bytes]) -> bytes | None:
     try:
         found = SimpleCookie(headers.get(b"cookie", b"").decode("latin-1")).get(cookie_name(headers))
     except (CookieError, ValueError):
         return None
-    return None if found is None else found.value
-
-
-def _is_one_of(given: str, keys: Sequence[str]) -> bool:
-    return sum(hmac.compare_digest(given.encode("utf-8", "replace"), key.encode()) for key in keys) > 0
+    return None if found is None else found.value.encode("utf-8", "replace")
 
 
 def _no_token() -> Problem:
