@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pycocotools import mask as coco
 
-from foveal.annotate.formats.polygons import extent_of, iou, joined, mask_of, rings_of
+from foveal.annotate.formats.polygons import extent_of, joined, mask_of, rings_of
 from foveal.annotate.formats.runs import check_mask, coco_runs, pixels_of, run_lengths
 from foveal.annotate.types import Box, Mask
 from foveal.errors import FovealError
@@ -77,9 +77,3 @@ def test_runs_that_would_leave_the_mask_are_refused_before_decoding(mask: Mask) 
 def test_polygons_far_outside_are_refused(bad: float) -> None:
     with pytest.raises(FovealError, match="one: a polygon with points outside the picture of 7 x 5 pixels"):
         mask_of([np.array([[0, 0], [bad, 1], [2, 2]])], 5, 7, where="one")
-
-
-def test_iou_of_masks() -> None:
-    first = np.array([[True, True, False]])
-    assert iou(first, np.array([[False, True, True]])) == pytest.approx(1 / 3)
-    assert iou(~first & first, ~first & first) == 1

@@ -4,6 +4,7 @@ Shapes: H W pixels that the model sees; h w cells, `cells_per_patch` along the s
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import cv2
 import numpy as np
@@ -149,24 +150,29 @@ class Cells:
             bonds.append(np.pad(bond.astype(np.float64), [(0, axis == 0), (0, axis == 1)]))
         return bonds[0], bonds[1]
 
+    def _blurred(self, array: np.ndarray) -> np.ndarray:
+        """Return means over the window of the guide."""
+        size = 2 * self.sharpness.guide_radius + 1
+        found: np.ndarray = cv2.blur(array, (size, size), borderType=cv2.BORDER_REFLECT)
+        return found
+
+    @cached_property
+    def _guide(self) -> tuple[np.ndarray, np.ndarray]:
+        """Means (h, w, 3) and covariances (h, w, 3, 3) of the colours, the same for all values that they guide."""
+        colours, shape = self._colours, self.shape
+        means = self._blurred(colours)
+        products = self._blurred((colours[..., :, None] * colours[..., None, :]).reshape(*shape, 9))
+        covariance = products.reshape(*shape, 3, 3) - means[..., :, None] * means[..., None, :]
+        return means, covariance + self.sharpness.guide_noise**2 * np.eye(3, dtype=np.float32)
+
     def _guided(self, values: np.ndarray) -> np.ndarray:
         """Return values (H, W) that follow the picture's colours between cells, which hold (h, w)."""
-        size = 2 * self.sharpness.guide_radius + 1
-
-        def mean(array: np.ndarray) -> np.ndarray:
-            blurred: np.ndarray = cv2.blur(array, (size, size), borderType=cv2.BORDER_REFLECT)
-            return blurred
-
-        guide = self._colours
-        means, mean_value = mean(guide), mean(values.astype(np.float32))
-        products = mean((guide[..., :, None] * guide[..., None, :]).reshape(*self.shape, 9)).reshape(*self.shape, 3, 3)
-        covariance = products - means[..., :, None] * means[..., None, :]
-        covariance += self.sharpness.guide_noise**2 * np.eye(3, dtype=np.float32)
-        together = mean(guide * values[..., None].astype(np.float32)) - means * mean_value[..., None]
+        (means, covariance), mean_value = self._guide, self._blurred(values.astype(np.float32))
+        together = self._blurred(self._colours * values[..., None].astype(np.float32)) - means * mean_value[..., None]
         slope = np.linalg.solve(covariance, together[..., None])[..., 0].astype(np.float32)
         offset = mean_value - (slope * means).sum(axis=2)
         height, width = self._pixels.shape[:2]
-        slopes, offsets = (cv2.resize(mean(part), (width, height)) for part in (slope, offset))
+        slopes, offsets = (cv2.resize(self._blurred(part), (width, height)) for part in (slope, offset))
         found: np.ndarray = (slopes * (self._pixels.astype(np.float32) / 255)).sum(axis=2) + offsets
         return np.clip(found, 0, 1)
 

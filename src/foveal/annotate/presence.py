@@ -1,11 +1,12 @@
 """Whether the images of a project are still there, and still those that were annotated."""
 
 import os
-from datetime import timedelta
 from typing import NamedTuple
 
 from foveal.features.unchanged import changed_at, changed_uris
 from foveal.images.imageset import ImageSet
+
+_PRECISION_S = 1e-3  # of times in an image set
 
 
 class ImagesNow(NamedTuple):
@@ -38,9 +39,7 @@ def images_now(images: ImageSet, *, since: float) -> ImagesNow:
             elif changed > since:
                 suspect.append(row)
             continue
-        late = (
-            mtime is not None and abs(status.st_mtime - mtime.timestamp()) > timedelta(milliseconds=1).total_seconds()
-        )
+        late = mtime is not None and abs(status.st_mtime - mtime.timestamp()) > _PRECISION_S
         if status.st_size != num_bytes or late:
             suspect.append(row)
     unknown = [images.uri(row) for row in suspect if known[row] is None]

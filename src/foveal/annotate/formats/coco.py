@@ -15,10 +15,11 @@ from foveal.annotate.formats.attributes import kept_in, restored
 from foveal.annotate.formats.documents import field, number, read_json
 from foveal.annotate.formats.found import Found
 from foveal.annotate.formats.pictures import Pictures
-from foveal.annotate.formats.polygons import extent_of, iou, mask_of, outline_notes, rings_of
+from foveal.annotate.formats.polygons import extent_of, mask_of, outline_notes, rings_of
 from foveal.annotate.formats.runs import check_mask, check_runs
 from foveal.annotate.types import AnnotatedImage, AnnotatedSet, Annotation, Box, Mask
 from foveal.errors import FovealError
+from foveal.evaluate.video_metrics import region_similarity
 
 PICTURES = "images/default"
 _FILE = Path("annotations/instances_default.json")
@@ -83,7 +84,7 @@ def _shape(one: Annotation, polygons: bool, likeness: list[float]) -> dict[str, 
         return {"segmentation": runs, **shape}
     rings = rings_of(pixels)
     drawn = mask_of(rings, *pixels.shape, where=one.image).pixels() if rings else np.zeros_like(pixels)
-    likeness.append(iou(pixels, drawn))
+    likeness.append(region_similarity(pixels, drawn))
     return {"segmentation": [ring.ravel().tolist() for ring in rings], **shape}
 
 

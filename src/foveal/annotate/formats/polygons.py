@@ -98,12 +98,6 @@ def extent_of(pixels: np.ndarray) -> Box | None:
     return Box(left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top)
 
 
-def iou(first: np.ndarray, second: np.ndarray) -> float:
-    """Return the intersection over the union of two masks (H, W) bool; 1 of two empty ones."""
-    union = np.count_nonzero(first | second)
-    return np.count_nonzero(first & second) / union if union else 1.0
-
-
 def outline_notes(likeness: Sequence[float]) -> list[str]:
     """Say how well masks that were written as polygons are kept.
 

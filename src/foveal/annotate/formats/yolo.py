@@ -9,9 +9,10 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import yaml
 
-from foveal.annotate.formats.polygons import extent_of, iou, joined, mask_of, outline_notes, rings_of
+from foveal.annotate.formats.polygons import extent_of, joined, mask_of, outline_notes, rings_of
 from foveal.annotate.types import AnnotatedImage, AnnotatedSet, Annotation
 from foveal.errors import FovealError
+from foveal.evaluate.video_metrics import region_similarity
 
 PICTURES = "images/train"
 _LABELS = "labels/train"
@@ -89,5 +90,5 @@ def _outline(one: Annotation, likeness: list[float]) -> np.ndarray | None:
     ring = rings[0]
     for other in rings[1:]:
         ring = joined(ring, other)
-    likeness.append(iou(pixels, mask_of([ring], *pixels.shape, where=one.image).pixels()))
+    likeness.append(region_similarity(pixels, mask_of([ring], *pixels.shape, where=one.image).pixels()))
     return ring
