@@ -35,6 +35,7 @@ VERBS = (
     "download",
     "doctor",
     "convert",
+    "annotations",
     "curate",
     "audit",
     "extract",

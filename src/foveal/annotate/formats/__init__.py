@@ -54,7 +54,7 @@ def write_annotations(
     out: str | Path,
     *,
     format: str,
-    states: Sequence[State] = ("accepted",),
+    states: Sequence[str] = ("accepted",),
     images: ImageSet | None = None,
     polygons: bool = False,
 ) -> list[str]:
@@ -110,6 +110,8 @@ def _options(format: str, polygons: bool) -> dict[str, bool]:
 
 def _format_of(path: Path) -> str:
     """Return the format that a path looks like."""
+    if not path.exists():
+        raise FovealError(f"{path} does not exist; give a file or folder of annotations")
     if path.suffix.lower() == ".xml" or (path / "annotations.xml").is_file():
         return "cvat"
     if (path / "samples.json").is_file():
@@ -122,8 +124,6 @@ def _format_of(path: Path) -> str:
         return "label-studio"
     if (path / "annotations").is_dir() or (path / "_annotations.coco.json").is_file():
         return "coco"
-    if not path.exists():
-        raise FovealError(f"{path} does not exist; give a file or folder of annotations")
     raise FovealError(f"{path} looks like no known format; name it: {', '.join(READ)}")
 
 
@@ -134,7 +134,7 @@ def _check_target(out: Path) -> None:
         raise FovealError(f"{out} exists; choose another place, or remove it first")
 
 
-def _in_states(annotated: AnnotatedSet, states: Sequence[State]) -> tuple[AnnotatedSet, list[str]]:
+def _in_states(annotated: AnnotatedSet, states: Sequence[str]) -> tuple[AnnotatedSet, list[str]]:
     for state in states:
         if state not in get_args(State):
             raise FovealError(

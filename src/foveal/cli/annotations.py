@@ -1,0 +1,63 @@
+"""`foveal annotations`: annotations from the files of one tool to those of another."""
+
+from pathlib import Path
+from typing import Annotated, get_args
+
+import typer
+
+_PROJECT = "project"
+
+
+def annotations(
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="IN", help="A project, or files of COCO, Label Studio, CVAT or FiftyOne."),
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder; with --to project one that is there.")],
+    to: Annotated[
+        str, typer.Option(help="coco, label-studio, cvat, fiftyone, yolo, yolo-seg, voc; or project, which adds to it.")
+    ],
+    source_format: Annotated[str | None, typer.Option("--from", help="The format of IN, if not evident.")] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="The pictures: names are found among them, and sizes compared with theirs.")
+    ] = None,
+    copy_images: Annotated[bool, typer.Option("--copy-images", help="Copy the pictures of --images into OUT.")] = False,
+    states: Annotated[
+        str, typer.Option(help="Which annotations: accepted, proposed, unsure, rejected, by commas, or all.")
+    ] = "accepted",
+    polygons: Annotated[bool, typer.Option("--polygons", help="COCO: masks as polygons instead of runs.")] = False,
+    fields: Annotated[str | None, typer.Option(help="FiftyOne: the fields to read, by commas.")] = None,
+) -> None:
+    """Write annotations in the format of another tool, and say what that cannot hold; see docs/formats.md."""
+    from foveal.annotate.creation import DATABASE
+    from foveal.annotate.formats import read_annotations, write_annotations
+    from foveal.annotate.formats.projects import into_project, of_project
+    from foveal.annotate.project import Project
+    from foveal.annotate.types import State
+    from foveal.errors import FovealError
+    from foveal.images.imageset import ImageSet
+
+    if copy_images and images is None and not (source / DATABASE).is_file():
+        raise FovealError("--copy-images copies those of --images; name the image set too")
+    pictures = ImageSet.open(images) if images is not None else None
+    notes: list[str] = []
+    if (source / DATABASE).is_file():
+        with Project.open(source) as project:
+            annotated = of_project(project)
+            pictures = pictures or project.image_set
+    else:
+        chosen = [name.strip() for name in (fields or "").split(",") if name.strip()]
+        annotated, read_notes = read_annotations(source, format=source_format, images=pictures, fields=chosen)
+        notes += read_notes
+    if to == _PROJECT:
+        with Project.open(out) as project:
+            into_project(annotated, project)
+        typer.echo(f"added {len(annotated.annotations)} annotations to {out}")
+    else:
+        wanted = get_args(State) if states == "all" else [name.strip() for name in states.split(",")]
+        notes += write_annotations(
+            annotated, out, format=to, states=wanted, polygons=polygons, images=pictures if copy_images else None
+        )
+        typer.echo(f"wrote {out}: {len(annotated.images)} pictures, {len(annotated.classes)} classes")
+    for text in notes:
+        typer.echo(f"note: {text}")
