@@ -31,7 +31,6 @@ def annotations(
     """Write annotations in the format of another tool, and say what that cannot hold; see docs/formats.md."""
     from foveal.annotate.creation import DATABASE
     from foveal.annotate.formats import read_annotations, write_annotations
-    from foveal.annotate.formats.projects import into_project, of_project
     from foveal.annotate.project import Project
     from foveal.annotate.types import State
     from foveal.errors import FovealError
@@ -43,7 +42,7 @@ def annotations(
     notes: list[str] = []
     if (source / DATABASE).is_file():
         with Project.open(source) as project:
-            annotated = of_project(project)
+            annotated = project.to_set(states=get_args(State))
             pictures = pictures or project.image_set
     else:
         chosen = [name.strip() for name in (fields or "").split(",") if name.strip()]
@@ -51,8 +50,9 @@ def annotations(
         notes += read_notes
     if to == _PROJECT:
         with Project.open(out) as project:
-            into_project(annotated, project)
-        typer.echo(f"added {len(annotated.annotations)} annotations to {out}")
+            num_there = project.add(annotated).left
+        there = f"; {num_there} were there already" if num_there else ""
+        typer.echo(f"added {len(annotated.annotations) - num_there} annotations to {out}{there}")
     else:
         wanted = get_args(State) if states == "all" else [name.strip() for name in states.split(",")]
         notes += write_annotations(
