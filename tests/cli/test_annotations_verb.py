@@ -91,7 +91,10 @@ def test_in_and_out_of_a_project(
         (["coco.json", "out", "--to", "yollo"], "'yollo' is no format that can be written; did you mean 'yolo'"),
         (["coco.json", "out", "--to", "yolo", "--from", "voc"], "'voc' is no format that can be read"),
         (["nothing.json", "out", "--to", "yolo"], "nothing.json does not exist"),
-        (["coco.json", "out", "--to", "yolo", "--states", "acepted"], "'acepted' is no state; did you mean 'accepted'"),
+        (
+            ["coco.json", "out", "--to", "yolo", "--states", "accept3d"],
+            "'accept3d' is no state; did you mean 'accepted'",
+        ),
         (["coco.json", "out", "--to", "yolo", "--polygons"], "polygons=True is COCO's choice"),
         (["coco.json", "out", "--to", "yolo", "--copy-images"], "name the image set too"),
         (["coco.json", "pictures", "--to", "yolo"], "pictures exists; choose another place"),
