@@ -4,6 +4,7 @@ import base64
 import json
 import struct
 from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,7 +14,9 @@ import torch
 from serving import encoded, pixels, save_heads, served, tiny_model, write_model
 
 from foveal.serve.loaded import Loaded, Source, open_source
+from foveal.serve.one_run import run_once, share_blocks, shares
 from foveal.tasks.classify import ClassPredictor
+from foveal.tasks.head import load_head
 
 pytestmark = pytest.mark.anyio
 FILES = [encoded(pixels(number, *size)) for number, size in enumerate([(33, 51), (40, 29)])]
@@ -97,6 +100,37 @@ async def test_images_as_bytes_and_as_json_give_what_the_model_says(client: http
             np.testing.assert_allclose(values, wanted[name], atol=1e-4)
     for name, values in found.items():
         np.testing.assert_allclose(values, wanted[name], atol=1e-4)
+
+
+async def test_the_backbone_runs_once_for_tokens_and_heads_after_its_norm(loaded: Loaded) -> None:
+    backbone = loaded.model.engine.engine.backbone
+    runs = []
+    counted = backbone.blocks[0].register_forward_hook(lambda _, inputs, __: runs.append(len(inputs[0])))
+    try:
+        async with served(loaded) as (client, _):
+            for outputs in (["cls", "animals", "ground"], ["animals", "ground"], ["cls"], ["ground"], ["cls", "far"]):
+                runs.clear()
+                body, headers = binary(ARRAY, outputs=[{"name": name} for name in outputs])
+                found = tensors(await client.post("/v2/models/tiny/infer", content=body, headers=headers))
+                assert list(found) == outputs
+                times = 2 if "far" in outputs else 1  # depth reads the block before the final norm
+                assert sum(runs) == times * len(ARRAY) * (1 + 2 + 6), outputs  # tokens of class, registers and patches
+    finally:
+        counted.remove()
+
+
+def test_a_head_that_has_an_engine_of_its_own_runs_apart(tmp_path: Path) -> None:
+    classes, _, _ = save_heads(tmp_path)
+    model, other = tiny_model(0), tiny_model(0)
+    heads = {"same": model.with_head(load_head(classes)), "apart": other.with_head(load_head(classes))}
+    shared, found = share_blocks(model, heads)
+    assert shares(shared, found["same"])
+    assert not shares(shared, found["apart"])
+    assert not shares(model, heads["same"])
+    batch = torch.from_numpy(ARRAY)
+    tokens, ran = run_once(shared, {"same": found["same"]}, batch)
+    torch.testing.assert_close(tokens.cls, model.engine.encode(batch).cls)
+    torch.testing.assert_close(ran["same"].logits(list(ARRAY)), heads["apart"].logits(list(ARRAY)))
 
 
 async def test_files_as_bytes_and_as_base64_are_prepared_as_extract_does(

@@ -4,7 +4,6 @@ import logging
 import math
 import re
 from collections.abc import Sequence
-from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -23,10 +22,10 @@ from foveal.features.extract import Model, load
 from foveal.features.origin import check_model
 from foveal.features.store import FeatureStore
 from foveal.images.imageset import ImageSet
+from foveal.serve.one_run import AnyPredictor, share_blocks, with_engine
 from foveal.serve.probes import probe_images
 from foveal.tasks.classify import ClassPredictor
 from foveal.tasks.head import Head, check_backbone, load_head
-from foveal.tasks.predict import Predictor
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +82,7 @@ class Loaded:
 
     name: str
     model: Model
-    heads: dict[str, ClassPredictor | Predictor] = field(default_factory=dict)
+    heads: dict[str, AnyPredictor] = field(default_factory=dict)
     store: FeatureStore | None = None
     source: Source | None = None
 
@@ -116,7 +115,7 @@ def open_source(source: Source, *, buckets: Sequence[int] = (1,)) -> Loaded:
     name = as_name(opened.card.name) if source.name is None else checked_name(source.name)
     probes = _probes(opened)
     model = _settled(opened, images, probes, None)
-    heads = {}
+    heads: dict[str, AnyPredictor] = {}
     for text in source.heads:
         head_name, head = _open_head(text, opened, source.accept_licence)
         predictor = _settled(opened, images, probes, head.card.layers).with_head(head)
@@ -130,7 +129,7 @@ def open_source(source: Source, *, buckets: Sequence[int] = (1,)) -> Loaded:
         store = FeatureStore.open(source.store)
         check_model(store, model)
         check_searchable(store)
-    loaded = Loaded(name, model, heads, store, source)
+    loaded = Loaded(name, *share_blocks(model, heads), store, source)
     _verify(loaded, probes, buckets)
     return loaded
 
@@ -181,10 +180,7 @@ def _settled(model: Model, images: ImageSet | None, probes: Tensor, layers: Sequ
     """Return the model with the engine chosen for some blocks, and nothing left to choose."""
     if images is not None:
         return model.settle(images, layers=layers)
-    found = copy(model)
-    found.identity = model.identity  # hashed once
-    found.engine = model.engine.settle([probes], layers)
-    return found
+    return with_engine(model, model.engine.settle([probes], layers))
 
 
 def _probes(model: Model) -> Tensor:

@@ -22,6 +22,7 @@ from foveal.serve.batcher import Batcher
 from foveal.serve.limits import Admission, AnswerSize, Room, decode_limits
 from foveal.serve.loaded import Loaded, Source, open_source
 from foveal.serve.metrics import Metrics
+from foveal.serve.one_run import shares
 from foveal.serve.problems import Problem, problem_of, stopping
 from foveal.serve.settings import ServeSettings
 from foveal.serve.work import Encoded, Work, compute, find_head
@@ -167,10 +168,18 @@ class Service:
             self._check_size(loaded, images.shape[1:], field)
         preprocess = loaded.model.preprocessing()
 
+        shared = [name for name in heads if shares(loaded.model, loaded.heads[name])]
+        shared = shared if tokens + len(shared) > 1 else []
+
         async def run(array: np.ndarray) -> list[Any]:
-            works = [Work(loaded, "tokens", "", array.shape)] if tokens else []
-            works += [Work(loaded, "scores", head, array.shape) for head in heads]
-            return await together(self.batcher.submit(work, array) for work in works)
+            works = [Work(loaded, "both", ",".join(shared), array.shape)] if shared else []
+            works += [Work(loaded, "tokens", "", array.shape)] if tokens and not shared else []
+            apart = [name for name in heads if name not in shared]
+            works += [Work(loaded, "scores", name, array.shape) for name in apart]
+            found = await together(self.batcher.submit(work, array) for work in works)
+            encoded, scores = found.pop(0) if shared else (found.pop(0) if tokens else None, {})
+            scores = scores | dict(zip(apart, found, strict=True))
+            return [*([encoded] if tokens else []), *(scores[name] for name in heads)]
 
         async def one(number: int, image: Picture) -> list[Any]:
             if isinstance(image, np.ndarray):
