@@ -2,4 +2,4 @@
 
 import os
 
-collect_ignore = [] if os.environ.get("FOVEAL_PEERS") else ["peers"]
+collect_ignore = [folder for folder in ("peers", "browser") if not os.environ.get(f"FOVEAL_{folder.upper()}")]

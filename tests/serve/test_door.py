@@ -157,3 +157,9 @@ def test_kept_token_is_the_same_again_and_private(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
     path.chmod(0o644)
     assert kept_token(path) != token
+
+
+async def test_browsers_that_ask_for_an_icon_get_no_error() -> None:
+    async with visited(TOKEN) as client:
+        client.headers["cookie"] = f"foveal-8000={TOKEN}"
+        assert (await client.get("/favicon.ico")).status_code == 204

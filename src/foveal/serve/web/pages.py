@@ -58,5 +58,7 @@ def pages_router(pages: Sequence[Page]) -> APIRouter:
         found.add_api_route(page.path, lambda name=page.name: shown(f"{name}.html"), methods=["GET"])
         found.include_router(page.router)
     found.add_api_route(STATIC + "{name}", shown, methods=["GET"])
+    # Browsers ask for it, whatever a page says.
+    found.add_api_route("/favicon.ico", lambda: Response(status_code=204), methods=["GET"])
     found.add_api_route("/", lambda: RedirectResponse(pages[0].path, 303), methods=["GET"])
     return found
