@@ -36,6 +36,7 @@ VERBS = (
     "doctor",
     "convert",
     "annotations",
+    "backend",
     "curate",
     "audit",
     "extract",

@@ -261,11 +261,12 @@ def _query_features(
     features[known] = torch.from_numpy(store.read(name, numbers[known].numpy()))
     pictures = [query for query, number in zip(queries, numbers.tolist(), strict=True) if number < 0]
     if pictures and model is not None:
-        features[~known] = _encode(store, name, pictures, model)
+        features[~known] = encode_queries(store, name, pictures, model)
     return features
 
 
-def _encode(store: FeatureStore, name: str, pictures: Sequence[ImageLike], model: Model) -> Tensor:
+def encode_queries(store: FeatureStore, name: str, pictures: Sequence[ImageLike], model: Model) -> Tensor:
+    """Return one vector a picture, (Q, D), made as those of an array of a store; FovealError for another model."""
     check_model(store, model)
     preprocess = Preprocess.from_stamp(store.stamp["preprocessing"])
     token, _, layer = name.partition(".layer")

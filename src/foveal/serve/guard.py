@@ -1,6 +1,7 @@
 """What every request passes first: its key, its body within limits, and an answer within its time or none at all."""
 
 import asyncio
+import base64
 import hmac
 import json
 import logging
@@ -90,7 +91,7 @@ class Guard:
         )
 
     def _check_key(self, path: str, headers: dict[bytes, bytes]) -> None:
-        given = headers.get(b"authorization", b"").partition(b"Bearer ")[2] or headers.get(b"x-api-key", b"")
+        given = _given_key(headers)
         if path.startswith(ADMIN):
             key = self._settings.admin_key
             if key is None:
@@ -221,6 +222,19 @@ def _once(body: bytes, receive: Receive) -> Receive:
         raise AssertionError
 
     return receive_body
+
+
+def _given_key(headers: dict[bytes, bytes]) -> bytes:
+    """Return the key of a request, or what takes its place: with Basic authentication it is the password."""
+    kind, _, value = headers.get(b"authorization", b"").partition(b" ")
+    if kind.lower() == b"bearer":
+        return value
+    if kind.lower() == b"basic":
+        try:
+            return base64.b64decode(value, validate=True).partition(b":")[2]
+        except ValueError:
+            return b""
+    return headers.get(b"x-api-key", b"")
 
 
 def is_one_of(given: bytes, keys: Iterable[str]) -> bool:

@@ -29,9 +29,14 @@ def read_xml(path: Path) -> ElementTree.Element:
     Raises:
         FovealError: it cannot be read or is no such XML.
     """
+    return parse_xml(read_bytes(path), where=str(path))
+
+
+def parse_xml(content: bytes, *, where: str) -> ElementTree.Element:
+    """Return the root of XML; as `read_xml`, for what lies in no file."""
 
     def refuse(*_declared: object) -> NoReturn:
-        raise FovealError(f"{path} declares a document type, which files of annotations do not; export it again")
+        raise FovealError(f"{where} declares a document type, which annotations do not need; export it again")
 
     tree = ElementTree.TreeBuilder()
     parser = expat.ParserCreate()
@@ -41,9 +46,9 @@ def read_xml(path: Path) -> ElementTree.Element:
     parser.EndElementHandler = tree.end
     parser.CharacterDataHandler = tree.data
     try:
-        parser.Parse(read_bytes(path), True)
+        parser.Parse(content, True)
     except expat.ExpatError as error:
-        raise FovealError(f"{path} is no XML ({error}); export it again") from error
+        raise FovealError(f"{where} is no XML ({error}); export it again") from error
     return tree.close()
 
 

@@ -119,18 +119,36 @@ def read(path: Path, pictures: Pictures) -> Found:
     annotations: list[Annotation] = []
     for place, task in enumerate(tasks):
         where = f"{path}: task {task.get('id', place + 1)}"
-        results = list(_results(task, counts, where=where))
-        if (image := _image(task, [result for result, _ in results], pictures, where=where)) is None:
+        if (found := read_task(task, pictures, counts, where=where)) is None:
             continue
+        image, of_task = found
         if image.uri in images:
             raise FovealError(f"{where} is of {image.uri}, as another is; merge them")
         images[image.uri] = image
-        for result, defaults in results:
-            annotations += _annotations(result, image, defaults, counts, where=where)
+        annotations += of_task
     classes = dict.fromkeys(one.class_name for one in annotations)
     beside = path.with_name(_CONFIG)
     names = [*(_configured(beside) if beside.is_file() else ()), *classes]
     return Found(AnnotatedSet(tuple(dict.fromkeys(names)), tuple(images.values()), tuple(annotations)), _notes(counts))
+
+
+def read_task(
+    task: Mapping[str, Any], pictures: Pictures, counts: Counter[str], *, where: str
+) -> tuple[AnnotatedImage, list[Annotation]] | None:
+    """Return the picture of a task and what is said of it; None where `pictures` lacks it.
+
+    Args:
+        task: as the tool exports and sends it.
+        pictures: among which its picture is looked for.
+        counts: is told what was left out.
+        where: names the task in errors.
+    """
+    results = list(_results(task, counts, where=where))
+    if (image := image_of(task, [result for result, _ in results], pictures, where=where)) is None:
+        return None
+    return image, [
+        one for result, defaults in results for one in _annotations(result, image, defaults, counts, where=where)
+    ]
 
 
 def _configured(path: Path) -> Iterator[str]:
@@ -165,7 +183,8 @@ def _results(task: Mapping[str, Any], counts: Counter[str], *, where: str) -> It
         yield from ((result, defaults) for result in field(chosen, "result", list, where=where))
 
 
-def _image(task: Mapping[str, Any], results: list[Any], pictures: Pictures, *, where: str) -> AnnotatedImage | None:
+def image_of(task: Mapping[str, Any], results: list[Any], pictures: Pictures, *, where: str) -> AnnotatedImage | None:
+    """Return the picture of a task, of the size that its results say; None where `pictures` lacks it."""
     data = field(task, "data", Mapping, where=where)
     named = [str(value) for value in data.values() if str(value).lower().endswith(IMAGE_SUFFIXES)]
     address = data.get("image") or (named[0] if len(named) == 1 else None)

@@ -1,0 +1,182 @@
+"""A project as what Label Studio calls a machine learning backend: it predicts, and learns from what people say there.
+
+Source: the public protocol, labelstud.io/guide/ml_create: health, setup, predict, webhook, versions.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from foveal.annotate.adapters.taught import Answers, Taught
+from foveal.annotate.formats.documents import field, parse_xml
+from foveal.annotate.formats.label_studio import image_of, read_task, result_of
+from foveal.annotate.formats.pictures import Pictures
+from foveal.annotate.formats.polygons import extent_of
+from foveal.annotate.records import Edit
+from foveal.annotate.types import AnnotatedImage, Annotation
+from foveal.errors import FovealError
+
+logger = logging.getLogger(__name__)
+
+CLIENT = "label-studio"  # in the log of the project
+MOST_TASKS = 1000  # of one question
+_LEARNT_FROM = ("ANNOTATION_CREATED", "ANNOTATION_UPDATED")
+_KINDS = {"Choices": "choices", "BrushLabels": "brushlabels", "RectangleLabels": "rectanglelabels"}
+
+
+class Control(NamedTuple):
+    """A part of a labelling interface that takes answers: its name, what it is for, and its classes."""
+
+    name: str
+    to_name: str
+    classes: frozenset[str]
+
+
+class LabelStudioBackend:
+    """Answers Label Studio for one project. Pictures are known by their names; none is fetched from anywhere.
+
+    Args:
+        taught: the answers, and the project that what people say is written to.
+    """
+
+    def __init__(self, taught: Taught) -> None:
+        self._taught, self._project = taught, taught.project
+        self._pictures = Pictures(self._project.image_set)
+
+    @property
+    def version(self) -> str:
+        """See `Taught.version`."""
+        return self._taught.version
+
+    def setup(self, schema: str) -> str:
+        """Look at the labelling interface of a project there, and return the version of the answers.
+
+        Raises:
+            FovealError: it has nothing that could be answered.
+        """
+        self._controls(schema)
+        return self.version
+
+    def predict(self, tasks: Sequence[Mapping[str, Any]], schema: str) -> list[dict[str, Any]]:
+        """Return a prediction for each task.
+
+        An answer that is not worth giving is none, and its score is low: so Label Studio, told to order by score, shows
+        what is unsure first. A task whose picture the project does not have is answered with nothing and a score of 0.
+
+        Args:
+            tasks: as Label Studio sends them.
+            schema: its labelling interface.
+
+        Raises:
+            FovealError: too many tasks, one that names no picture or one that fits several, or an odd interface.
+        """
+        if len(tasks) > MOST_TASKS:
+            raise FovealError(f"{len(tasks)} tasks at once; ask for at most {MOST_TASKS}")
+        controls = self._controls(schema)
+        images = [image_of(task, [], self._pictures, where=_where(task)) for task in tasks]
+        known = list(dict.fromkeys(image.uri for image in images if image is not None))
+        if missing := images.count(None):
+            logger.warning("%d of %d tasks are of pictures that the project does not have", missing, len(tasks))
+        marks = bool({"brushlabels", "rectanglelabels"} & set(controls))
+        answers = self._taught.of_images(known, labels="choices" in controls, masks=marks)
+        found = dict(zip(known, answers, strict=True))
+        version = self.version
+        return [
+            {"model_version": version, **(_prediction(image, found[image.uri], controls) if image else _NOTHING)}
+            for image in images
+        ]
+
+    def event(self, action: str, content: Mapping[str, Any]) -> dict[str, Any]:
+        """Learn from an event: an annotation that was made or changed becomes what the project has accepted.
+
+        Its label takes the place of that of the image, its masks and boxes that of those which came from another tool
+        before. What it says nothing about stays, and so does what is deleted there.
+
+        Args:
+            action: the name of the event; others than of annotations change nothing.
+            content: the event.
+
+        Returns:
+            The version from now on, and how many annotations were taken.
+        """
+        taken = 0
+        if action in _LEARNT_FROM:
+            annotation = field(content, "annotation", Mapping, where="the event")
+            task = {**field(content, "task", Mapping, where="the event"), "annotations": [annotation]}
+            taken = self._take({**task, "predictions": []})
+        return {"model_version": self.version, "num_taken": taken}
+
+    def _take(self, task: Mapping[str, Any]) -> int:
+        counts: Counter[str] = Counter()
+        if (found := read_task(task, self._pictures, counts, where=_where(task))) is None:
+            raise FovealError(f"{_where(task)} is of a picture that the project does not have; make it of its images")
+        if counts:
+            logger.warning("%s: results are left out: %s", _where(task), ", ".join(sorted(counts)))
+        image, said = found
+        said = [replace(one, state="accepted", source="imported", score=None) for one in said]
+        self._add_classes([one.class_name for one in said])
+        labels = [one.class_name for one in said if one.mask is None and one.box is None]
+        marks = [one for one in said if one.mask is not None or one.box is not None]
+        if len(set(labels)) > 1:
+            raise FovealError(f"{_where(task)} has the labels {', '.join(labels)}; a project has one an image: choose")
+        if labels:
+            self._project.label(image.uri, labels[0], client=CLIENT)
+        if marks:
+            self._replace(image.uri, marks)
+        return len(said)
+
+    def _replace(self, uri: str, marks: Sequence[Annotation]) -> None:
+        """Write marks in place of those that came from another tool before; equal ones stay as they are."""
+        new = {(one.class_name, one.mask, one.box): one for one in marks}
+        remove = []
+        for record in self._project.annotations(uri, states=("accepted",)):
+            one = record.annotation
+            if one.mask is None and one.box is None:
+                continue
+            if new.pop((one.class_name, one.mask, one.box), None) is None and one.source == "imported":
+                assert one.id is not None
+                remove.append((one.id, record.revision))
+        if new or remove:
+            words = f"take {len(new)} marks on {uri} from Label Studio"
+            self._project.write([Edit(one) for one in new.values()], remove=remove, client=CLIENT, words=words)
+
+    def _add_classes(self, names: Collection[str]) -> None:
+        known = {one.name for one in self._project.classes()}
+        for name in dict.fromkeys(name.strip() for name in names):
+            if name not in known:
+                self._project.add_class(name, client=CLIENT)
+
+    def _controls(self, schema: str) -> dict[str, Control]:
+        """Return what of an interface can be answered, by kind; of several of a kind the first."""
+        found: dict[str, Control] = {}
+        for element in parse_xml(schema.encode(), where="the labelling interface").iter():
+            kind, name, to_name = _KINDS.get(element.tag), element.get("name"), element.get("toName")
+            if kind and name and to_name and kind not in found:
+                classes = frozenset(one.get("value", "") for one in element if one.tag in ("Label", "Choice"))
+                found[kind] = Control(name, to_name, classes)
+        if not found:
+            raise FovealError(f"the labelling interface has none of {', '.join(_KINDS)}; add one, for answers to go to")
+        return found
+
+
+_NOTHING: dict[str, Any] = {"score": 0.0, "result": []}
+
+
+def _prediction(image: AnnotatedImage, answers: Answers, controls: Mapping[str, Control]) -> dict[str, Any]:
+    results = []
+    for place, one in enumerate(answers.annotations):
+        kind = "choices" if one.mask is None else "brushlabels" if "brushlabels" in controls else "rectanglelabels"
+        control = controls.get(kind)
+        if control is None or one.class_name not in control.classes:
+            continue
+        if kind == "rectanglelabels" and one.mask is not None:
+            one = replace(one, mask=None, box=extent_of(one.mask.pixels()))
+        names = {"from_name": control.name, "to_name": control.to_name}
+        results.append({**result_of(one, image, place), **names})
+    return {"score": answers.score, "result": results}
+
+
+def _where(task: Any) -> str:
+    return f"task {task.get('id', '')}" if isinstance(task, Mapping) else "a task"
