@@ -56,6 +56,7 @@ VERBS = (
     "match",
     "similar",
     "serve",
+    "annotate",
 )
 
 INTERRUPTED, TERMINATED = 130, 143  # as a shell tells of SIGINT and SIGTERM

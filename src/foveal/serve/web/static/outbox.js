@@ -1,0 +1,97 @@
+// Changes on their way to the server. Each waits in the browser's storage until the server says that it is kept, and is
+// sent again under the same name as long as that is not so: the server does it once.
+
+import { ApiError, json } from "/static/api.js";
+
+/** A name that nothing else has, without the parts of crypto that only some addresses get. */
+export const newName = () => Array.from(crypto.getRandomValues(new Uint8Array(12)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+
+/** A name of this window, that stays when it is loaded again: undo goes through its own changes. */
+export function windowName() {
+  // A copied tab copies its storage too: only a page that is loaded again may take the name over.
+  const again = performance.getEntriesByType("navigation")[0]?.type === "reload";
+  const name = (again && sessionStorage.getItem("foveal.window")) || newName();
+  sessionStorage.setItem("foveal.window", name);
+  return name;
+}
+
+export class Outbox {
+  /**
+   * @param {string} project tells projects at one address apart
+   * @param {(state: {waiting: number, gone: string|null}) => void} onState told of every change
+   * @param {(answer: object, action: object) => void} onDone told what the server answered
+   * @param {(error: ApiError, action: object) => void} onRefused told of what cannot be done
+   */
+  constructor(project, client, { onState, onDone, onRefused }) {
+    Object.assign(this, { prefix: `foveal.outbox.${project}.`, client, onState, onDone, onRefused, gone: null, sending: false, waits: new Map() });
+  }
+
+  keys() {
+    return Object.keys(localStorage).filter((key) => key.startsWith(this.prefix)).sort();
+  }
+
+  /** Put a change in; resolves with the server's answer, or rejects with its refusal. */
+  add(action) {
+    const request = newName();
+    const number = String(Date.now()).padStart(15, "0") + String((this.count = (this.count ?? 0) + 1)).padStart(6, "0");
+    localStorage.setItem(this.prefix + number + request, JSON.stringify({ client: this.client, request, action }));
+    this.send();
+    return new Promise((resolve, reject) => this.waits.set(request, { resolve, reject }));
+  }
+
+  /** Send what waits, in its order, until nothing does. */
+  async send() {
+    this.tell();
+    if (this.sending) return;
+    this.sending = true;
+    try {
+      for (let key; (key = this.keys()[0]); ) {
+        const body = JSON.parse(localStorage.getItem(key) ?? "null");
+        if (body) await this.sendOne(key, body);
+        this.tell();
+      }
+    } finally {
+      this.sending = false;
+      this.tell();
+    }
+  }
+
+  async sendOne(key, body) {
+    const wait = this.waits.get(body.request);
+    for (;;) {
+      try {
+        const answer = await json("/annotate/api/write", body);
+        this.gone = null;
+        this.finish(key, body);
+        this.onDone(answer, body.action);
+        wait?.resolve(answer);
+        return;
+      } catch (error) {
+        if (!isPassing(error)) {
+          this.gone = null;
+          this.finish(key, body);
+          this.onRefused(error, body.action);
+          wait?.reject(error);
+          return;
+        }
+        this.gone = error.message;
+        this.tell();
+        await new Promise((resolve) => setTimeout(resolve, 1000));
+      }
+    }
+  }
+
+  finish(key, body) {
+    localStorage.removeItem(key);
+    this.waits.delete(body.request);
+  }
+
+  tell() {
+    this.onState({ waiting: this.keys().length, gone: this.gone });
+  }
+}
+
+/** Whether the same request may be answered later: no server, one of another start, or none that has room. */
+export function isPassing(error) {
+  return error instanceof ApiError && (error.code === "unreachable" || [401, 408, 429, 503, 504].includes(error.status));
+}
