@@ -47,7 +47,7 @@ export const page = {
     $("saved").classList.toggle("waiting", Boolean(gone));
     const changes = `${waiting} change${waiting === 1 ? "" : "s"}`;
     $("saved").textContent = gone
-      ? `${gone} ${waiting ? `${changes} wait here, are kept in this browser, and are sent then.` : "Nothing is lost."}`
+      ? `${gone} ${waiting ? `${changes} ${waiting === 1 ? "waits" : "wait"} here, kept in this browser until then.` : "Nothing is lost."}`
       : waiting ? `Saving ${changes} …` : "All changes are saved.";
   },
 };

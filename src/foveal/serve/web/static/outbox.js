@@ -35,8 +35,9 @@ export class Outbox {
     const request = newName();
     const number = String(Date.now()).padStart(15, "0") + String((this.count = (this.count ?? 0) + 1)).padStart(6, "0");
     localStorage.setItem(this.prefix + number + request, JSON.stringify({ client: this.client, request, action }));
+    const answered = new Promise((resolve, reject) => this.waits.set(request, { resolve, reject }));
     this.send();
-    return new Promise((resolve, reject) => this.waits.set(request, { resolve, reject }));
+    return answered;
   }
 
   /** Send what waits, in its order, until nothing does. */
