@@ -107,3 +107,20 @@ def test_what_cannot_be_fitted_is_refused() -> None:
         FewShot(np.empty((0, 3)))
     with pytest.raises(FovealError, match="NaN"):
         FewShot(np.full((2, 2), np.nan))
+
+
+def test_many_noisy_classes_are_not_shrunk_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The penalty that is chosen answers almost as well as the best of all, where classes lie in weak directions."""
+    features, truth = groups((10,) * 50, 64, spread=1.2)
+    features *= np.linspace(1, 0.1, 64, dtype=np.float32) ** 2
+    few_shot, labels = FewShot(features), {row: str(truth[row]) for row in range(250)}
+
+    def accuracy() -> float:
+        found = few_shot.fit(labels)
+        return float(np.mean([found.classes[found.answers[row]] == str(truth[row]) for row in range(250, 500)]))
+
+    chosen, best = accuracy(), 0.0
+    for penalty in module._PENALTIES:
+        monkeypatch.setattr(module, "_PENALTIES", (penalty,))
+        best = max(best, accuracy())
+    assert chosen > 0.95 * best > 0.5

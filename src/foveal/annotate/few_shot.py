@@ -19,7 +19,7 @@ from foveal.evaluate.results import Measure
 from foveal.features.lookup import vector_name
 from foveal.features.store import FeatureStore
 
-_PENALTIES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # shares of the largest eigenvalue
+_PENALTIES = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # shares of the largest eigenvalue
 _DRAWN_EVERY = 5  # of the offered images one in so many is drawn at random: these measure the accuracy
 _MOST_OFFERED = 4096  # images of a large set among which the next one is looked for
 
@@ -79,8 +79,9 @@ class FewShot:
     """The features of an image set, ready for heads of any labels.
 
     The head is ridge regression on one-hot labels: it has a closed form, and so have its answers without each single
-    label, which makes every label a held-out one without another fit (Allen 1974, PRESS). The penalty is the one with
-    the smallest error of these. Features are brought to unit length.
+    label, which makes every label a held-out one without another fit (Allen 1974, PRESS). The penalty is the one whose
+    held-out answers correlate best with the labels: their size does not matter, only which class is ahead, and the
+    squared error would shrink answers of many classes far too much. Features are brought to unit length.
 
     Example:
         >>> few_shot = FewShot(np.eye(4, dtype=np.float32))
@@ -206,8 +207,10 @@ def _ridge(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         kept = values / (values + penalty)
         influence = 1 / len(inputs) + left.square() @ kept
         errors = (wanted - left @ (kept[:, None] * found)) / (1 - influence).clamp_(min=1e-9)[:, None]
-        if best is None or float(errors.square().sum()) < best[0]:
-            best = float(errors.square().sum()), penalty, errors
+        outputs = wanted - errors
+        agreement = float((outputs * wanted).sum() / outputs.norm().clamp_(min=1e-12))
+        if best is None or agreement > best[0]:
+            best = agreement, penalty, errors
     assert best is not None
     _, penalty, errors = best
     scale = values.sqrt() / (values + penalty)
