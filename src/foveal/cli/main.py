@@ -37,6 +37,7 @@ VERBS = (
     "convert",
     "annotations",
     "backend",
+    "propagate",
     "curate",
     "audit",
     "extract",

@@ -1,0 +1,94 @@
+"""What was propagated, written with what it came from: into a project, a table or the files of another tool."""
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from foveal.annotate.creation import DATABASE, check_new_folder
+from foveal.annotate.formats import WRITTEN, write_annotations
+from foveal.annotate.given import Given
+from foveal.annotate.project import Project
+from foveal.annotate.types import AnnotatedImage, AnnotatedSet, Annotation
+from foveal.errors import BadImageError, FovealError, nearest
+from foveal.features.extract import Model
+from foveal.files import write_atomically
+from foveal.images.decode import read_size
+from foveal.images.imageset import ImageSet
+
+PROJECT, TABLE = "project", "csv"
+
+
+def check_target(out: Path, to: str) -> None:
+    """Refuse what cannot be written, before anything is computed.
+
+    Args:
+        out: a new folder, a file for a table, or a project.
+        to: "project", "csv" or one of `foveal.annotate.formats.WRITTEN`.
+
+    Raises:
+        FovealError: another format, or a folder in use.
+    """
+    known = (PROJECT, TABLE, *WRITTEN)
+    if to not in known:
+        raise FovealError(f"--to {to} is not known{nearest(to, known)}; choose {', '.join(known)}")
+    if to == TABLE:
+        if out.is_dir():
+            raise FovealError(f"{out} is a folder; give a file, such as {out / 'labels.csv'}")
+    elif to != PROJECT or not (out / DATABASE).is_file():
+        check_new_folder(out)
+
+
+def write_project(
+    found: Sequence[Annotation], given: Given, images: ImageSet, out: Path, *, model: Model | None = None
+) -> int:
+    """Add what was given and propose what was found; the project is made where there is none.
+
+    Returns:
+        How many proposals are left out, since people have decided already.
+
+    Raises:
+        ProjectError: a project of another model or of other images, or it cannot be written.
+    """
+    there = (out / DATABASE).is_file()
+    with Project.open(out, model=model) if there else Project.create(out, images, model=model) as project:
+        project.add(given.annotated)
+        return project.propose(found, words=f"propagate {given.kind}").left
+
+
+def write_files(found: Sequence[Annotation], given: Given, images: ImageSet, out: Path, *, to: str) -> list[str]:
+    """Write what was given and what is proposed for another tool; see `write_annotations`."""
+    every = [*given.annotated.annotations, *(one for one in found if one.state == "proposed")]
+    pictures = {image.uri: image for image in given.annotated.images if image.width}
+    rows = {uri: row for row, uri in enumerate(images.rows.column("uri").to_pylist())}
+    for one in every:
+        if one.image not in pictures:
+            pictures[one.image] = _picture(images, rows[one.image], one)
+    annotated = AnnotatedSet(given.annotated.classes, tuple(pictures.values()), tuple(every))
+    notes = write_annotations(annotated, out, format=to, states=("accepted", "proposed"))
+    if num_unsure := sum(one.state == "unsure" for one in found):
+        notes.append(f"{num_unsure} unsure answers are left out; a project holds them")
+    return notes
+
+
+def write_table(found: Sequence[Annotation], given: Given, out: Path) -> None:
+    """Write labels as CSV: uri, label, state and score; those that were given first."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["uri", "label", "state", "score"])
+    for one in (*given.annotated.annotations, *found):
+        table.writerow([one.image, one.class_name, one.state, "" if one.score is None else f"{one.score:.4f}"])
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(out, text.getvalue())
+    except OSError as error:
+        raise FovealError(f"{out} cannot be written ({error}); check space and permissions") from error
+
+
+def _picture(images: ImageSet, row: int, annotation: Annotation) -> AnnotatedImage:
+    if annotation.mask is not None:
+        return AnnotatedImage(annotation.image, annotation.mask.width, annotation.mask.height)
+    try:
+        return AnnotatedImage(annotation.image, *read_size(images.read(row)))
+    except BadImageError as error:
+        raise FovealError(f"{annotation.image} cannot be read: {error}; repair it") from error
