@@ -83,7 +83,7 @@ def test_another_site_gets_nothing_done_and_frames_nothing(server: PageServer, w
     other.expect("403", "net::ERR_BLOCKED_BY_RESPONSE", POLICY)
     assert other.page.evaluate(VISIT, api) == "nothing"
     other.page.evaluate("(address) => { document.body.append(Object.assign(new Image(), {src: address})) }", api)
-    with other.page.expect_response(api):
+    with other.page.expect_response(lambda answer: answer.request.is_navigation_request()) as refused:
         other.page.evaluate(
             """(address) => {
               const form = Object.assign(document.createElement("form"), {action: address, method: "POST"});
@@ -92,6 +92,8 @@ def test_another_site_gets_nothing_done_and_frames_nothing(server: PageServer, w
             }""",
             api,
         )
+    assert refused.value.status == 403
+    other.page.wait_for_url(api)
     other.page.goto(other_site)
     other.page.evaluate(
         """(address) => new Promise((resolve) => {
