@@ -52,7 +52,7 @@ ROW_SCHEMA = pa.schema(
     ]
 )
 _NAME = re.compile(r"(cls|registers|patches|mean)(\.layer[0-9]+)?")  # names of files come from these
-_MAX_OPEN_FILES = 128
+_MAX_OPEN_FILES = 512  # of a quarter of a million images at the usual shard size
 
 
 @dataclass(frozen=True)
@@ -248,7 +248,7 @@ class FeatureStore:
             FovealError: an unknown name, a row outside the store, or a damaged file.
         """
         shape = self.shape(name)
-        wanted = self._numbers(rows)
+        wanted = self.numbers(rows)
         found = np.empty((len(wanted), *shape), np.float32)
         places = np.searchsorted(self._starts, wanted, side="right") - 1
         for place in np.unique(places):
@@ -274,12 +274,24 @@ class FeatureStore:
                 block = np.empty((size, *shape), np.float32)
             yield self._fill(block[:size], name, start)
 
+    def as_stored(self, name: str) -> Iterator[tuple[int, np.ndarray, np.ndarray | None]]:
+        """Yield an array as it lies on the disk, shard by shard: nothing is read but what is looked at.
+
+        Yields:
+            The number of the first row; memory maps of the values (n, *shape(name)), and of the scales (n, ...) of
+            int8, else None.
+        """
+        self.shape(name)
+        for place, start in enumerate(self._starts[:-1].tolist()):
+            yield start, *self._stored(place, name)
+
     def projection(self, name: str) -> Projection | None:
         """Return the PCA that an array holds the coordinates of, to map them back; None where it holds features."""
         self.shape(name)
         return Projection(self.path, name) if self.card.is_reduced(name) else None
 
-    def _numbers(self, rows: Sequence[int] | np.ndarray | slice | None) -> np.ndarray:
+    def numbers(self, rows: Sequence[int] | np.ndarray | slice | None) -> np.ndarray:
+        """Return rows as numbers (n,) int64; FovealError where one is outside the store."""
         if rows is None or isinstance(rows, slice):
             return np.arange(*(rows or slice(None)).indices(len(self)))
         wanted = np.asarray(rows)
