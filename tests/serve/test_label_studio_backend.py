@@ -103,6 +103,16 @@ async def test_sure_answers_are_given_and_unsure_ones_are_a_low_score(project: P
         assert other["result"] == []
 
 
+async def test_any_picture_is_answered_as_the_same_one_of_the_project(project: Project, model: Model) -> None:
+    taught = Taught(project, model, open_features(project, model), precision=0.7)
+    ((found,), score) = taught.of_images(["red/19.png"])[0]
+    path = project.image_set.root / "red/19.png"
+    ((other,), other_score) = taught.of_picture(path, name="new")
+    assert (found.class_name, other.class_name, other.image) == ("red", "red", "new")
+    assert other_score == pytest.approx(score, abs=1e-3)  # the store has half floats
+    assert taught.of_picture(path, labels=False) == ((), 0.0)
+
+
 async def test_what_people_say_there_becomes_accepted_here(project: Project, model: Model) -> None:
     mask = np.zeros(SIZE[::-1], bool)
     mask[7:21, 7:28] = True

@@ -23,7 +23,7 @@ from foveal.features.lookup import encode_queries, vector_name
 from foveal.features.origin import check_model
 from foveal.features.seen import SeenImage, see
 from foveal.features.stamp import StoreSettings
-from foveal.features.store import FeatureStore
+from foveal.features.store import SUMMARY, FeatureStore
 from foveal.images.preprocess import ImageLike
 
 FEATURES = "features"  # folder in the project
@@ -51,7 +51,8 @@ def open_features(project: Project, model: Model, given: Path | None = None) -> 
     """
     if given is None:
         given = project.folder / FEATURES
-        open_extraction(given, model, project.image_set, StoreSettings()).run(max_bad_share=1.0)
+        if not (given / SUMMARY).is_file():  # whole features serve as they are, whatever decodes images by now
+            open_extraction(given, model, project.image_set, StoreSettings()).run(max_bad_share=1.0)
     found = FeatureStore.open(given)
     check_model(found, model)
     check_same_images(given, found.card, project.image_set)

@@ -51,7 +51,7 @@ def write(annotated: AnnotatedSet, folder: Path) -> list[str]:
     by_image: dict[str, list[Annotation]] = defaultdict(list)
     for one in annotated.annotations:
         by_image[one.image].append(one)
-    samples = [_sample(image, by_image[image.uri]) for image in annotated.images]
+    samples = [sample_of(image, by_image[image.uri]) for image in annotated.images]
     classes = list(annotated.classes)
     metadata = {
         "name": "foveal",
@@ -69,7 +69,8 @@ def write(annotated: AnnotatedSet, folder: Path) -> list[str]:
     return notes + ([f"{empty} empty masks are left out"] if empty else [])
 
 
-def _sample(image: AnnotatedImage, annotations: list[Annotation]) -> dict[str, Any]:
+def sample_of(image: AnnotatedImage, annotations: list[Annotation]) -> dict[str, Any]:
+    """Return a picture with what is said of it as a sample in JSON."""
     labels = [
         {"_cls": "Classification", "label": one.class_name, **_more(one)}
         for one in annotations
@@ -140,7 +141,7 @@ def read(path: Path, pictures: Pictures, fields: Collection[str] = ()) -> Found:
             raise FovealError(f"{where} is of {image.uri}, as another is; export it again")
         images[image.uri] = image
         for one in chosen:
-            annotations += _labels(sample.get(one), image, counts, where=f"{where}: {one}")
+            annotations += labels_in(sample.get(one), image, counts, where=f"{where}: {one}")
     names = dict.fromkeys([*_classes(path.with_name(_METADATA), chosen), *(one.class_name for one in annotations)])
     notes = tuple(f"{count} labels of the kind {kind} are left out" for kind, count in sorted(counts.items()))
     return Found(AnnotatedSet(tuple(names), tuple(images.values()), tuple(annotations)), notes)
@@ -173,7 +174,8 @@ def _classes(path: Path, fields: Collection[str]) -> list[str]:
     return [str(name) for names in found if isinstance(names, list) for name in names]
 
 
-def _labels(value: Any, image: AnnotatedImage, counts: Counter[str], *, where: str) -> Iterator[Annotation]:
+def labels_in(value: Any, image: AnnotatedImage, counts: Counter[str], *, where: str) -> Iterator[Annotation]:
+    """Yield what a field of a sample in JSON says of its picture; `counts` is told what is left out."""
     if value is None:
         return
     kind = field(value, "_cls", str, where=where)
@@ -221,12 +223,13 @@ def _shape(kind: str, label: Mapping[str, Any], image: AnnotatedImage, *, where:
 
 
 def _unpacked(value: Any, *, where: str) -> np.ndarray:
-    """Return the mask of a box, (h, w) bool; no more is unpacked than a picture may have."""
+    """Return the mask of a box, (h, w) bool; no more is unpacked than a picture may have. In FiftyOne it is bytes."""
     binary = value.get("$binary") if isinstance(value, Mapping) else value
     text = binary.get("base64") if isinstance(binary, Mapping) else binary
     try:
         unpacker = zlib.decompressobj()
-        data = unpacker.decompress(base64.b64decode(str(text), validate=True), _MOST_BYTES)
+        packed = text if isinstance(text, bytes) else base64.b64decode(str(text), validate=True)
+        data = unpacker.decompress(packed, _MOST_BYTES)
         if unpacker.unconsumed_tail:
             raise ValueError("it is too large")
         pixels = np.load(io.BytesIO(data), allow_pickle=False)

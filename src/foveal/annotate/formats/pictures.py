@@ -40,7 +40,7 @@ class Pictures:
         """
         if self._images is None:
             return self._named(name, width, height)
-        if (index := self._index(name)) is None:
+        if (index := self.index(name)) is None:
             self._missing.append(name)
             return None
         uri = self._images.uri(index)
@@ -86,7 +86,12 @@ class Pictures:
             raise FovealError(f"{name} is of {width} x {height} pixels; allowed are 1 to {MAX_PIXELS} in all")
         return AnnotatedImage(name, width, height)
 
-    def _index(self, name: str) -> int | None:
+    def index(self, name: str) -> int | None:
+        """Return the row of a picture in the image set, which must be given; None where it lacks it.
+
+        Raises:
+            FovealError: a name that fits several.
+        """
         assert self._images is not None
         parts = PurePosixPath(name.replace("\\", "/")).parts
         fitting = []
