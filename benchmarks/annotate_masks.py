@@ -1,20 +1,20 @@
 """Clicks that a mask takes, and objects followed from one mask, by a simulated annotator who knows the truth.
 
-    python benchmarks/annotate_masks.py clicks --data FOLDER --models MODEL [MODEL ...] [--images 40]
+    python benchmarks/annotate_masks.py clicks --data FOLDER --models MODEL [MODEL ...] [--peers] [--trust 0.03]
     python benchmarks/annotate_masks.py track --data FOLDER --models MODEL [MODEL ...]
     python benchmarks/annotate_masks.py propagate --data FOLDER --models MODEL [MODEL ...]
+    python benchmarks/annotate_masks.py time --data FOLDER --models MODEL
 
 FOLDER holds camvid and davis. A click goes to the middle of the largest part that is wrong; clicks are counted
 until the mask reaches an intersection over union of 0.7 and of 0.8, at most 20 (20 where it never does). An object is a
 connected part of one class in camvid (at least 1 % of the picture, one a picture), or that of every tenth frame in
-davis. Beside the models: the same method on raw colour in the place of features, and, with the same rule for clicks, the
-random walker of scikit-image and GrabCut of OpenCV. Differences are paired, with a bootstrap over pictures (camvid) or
-sequences (davis).
+davis. Beside the models: the same method on raw colour in the place of features, and, with the same rule for clicks,
+the random walker of scikit-image and GrabCut of OpenCV. Differences are paired, with a bootstrap over pictures (camvid)
+or sequences (davis).
 """
 
 import argparse
 import contextlib
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -27,6 +27,7 @@ import torch
 from PIL import Image
 from skimage.segmentation import random_walker
 
+from foveal.annotate.cells import Sharpness
 from foveal.annotate.patch_head import Example
 from foveal.annotate.prompts import PromptSession, PromptSettings
 from foveal.annotate.propagate_masks import MaskPropagator, Trust
@@ -37,7 +38,9 @@ from foveal.evaluate.results import measured_mean
 from foveal.evaluate.video import frame_shape
 from foveal.evaluate.video_metrics import contour_accuracy, region_similarity
 from foveal.features.extract import Model, load
+from foveal.features.geometry import Geometry
 from foveal.features.seen import SeenImage, see
+from foveal.images.preprocess import Preprocess
 
 CAP, GOALS = 20, (0.7, 0.8)
 VOID = 11  # of camvid
@@ -58,50 +61,64 @@ class Case(NamedTuple):
 def main() -> None:
     """Print the table that was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["clicks", "track", "propagate"])
+    parser.add_argument("what", choices=["clicks", "track", "propagate", "time"])
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--models", type=Path, nargs="+", required=True)
     parser.add_argument("--images", type=int, default=40, help="pictures of camvid")
     parser.add_argument("--examples", type=int, default=40, help="pictures with masks that teach a class")
     parser.add_argument("--part", default="test", help="of camvid")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/out/annotate_masks"), help="answers, to go on")
     parser.add_argument("--side", type=int, default=SIDE)
+    parser.add_argument("--sets", nargs="+", default=["camvid", "davis"], help="where clicks are counted")
+    parser.add_argument("--peers", action="store_true", help="count the clicks of the other libraries too")
+    parser.add_argument("--trust", type=float, default=Sharpness().trust)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    {"clicks": clicks, "track": track, "propagate": propagate}[arguments.what](arguments)
+    {"clicks": clicks, "track": track, "propagate": propagate, "time": answer_times}[arguments.what](arguments)
 
 
 def clicks(arguments: argparse.Namespace) -> None:
     """Count clicks, method by method."""
+    settings = PromptSettings(sharpness=Sharpness(trust=arguments.trust))
+    methods: dict[str, Callable[[Case], Segment]] = {
+        name: (lambda case, make=make: by_features(make(case.pixels), settings))
+        for name, make in makers(arguments).items()
+    }
+    if arguments.peers:
+        methods |= {"random walker (scikit-image)": by_random_walker, "GrabCut (OpenCV)": by_grabcut}
+    for name in arguments.sets:
+        cases = camvid(arguments) if name == "camvid" else davis(arguments.data / "davis")
+        table(name, cases, {method: [annotate(c, make(c)) for c in cases] for method, make in methods.items()})
+
+
+def makers(arguments: argparse.Namespace) -> dict[str, Callable[[np.ndarray], SeenImage]]:
+    """Return what sees a picture, by name: each model, and raw colour."""
     models = {str(path): load(path) for path in arguments.models}
-    for name, cases in (("camvid", camvid(arguments)), ("davis", davis(arguments.data / "davis"))):
-        methods: dict[str, Callable[[Case], Segment]] = {
-            path: (lambda case, model=model: by_features(see(model, case.pixels, size=arguments.side)))
-            for path, model in models.items()
-        }
-        methods["raw colour, same method"] = lambda case: by_features(colour_of(case.pixels, arguments.side))
-        methods["random walker (scikit-image)"] = by_random_walker
-        methods["GrabCut (OpenCV)"] = by_grabcut
-        found = {
-            method: kept(arguments.out / f"{name}_{number}.json", cases, make)
-            for number, (method, make) in enumerate(methods.items())
-        }
-        table(name, cases, found)
+    found = {
+        name: (lambda pixels, model=model: see(model, pixels, size=arguments.side)) for name, model in models.items()
+    }
+    return {**found, "raw colour": lambda pixels: colour_of(pixels, arguments.side)}
 
 
-def kept(path: Path, cases: Sequence[Case], make: Callable[[Case], Segment]) -> list[tuple[list[float], float]]:
-    """Return the answers of a method on all cases; those of an interrupted run are read and not made again."""
-    found = json.loads(path.read_text()) if path.exists() else []
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for case in cases[len(found) :]:
-        found.append(annotate(case, make(case)))
-        path.write_text(json.dumps(found))
-    return found
+def answer_times(arguments: argparse.Namespace) -> None:
+    """Print how long a mask takes after a click, and before the first one, the features at hand."""
+    cases = [*camvid(arguments)[:4], *davis(arguments.data / "davis")[:4]]
+    for name, make in makers(arguments).items():
+        for group in (cases[:4], cases[4:]):
+            begun, answers = [], []
+            for case in group:
+                seen = make(case.pixels)
+                started = time.perf_counter()
+                segment = by_features(seen)
+                begun.append(time.perf_counter() - started)
+                answers += annotate(case, segment)[1][1:]  # the first one makes what all need
+            middle, slow = np.quantile(1000 * np.array(answers), (0.5, 0.95))
+            shape = "x".join(map(str, group[0].pixels.shape[1::-1]))
+            print(f"| {name} | {shape} | {1000 * np.median(begun):.0f} | {middle:.0f} | {slow:.0f} |", flush=True)
 
 
-def table(name: str, cases: Sequence[Case], found: dict[str, list[tuple[list[float], float]]]) -> None:
+def table(name: str, cases: Sequence[Case], found: dict[str, list[tuple[list[float], list[float]]]]) -> None:
     """Print a row a method, and how it differs from the first."""
     first = np.array([[reached(curve, goal) for goal in GOALS] for curve, _ in next(iter(found.values()))])
     groups = [case.group for case in cases]
@@ -115,7 +132,7 @@ def table(name: str, cases: Sequence[Case], found: dict[str, list[tuple[list[flo
         for column in range(len(GOALS)):
             change = by_group(counts[:, column] - first[:, column], groups)
             changes.append(f"{change.value:+.1f} ({change.low:+.1f} to {change.high:+.1f})")
-        times = np.median([seconds for _, seconds in answers])
+        times = np.median([one for _, seconds in answers for one in seconds])
         iou = " / ".join(f"{100 * value:.0f}" for value in after)
         print(f"| {method} | {' | '.join(parts)} | {iou} | {1000 * times:.0f} | {' | '.join(changes)} |", flush=True)
 
@@ -131,8 +148,8 @@ def reached(curve: Sequence[float], goal: float) -> int:
     return next((number for number, iou in enumerate(curve, start=1) if iou >= goal), CAP)
 
 
-def annotate(case: Case, segment: Segment) -> tuple[list[float], float]:
-    """Return the IoU after each click, until the last goal is reached, and the median seconds of an answer."""
+def annotate(case: Case, segment: Segment) -> tuple[list[float], list[float]]:
+    """Return the IoU after each click, until the last goal is reached, and the seconds of each answer."""
     prompts: list[Prompt] = []
     mask, curve, seconds = np.zeros_like(case.truth), [], []
     for _ in range(CAP):
@@ -143,7 +160,7 @@ def annotate(case: Case, segment: Segment) -> tuple[list[float], float]:
         curve.append(region_similarity(mask, case.truth, void=case.void))
         if curve[-1] >= GOALS[-1]:
             break
-    return curve, float(np.median(seconds))
+    return curve, seconds
 
 
 def next_click(mask: np.ndarray, case: Case) -> Prompt:
@@ -174,6 +191,7 @@ def by_features(seen: SeenImage, settings: PromptSettings | None = None) -> Segm
 def by_random_walker(case: Case) -> Segment:
     """Return the random walker of scikit-image, on the picture at half its size, its seeds disks of 3 pixels."""
     small = cv2.resize(case.pixels, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA).astype(np.float64) / 255
+    settings = {"beta": 130, "mode": "cg_j", "channel_axis": -1, "return_full_prob": True, "tol": 1e-3, "prob_tol": 0.1}
 
     def segment(prompts: Sequence[Prompt]) -> np.ndarray:
         labels = np.zeros(small.shape[:2], np.uint8)
@@ -184,29 +202,29 @@ def by_random_walker(case: Case) -> Segment:
             border = np.ones(labels.shape, bool)
             border[1:-1, 1:-1] = False
             labels[border & (labels == 0)] = 2
-        found = random_walker(small, labels, beta=130, mode="cg_j", channel_axis=-1, return_full_prob=True, tol=1e-3)
+        found = random_walker(small, labels, **settings)
         return cv2.resize(found[0].astype(np.float32), case.truth.shape[::-1]) > 0.5
 
     return segment
 
 
 def by_grabcut(case: Case) -> Segment:
-    """Return GrabCut, begun with disks around the clicks and, as long as there is no negative one, the border."""
+    """Return GrabCut, on the picture at half its size; around clicks that are wanted, disks of 40 pixels are likely."""
+    small = cv2.resize(case.pixels, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)[..., ::-1].copy()
 
     def segment(prompts: Sequence[Prompt]) -> np.ndarray:
-        mask = np.full(case.truth.shape, cv2.GC_PR_BGD, np.uint8)
-        for prompt in prompts:
-            x, y = (int(v) for v in prompt.points[0])
-            if prompt.positive:
-                cv2.circle(mask, (x, y), 40, cv2.GC_PR_FGD, -1)
-        for prompt in prompts:
-            x, y = (int(v) for v in prompt.points[0])
-            cv2.circle(mask, (x, y), 4, cv2.GC_FGD if prompt.positive else cv2.GC_BGD, -1)
+        mask = np.full(small.shape[:2], cv2.GC_PR_BGD, np.uint8)
+        places = [(tuple(int(v / 2) for v in prompt.points[0]), prompt.positive) for prompt in prompts]
+        for place, positive in places:
+            if positive:
+                cv2.circle(mask, place, 20, cv2.GC_PR_FGD, -1)
+        for place, positive in places:
+            cv2.circle(mask, place, 2, cv2.GC_FGD if positive else cv2.GC_BGD, -1)
         cv2.setRNGSeed(0)
         with contextlib.suppress(cv2.error):  # too few pixels of a side for its colour models
-            models = np.zeros((1, 65)), np.zeros((1, 65))
-            cv2.grabCut(case.pixels[..., ::-1].copy(), mask, None, *models, 3, cv2.GC_INIT_WITH_MASK)
-        return np.isin(mask, (cv2.GC_FGD, cv2.GC_PR_FGD))
+            cv2.grabCut(small, mask, None, np.zeros((1, 65)), np.zeros((1, 65)), 3, cv2.GC_INIT_WITH_MASK)
+        found = np.isin(mask, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.float32)
+        return cv2.resize(found, case.truth.shape[::-1]) > 0.5
 
     return segment
 
@@ -242,9 +260,6 @@ def davis(folder: Path) -> list[Case]:
 
 def colour_of(pixels: np.ndarray, side: int, patch: int = 8) -> SeenImage:
     """Return a picture whose features are the mean colours of patches, in CIE Lab."""
-    from foveal.features.geometry import Geometry
-    from foveal.images.preprocess import Preprocess
-
     preprocess = Preprocess(mode="resize", resize_size=side, crop_size=None, patch_size=patch)
     geometry = Geometry.of(preprocess, *pixels.shape[:2])
     shown = cv2.resize(pixels, geometry.seen[::-1], interpolation=cv2.INTER_AREA)
@@ -254,17 +269,12 @@ def colour_of(pixels: np.ndarray, side: int, patch: int = 8) -> SeenImage:
 
 def propagate(arguments: argparse.Namespace) -> None:
     """Teach classes of camvid by pictures of its train part, and find them in those of its test part."""
-    makers: dict[str, Callable[[np.ndarray], SeenImage]] = {
-        str(path): (lambda pixels, model=load(path): see(model, pixels, size=arguments.side))
-        for path in arguments.models
-    }
-    makers["raw colour"] = lambda pixels: colour_of(pixels, arguments.side)
     generator = np.random.default_rng(arguments.seed)
     parts = {}
     for part, count in (("train", arguments.examples), ("test", arguments.images)):
         paths = sorted((arguments.data / "camvid" / part).glob("*.jpg"))
         parts[part] = [paths[number] for number in generator.permutation(len(paths))[:count]]
-    for method, make in makers.items():
+    for method, make in makers(arguments).items():
         shown = {
             part: [(make(np.asarray(Image.open(path).convert("RGB"))), ids_of(path)) for path in paths]
             for part, paths in parts.items()
