@@ -11,7 +11,7 @@ from PIL import Image
 from foveal.annotate.given import read_given
 from foveal.annotate.project import Project
 from foveal.annotate.propagate_labels import propagate_labels
-from foveal.annotate.propagated import check_target, write_project, write_table
+from foveal.annotate.propagated import check_project, check_target, write_project, write_table
 from foveal.annotate.types import AnnotatedSet, Annotation, Mask
 from foveal.errors import FovealError
 from foveal.images.imageset import ImageSet
@@ -146,6 +146,38 @@ def test_a_project_teaches_what_was_accepted_and_takes_proposals_again(images: I
         "a.jpg,owl,proposed,",
         "c.jpg,wren,unsure,0.2500",
     ]
+
+
+def test_what_people_have_corrected_in_a_project_is_not_given_again(images: ImageSet, tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("uri,label\na.jpg,wren\nc.jpg,owl\n")
+    given = read_given(tmp_path / "labels.csv", images)
+    for _ in range(2):
+        write_project([], given, images, tmp_path / "birds")
+        with Project.open(tmp_path / "birds") as project:
+            project.label("a.jpg", "owl")
+    with Project.open(tmp_path / "birds") as project:
+        found = [(one.annotation.image, one.annotation.class_name) for one in project.annotations()]
+    assert found == [("a.jpg", "owl"), ("c.jpg", "owl")]
+
+
+def test_a_class_renamed_meanwhile_keeps_its_new_name(images: ImageSet, tmp_path: Path) -> None:
+    with Project.create(tmp_path / "birds", images) as project:
+        project.add_class("wren")
+        project.label("a.jpg", "wren")
+    given = read_given(tmp_path / "birds", images)
+    with Project.open(tmp_path / "birds") as project:
+        project.rename_class("wren", "jenny wren")
+    write_project([Annotation("c.jpg", "wren", state="unsure", source="propagated")], given, images, tmp_path / "birds")
+    with Project.open(tmp_path / "birds") as project:
+        assert [one.name for one in project.classes()] == ["jenny wren"]
+        assert [one.annotation.image for one in project.annotations()] == ["a.jpg", "c.jpg"]
+
+
+def test_a_project_of_other_images_is_refused_first(images: ImageSet, tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("uri,label\na.jpg,wren\n")
+    Project.create(tmp_path / "birds", images.subset([0])).close()
+    with pytest.raises(FovealError, match=r"lacks 2 of the 3 images, first c.jpg; its uris are like a.jpg"):
+        check_project(tmp_path / "birds", images, read_given(tmp_path / "labels.csv", images))
 
 
 def test_labels_beside_masks_need_a_choice(images: ImageSet, tmp_path: Path) -> None:

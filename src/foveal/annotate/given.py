@@ -33,6 +33,7 @@ class Given(NamedTuple):
         annotated: with images that are in the set; those without a mask show nothing of what is looked for.
         complete: all that is to be said of each image was said, so that what no mask covers is none of the classes.
         model: name and sha256 of the model that the labels were made with, where a project names one.
+        project: its folder, where it was one.
         notes: what was left out, a sentence each.
     """
 
@@ -40,6 +41,7 @@ class Given(NamedTuple):
     annotated: AnnotatedSet
     complete: frozenset[str]
     model: dict[str, str] | None = None
+    project: Path | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -69,6 +71,8 @@ def read_given(source: str | Path, images: ImageSet, *, kind: Kind | None = None
         raise FovealError(f"kind='{kind}'; choose {' or '.join(get_args(Kind))}")
     if not source.exists():
         raise FovealError(f"{source} does not exist; give labels, masks, a file of annotations or a project")
+    if source.suffix.lower() == ".png":
+        raise FovealError(f"{source} is one mask; give the folder that it is in, with masks named as their pictures")
     if (source / DATABASE).is_file():
         return _of_project(source, images, kind)
     if source.suffix.lower() in _TABLES or (source / CARD_NAME).is_file():
@@ -84,7 +88,7 @@ def read_given(source: str | Path, images: ImageSet, *, kind: Kind | None = None
 def _of_project(source: Path, images: ImageSet, kind: Kind | None) -> Given:
     with Project.open(source) as project:
         found = _chosen(project.to_set(), images, kind, where=str(source))
-        return found._replace(model=project.model, complete=frozenset(project.done()))
+        return found._replace(model=project.model, project=project.folder, complete=frozenset(project.done()))
 
 
 def _chosen(

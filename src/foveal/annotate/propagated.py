@@ -2,7 +2,9 @@
 
 import csv
 import io
+import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from foveal.annotate.creation import DATABASE, check_new_folder
@@ -10,8 +12,9 @@ from foveal.annotate.formats import WRITTEN, write_annotations
 from foveal.annotate.given import Given
 from foveal.annotate.project import Project
 from foveal.annotate.types import AnnotatedImage, AnnotatedSet, Annotation
-from foveal.errors import BadImageError, FovealError, nearest
+from foveal.errors import BadImageError, FovealError, ProjectError, nearest
 from foveal.features.extract import Model
+from foveal.features.origin import described
 from foveal.files import write_atomically
 from foveal.images.decode import read_size
 from foveal.images.imageset import ImageSet
@@ -37,12 +40,38 @@ def check_target(out: Path, to: str) -> None:
             raise FovealError(f"{out} is a folder; give a file, such as {out / 'labels.csv'}")
     elif to != PROJECT or not (out / DATABASE).is_file():
         check_new_folder(out)
+    parent = next(path for path in Path(os.path.abspath(out)).parents if path.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise FovealError(f"{parent} cannot be written to; choose another place than {out}")
+
+
+def check_project(out: Path, images: ImageSet, given: Given, *, model: Model | None = None) -> None:
+    """Refuse a project that is there and cannot take what will be found, before anything is computed.
+
+    Raises:
+        ProjectError: it was made with another model, or lacks images of the set.
+    """
+    if not (out / DATABASE).is_file():
+        return
+    with Project.open(out, model=model) as project:
+        if given.model and project.model and given.model["sha256"] != project.model["sha256"]:
+            raise ProjectError(
+                f"{out} was made with the model {described(project.model)}, and what is known with "
+                f"{described(given.model)}; make another project"
+            )
+        if unknown := project.unknown(images.rows.column("uri").to_pylist()):
+            raise ProjectError(
+                f"{out} lacks {len(unknown)} of the {len(images)} images, first {unknown[0]}; its uris are like "
+                f"{project.page(0, 1)[0].uri}: give its images, or make another project"
+            )
 
 
 def write_project(
     found: Sequence[Annotation], given: Given, images: ImageSet, out: Path, *, model: Model | None = None
 ) -> int:
     """Add what was given and propose what was found; the project is made where there is none.
+
+    Where people have decided in the project already, that stays, and nothing is added to it.
 
     Returns:
         How many proposals are left out, since people have decided already.
@@ -52,8 +81,22 @@ def write_project(
     """
     there = (out / DATABASE).is_file()
     with Project.open(out, model=model) if there else Project.create(out, images, model=model) as project:
-        project.add(given.annotated)
+        if project.folder != given.project:
+            project.add(_undecided(project, given))
         return project.propose(found, words=f"propagate {given.kind}").left
+
+
+def _undecided(project: Project, given: Given) -> AnnotatedSet:
+    """Return what was given of images, or of masks of a class on an image, of which the project holds nothing."""
+    masks = given.kind == "masks"
+    records = [one.annotation for one in project.annotations(states=("accepted", "rejected"))]
+    decided = {
+        (one.image, one.class_name if masks else "")
+        for one in records
+        if masks == (one.mask is not None or one.box is not None) and (masks or one.state == "accepted")
+    }
+    kept = [one for one in given.annotated.annotations if (one.image, one.class_name if masks else "") not in decided]
+    return replace(given.annotated, annotations=tuple(kept))
 
 
 def write_files(found: Sequence[Annotation], given: Given, images: ImageSet, out: Path, *, to: str) -> list[str]:

@@ -12,6 +12,7 @@ from foveal.errors import FovealError
 
 if TYPE_CHECKING:
     from foveal.annotate.given import Given
+    from foveal.annotate.propagate_masks import Trust
     from foveal.annotate.propagate_set import PropagatedMasks
     from foveal.annotate.types import Annotation
     from foveal.features.extract import Model
@@ -55,14 +56,15 @@ def propagate(
     num_heads: NumHeadsOption = None,
 ) -> None:
     """Propose labels or masks for all other images; what held-out ones cannot show is left unsure."""
-    from foveal.annotate.calibration import check_precision
     from foveal.annotate.given import read_given
-    from foveal.annotate.propagated import check_target
+    from foveal.annotate.propagate_masks import Trust
+    from foveal.annotate.propagated import check_project, check_target
     from foveal.features.store import FeatureStore
     from foveal.images.imageset import ImageSet
 
-    if precision is not None:
-        check_precision(precision)
+    trust = Trust(0.5 if min_iou is None else min_iou, 0.8 if precision is None else precision)
+    if video and (precision is not None or min_iou is not None):
+        raise FovealError("no frame of a video is held out, so that --precision and --min-iou have no effect beside it")
     check_target(out, to)
     pictures = ImageSet.open(images)
     given = read_given(source, pictures, kind=kind, format=source_format)
@@ -73,14 +75,13 @@ def propagate(
     _check_source(given, opened, source)
     loaded = None if model is None else open_model(model, num_heads=num_heads)
     _check_model(given, loaded, opened, source)
+    check_project(out, pictures, given, model=loaded)
     if given.kind == "labels":
-        found = _labels(pictures, given, loaded, opened, token=token, precision=precision or 0.9)
+        found = _labels(pictures, given, loaded, opened, token=token, precision=0.9 if precision is None else precision)
     elif loaded is None:
         raise FovealError("masks are carried by what a model sees in the pictures; give it by --model")
     else:
-        found = _masks(
-            pictures, given, loaded, size=size, precision=precision or 0.8, min_iou=min_iou or 0.5, video=video
-        )
+        found = _masks(pictures, given, loaded, size=size, trust=trust, video=video)
     _write(found, given, pictures, out, to=to, model=loaded)
     for note in given.notes:
         typer.echo(f"note: {note}")
@@ -130,24 +131,21 @@ def _masks(
     model: "Model",
     *,
     size: int | None,
-    precision: float,
-    min_iou: float,
+    trust: "Trust",
     video: bool,
 ) -> "Sequence[Annotation]":
-    from foveal.annotate.propagate_masks import Trust
     from foveal.annotate.propagate_set import propagate_along_video, propagate_over_set
 
-    trust = Trust(min_iou, precision)
     with progress_of("following" if video else "looking") as progress:
         if video:
             found = propagate_along_video(model, images, given, size=size, progress=progress)
         else:
             found = propagate_over_set(model, images, given, size=size, trust=trust, progress=progress)
-    _tell_masks(found, given, trust.precision, trust.min_iou)
+    _tell_masks(found, given, trust)
     return found.annotations
 
 
-def _tell_masks(found: "PropagatedMasks", given: "Given", precision: float, min_iou: float) -> None:
+def _tell_masks(found: "PropagatedMasks", given: "Given", trust: "Trust") -> None:
     num_unsure = len(found.annotations) - found.num_proposed
     typer.echo(
         f"{len(given.annotated.annotations):,} masks of {len(given.annotated.classes)} classes, "
@@ -155,7 +153,8 @@ def _tell_masks(found: "PropagatedMasks", given: "Given", precision: float, min_
     )
     for name, calibration in found.calibrations.items():
         typer.echo(
-            f"{name}: a precision of {100 * precision:g} % at IoU {min_iou:g} was asked for: {calibration.summary}"
+            f"{name}: a precision of {100 * trust.precision:g} % at IoU {trust.min_iou:g} was asked for: "
+            f"{calibration.summary}"
         )
     if not found.calibrations:
         typer.echo("frames are followed and none is held out: every mask is unsure until a person has looked")
