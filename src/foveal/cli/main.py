@@ -58,6 +58,7 @@ VERBS = (
     "similar",
     "serve",
     "annotate",
+    "explore",
 )
 
 INTERRUPTED, TERMINATED = 130, 143  # as a shell tells of SIGINT and SIGTERM

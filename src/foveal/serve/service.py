@@ -140,6 +140,13 @@ class Service:
         with self.admission.admit(len(images)):
             return np.stack(await together(one(number, picture) for number, picture in enumerate(images)))
 
+    async def patches(self, loaded: Loaded, image: Picture, preprocess: Preprocess, *, field: str) -> np.ndarray:
+        """Return the patches of a picture that goes through a transform of its own, (grid_h, grid_w, D) float32."""
+        with self.admission.admit(1):
+            async with self._prepared(image, preprocess, field) as array:
+                found: Encoded = await self.batcher.submit(Work(loaded, "tokens", "", array.shape), array)
+        return found.patches.copy()
+
     async def infer(
         self,
         loaded: Loaded,

@@ -1,0 +1,91 @@
+"""`foveal explore STORE`: look at images through their features, on a page in the browser."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from foveal.cli.terminal import check_outside, progress_of
+from foveal.errors import FovealError
+
+if TYPE_CHECKING:
+    from foveal.features.extract import Model
+    from foveal.features.store import FeatureStore
+
+PORT = 8724
+FEATURES, SELECTIONS, TOKEN = "features", "selections", "token"
+_CHANNELS = 64  # of patches; with int8, 16 KB an image of 256 patches
+
+
+def explore(
+    source: Annotated[str, typer.Argument(metavar="STORE", help="Feature store, or images: then features are made.")],
+    model: Annotated[
+        str | None, typer.Option("--model", help="Model folder, checkpoint, or name.  [default: the store's]")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for selections, and features made here.  [default: NAME-explore]")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)] = PORT,
+    open_page: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")] = True,
+) -> None:
+    """Explore images through their features on a page in the browser, until Ctrl-C."""
+    try:
+        from foveal.serve.loaded import Source, open_source
+        from foveal.serve.server import serve
+        from foveal.serve.service import Service
+    except ModuleNotFoundError as error:
+        raise FovealError(f"{error.name} is not installed; the page needs it: pip install 'foveal[serve]'") from error
+    from foveal.features.store import CARD, FeatureStore
+    from foveal.serve.settings import read_settings
+    from foveal.serve.web.door import kept_token
+    from foveal.serve.web.explore import explore_page
+    from foveal.serve.web.explorer import Explorer
+
+    read_settings(given={"host": host, "port": port, "insecure": True}, environment={})
+    folder = Path(f"{Path(source).resolve().name}-explore") if out is None else out
+    store = FeatureStore.open(source) if (Path(source) / CARD).is_file() else None
+    if store is None:
+        check_outside(folder, Path(source))
+    loaded = open_source(Source(_model_of(store, source, model)))
+    if store is None:
+        store = _features(folder / FEATURES, source, loaded.model)
+    token = kept_token(folder / TOKEN)
+    settings = read_settings(given={"host": host, "port": port, "api_keys": [token]}, environment={})
+    service = Service(loaded, settings)
+    page = explore_page(Explorer(store, service, folder / SELECTIONS))
+
+    def listening(url: str) -> None:
+        address = f"{url}{page.path}?token={token}"
+        typer.echo(f"explore at {address}\nCtrl-C ends; selections are saved in {folder / SELECTIONS}")
+        if open_page:
+            typer.launch(address)
+
+    serve(service, [page], listening=listening)
+
+
+def _model_of(store: "FeatureStore | None", source: str, given: str | None) -> str:
+    """Return where the model lies; that of a store may be known."""
+    if given is not None:
+        return given
+    if store is None:
+        raise FovealError(f"{source} is no feature store; to explore images name the model: --model MODEL")
+    if store.card.origin is None:
+        raise FovealError(f"{source} does not say where its model lies; give it by --model")
+    return str(store.card.origin["model"])
+
+
+def _features(folder: Path, source: str, model: "Model") -> "FeatureStore":
+    """Make features of images for the page, or go on with those that are there."""
+    from foveal.features.extraction import open_extraction
+    from foveal.features.stamp import StoreSettings
+    from foveal.features.store import FeatureStore
+    from foveal.images.imageset import ImageSet
+
+    images = ImageSet.open(source)
+    channels = min(_CHANNELS, model.card.backbone.width)
+    settings = StoreSettings(tokens=("cls", "patches"), dtype="int8", pca=channels)
+    typer.echo(f"features of {len(images)} images into {folder}; Ctrl-C interrupts, the same command goes on")
+    with progress_of("features") as progress:
+        open_extraction(folder, model, images, settings).run(max_bad_share=1.0, progress=progress)
+    return FeatureStore.open(folder)
