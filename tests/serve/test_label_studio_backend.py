@@ -84,7 +84,10 @@ async def predictions(client: httpx.AsyncClient, *uris: str, config: str = CONFI
     return found
 
 
-async def test_sure_answers_are_given_and_unsure_ones_are_a_low_score(project: Project, model: Model) -> None:
+async def test_sure_answers_are_given_and_unsure_ones_are_a_low_score(
+    project: Project, model: Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "foveal.annotate")
     async with backend(project, model) as client:
         assert (await client.get("/health")).json()["status"] == "UP"
         ready = await client.post("/setup", json={"project": "1.7", "schema": CONFIG, "access_token": "x"})
@@ -98,6 +101,7 @@ async def test_sure_answers_are_given_and_unsure_ones_are_a_low_score(project: P
         (unsure,) = await predictions(client, "red/19.png")
         assert unsure["result"] == []
         assert 0 < unsure["score"] < 1
+        assert "labels: 38 held-out answers, and a precision of 95 % can be shown by 99 at least" in caplog.text
     async with backend(project, model) as client:  # a class that the interface does not have
         (other,) = await predictions(client, "red/19.png", config=label_config(("green",)).decode())
         assert other["result"] == []

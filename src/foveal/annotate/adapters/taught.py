@@ -3,6 +3,7 @@
 Shapes: B pictures asked about, D width, H W pixels of the original picture.
 """
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,6 +26,8 @@ from foveal.features.seen import SeenImage, see
 from foveal.features.stamp import StoreSettings
 from foveal.features.store import SUMMARY, FeatureStore
 from foveal.images.preprocess import ImageLike
+
+logger = logging.getLogger(__name__)
 
 FEATURES = "features"  # folder in the project
 MOST_EXAMPLES = 100  # masked pictures of a class that are learnt from, the newest; some 2 MB each
@@ -78,6 +81,7 @@ class Taught:
         self._name = vector_name(store, None)
         self._vectors = store.read(self._name).astype(np.float32)
         self._places = {row: place for place, row in enumerate(store.rows.column("row").to_pylist())}
+        self._told: dict[str, str] = {}
         self._seen: OrderedDict[int, SeenImage] = OrderedDict()
         self._learnt: dict[str, tuple[object, MaskPropagator]] = {}
 
@@ -130,6 +134,7 @@ class Taught:
             drawn=[row for row, at in enumerate(known) if labels.held_out[at]],
             precision=self._precision,
         )
+        self._tell(f"labels: {fit.calibration.summary}")
         answers = [fit.classes[number] for number in fit.answers[len(known) :].tolist()]
         found = zip(names, answers, fit.states[len(known) :], fit.probabilities[len(known) :].tolist(), strict=True)
         return [Annotation(name, said, state=state, source="propagated", score=p) for name, said, state, p in found]
@@ -159,8 +164,17 @@ class Taught:
             state = [(one.annotation.id, one.revision) for row in newest for one in images[row]]
             if class_name not in self._learnt or self._learnt[class_name][0] != state:
                 examples = [Example(self._see(row), _together(images[row])) for row in newest]
-                self._learnt[class_name] = state, MaskPropagator(examples, trust=Trust(precision=self._precision))
+                propagator = MaskPropagator(examples, trust=Trust(precision=self._precision))
+                self._learnt[class_name] = state, propagator
+                self._tell(f"masks of {class_name}: {propagator.calibration.summary}")
         return {name: self._learnt[name][1] for name in accepted}
+
+    def _tell(self, text: str) -> None:
+        """Log what held-out answers say, where it is news: who gets no answers looks for the reason."""
+        about, _, said = text.partition(": ")
+        if self._told.get(about) != said:
+            self._told[about] = said
+            logger.info("%s", text)
 
     @property
     def _size(self) -> int:
