@@ -12,10 +12,9 @@ from foveal.errors import FovealError
 if TYPE_CHECKING:
     from foveal.annotate.project import Project
     from foveal.features.extract import Model
-    from foveal.features.store import FeatureStore
 
 PORT = 8723  # the same each time: what a page could not send waits in the browser under this address
-FEATURES, TOKEN = "features", "token"
+TOKEN = "token"
 
 
 def annotate(
@@ -40,6 +39,7 @@ def annotate(
         raise FovealError(
             f"{error.name} is not installed; the page needs it: pip install 'foveal[serve,annotate]'"
         ) from error
+    from foveal.annotate.adapters.taught import open_features
     from foveal.serve.settings import read_settings
     from foveal.serve.web.annotate import annotate_page
     from foveal.serve.web.annotator import Annotator
@@ -53,7 +53,9 @@ def annotate(
     token = kept_token(opened.folder / TOKEN)
     settings = read_settings(given={"host": host, "port": port, "api_keys": [token]}, environment={})
     service = Service(loaded, settings)
-    page = annotate_page(Annotator(opened, service, _open_store(opened, loaded.model, store)))
+    with progress_of("features") as progress:
+        features = open_features(opened, loaded.model, store, progress=progress)
+    page = annotate_page(Annotator(opened, service, features))
 
     def listening(url: str) -> None:
         address = f"{url}{page.path}?token={token}"
@@ -81,19 +83,3 @@ def _open_project(folder: Path, model: "Model", images: str | None) -> "Project"
             "changed; leave --images out to go on with the project, or make another one"
         )
     return opened
-
-
-def _open_store(project: "Project", model: "Model", given: Path | None) -> "FeatureStore":
-    from foveal.features.extraction import check_same_images, open_extraction
-    from foveal.features.origin import check_model
-    from foveal.features.stamp import StoreSettings
-    from foveal.features.store import FeatureStore
-
-    if given is None:
-        given = project.folder / FEATURES
-        with progress_of("features") as progress:
-            open_extraction(given, model, project.image_set, StoreSettings()).run(max_bad_share=1.0, progress=progress)
-    found = FeatureStore.open(given)
-    check_model(found, model)
-    check_same_images(given, found.card, project.image_set)
-    return found

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from foveal.cli.loading import ModelOption
+from foveal.cli.terminal import progress_of
 from foveal.errors import FovealError
 
 PORT = 9090
@@ -45,7 +46,9 @@ def backend(
     Project.open(project).close()
     loaded = open_source(Source(model))
     with Project.open(project, model=loaded.model) as opened:
-        taught = Taught(opened, loaded.model, open_features(opened, loaded.model, store), precision=precision)
+        with progress_of("features") as progress:
+            features = open_features(opened, loaded.model, store, progress=progress)
+        taught = Taught(opened, loaded.model, features, precision=precision)
         token = kept_token(opened.folder / TOKEN)
         settings = read_settings(given={"host": host, "port": port, "api_keys": [token]}, environment={})
         service = Service(loaded, settings)

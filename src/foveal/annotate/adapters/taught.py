@@ -18,6 +18,7 @@ from foveal.annotate.project import Project
 from foveal.annotate.propagate_masks import MaskPropagator, Trust
 from foveal.annotate.records import Record
 from foveal.annotate.types import Annotation, Mask
+from foveal.features.batches import Progress
 from foveal.features.extract import Model
 from foveal.features.extraction import check_same_images, open_extraction
 from foveal.features.lookup import encode_queries, vector_name
@@ -46,7 +47,9 @@ class Answers(NamedTuple):
     score: float
 
 
-def open_features(project: Project, model: Model, given: Path | None = None) -> FeatureStore:
+def open_features(
+    project: Project, model: Model, given: Path | None = None, *, progress: Progress | None = None
+) -> FeatureStore:
     """Return the features of a project's images: of a store, or of the project itself, made where they lack.
 
     Raises:
@@ -55,7 +58,7 @@ def open_features(project: Project, model: Model, given: Path | None = None) -> 
     if given is None:
         given = project.folder / FEATURES
         if not (given / SUMMARY).is_file():  # whole features serve as they are, whatever decodes images by now
-            open_extraction(given, model, project.image_set, StoreSettings()).run(max_bad_share=1.0)
+            open_extraction(given, model, project.image_set, StoreSettings()).run(max_bad_share=1.0, progress=progress)
     found = FeatureStore.open(given)
     check_model(found, model)
     check_same_images(given, found.card, project.image_set)
