@@ -161,7 +161,9 @@ async def test_the_head_learns_asks_for_the_rest_and_proposes_with_doubt(made: P
         window = Window(client)
         for name in ("red", "blue"):
             await window.done(act="add_class", name=name)
-        nothing = await client.post(f"{API}/propose", json={"client": "one", "request": "propose-1"})
+        nothing = await client.post(
+            f"{API}/propose", json={"client": "one", "request": "propose-1", "wanted": {"what": "labels"}}
+        )
         assert "label images of two classes" in nothing.json()["error"]["message"]
         asked = []
         for _ in range(8):
@@ -174,7 +176,11 @@ async def test_the_head_learns_asks_for_the_rest_and_proposes_with_doubt(made: P
         last = found["learning"]["history"][-1]
         assert last["held_out"] == found["learning"]["num_held_out"] >= 1
         assert found["guess"]["class_name"] == ("blue" if found["image"]["index"] % 2 else "red")
-        made_up = (await client.post(f"{API}/propose", json={"client": "one", "request": "propose-2"})).json()
+        made_up = (
+            await client.post(
+                f"{API}/propose", json={"client": "one", "request": "propose-2", "wanted": {"what": "labels"}}
+            )
+        ).json()
         assert (made_up["num_proposed"], made_up["num_unsure"]) == (0, 4)  # so few held-out labels show nothing
         unsure = (await client.get(f"{API}/annotations", params={"state": "unsure"})).json()
         assert unsure["total"] == 4
@@ -255,3 +261,79 @@ async def test_an_image_that_is_gone_is_said_and_its_labels_stay(made: Path, tmp
         answer = await client.get(f"{API}/pictures/0")
         assert (answer.status_code, answer.json()["error"]["code"]) == (422, "unreadable")
         assert project.labels().names == ("red",)
+
+
+async def propose(client: httpx.AsyncClient, request: str, **wanted: Any) -> httpx.Response:
+    return await client.post(f"{API}/propose", json={"client": "one", "request": request, "wanted": wanted})
+
+
+async def test_masks_are_found_in_similar_images_and_what_is_decided_stays(made: Path, tmp_path: Path) -> None:
+    async with page(made, tmp_path / "p") as (client, project):
+        window = Window(client)
+        await window.done(act="add_class", name="square")
+        early = await propose(client, "propose-0", what="similar", class_name="square", count=5)
+        assert "no mask of 'square' is accepted yet" in early.json()["error"]["message"]
+        for index in (0, 1, 2):
+            await window.done(act="mask", image=index, class_name="square", prompts=[SQUARE])
+        found = (await propose(client, "propose-1", what="similar", class_name="square", count=5)).json()
+        assert (found["num_proposed"], found["num_unsure"]) == (0, 5)
+        assert "3 held-out answers" in found["summary"]
+        records = project.annotations(class_name="square", states=["unsure"])
+        truth = np.zeros((40, 60), bool)
+        truth[10:30, 10:30] = True
+        for record in records:
+            assert record.annotation.mask is not None
+            pixels = record.annotation.mask.pixels()
+            assert (pixels & truth).sum() / (pixels | truth).sum() > 0.5
+        rejected, kept = records[0], records[1]
+        await window.done(act="judge", annotations=[[rejected.annotation.id, rejected.revision]], state="rejected")
+        await window.done(act="judge", annotations=[[kept.annotation.id, kept.revision]], state="accepted")
+        again = (await propose(client, "propose-2", what="similar", class_name="square", count=12)).json()
+        undecided = project.annotations(class_name="square", states=["unsure", "proposed"])
+        assert len(undecided) == again["num_unsure"] + again["num_proposed"] == 12 - 3 - 2
+        assert not {rejected.index, kept.index} & {one.index for one in undecided}
+
+
+async def test_a_mask_is_followed_through_the_frames_after_it(made: Path, tmp_path: Path) -> None:
+    async with page(made, tmp_path / "p") as (client, project):
+        window = Window(client)
+        await window.done(act="add_class", name="square")
+        await window.done(act="mask", image=8, class_name="square", prompts=[SQUARE])
+        found = (await propose(client, "propose-1", what="video", class_name="square", image=3)).json()
+        assert found["num_unsure"] == 3
+        followed = project.annotations(track="square")
+        assert [one.index for one in followed] == [9, 10, 11]
+
+
+async def test_a_masked_image_that_has_changed_is_named(made: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    for path in (made / "pictures").iterdir():
+        (own / path.name).write_bytes(path.read_bytes())
+    Project.create(tmp_path / "p", ImageSet.open(own), model=tiny_model()).close()
+    async with page(made, tmp_path / "p") as (client, _):
+        window = Window(client)
+        await window.done(act="add_class", name="square")
+        await window.done(act="mask", image=0, class_name="square", prompts=[SQUARE])
+    Image.new("RGB", (50, 44)).save(own / "00.png")
+    async with page(made, tmp_path / "p") as (client, project):
+        answer = await propose(client, "propose-1", what="similar", class_name="square", count=5)
+        assert "00.png has 50 x 44 pixels, and its mask 60 x 40" in answer.json()["error"]["message"]
+        assert len(project.annotations("00.png")) == 1
+
+
+async def test_exports_are_written_once_and_image_sets_among_them(made: Path, tmp_path: Path) -> None:
+    async with page(made, tmp_path / "p") as (client, project):
+        window = Window(client)
+        await window.done(act="add_class", name="red")
+        await window.done(act="label", image=4, class_name="red")
+        written = await client.post(f"{API}/export", json={"name": "set", "format": "image set of labels"})
+        assert written.status_code == 200, written.text
+        saved = ImageSet.open(project.folder / "exports/set")
+        assert saved.rows.column("label").to_pylist() == ["red"]
+        for format in ("image set of labels", "coco"):
+            again = await client.post(f"{API}/export", json={"name": "set", "format": format})
+            assert again.status_code == 422
+            assert "exports/set" in again.json()["error"]["message"]
+        unknown = await client.post(f"{API}/export", json={"name": "other", "format": "cocoa"})
+        assert "did you mean" in unknown.json()["error"]["message"]

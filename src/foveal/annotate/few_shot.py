@@ -141,7 +141,9 @@ class FewShot:
         calibration = calibrate(margins.numpy()[held_out], right[held_out], precision=precision)
         return FewShotFit(classes, answers.numpy(), scores.numpy(), rows, right, held_out, calibration)
 
-    def next_image(self, labels: Collection[int], fit: FewShotFit | None = None) -> Offer:
+    def next_image(
+        self, labels: Collection[int], fit: FewShotFit | None = None, *, closed: Collection[int] = ()
+    ) -> Offer:
         """Return the image whose label would help most.
 
         It is the one that brings unsure images closest to a labelled one: the largest gain of the sum over images of
@@ -152,27 +154,29 @@ class FewShot:
         Args:
             labels: rows that have a label, or need none.
             fit: the head of these labels.
+            closed: rows that have no label and are not offered, such as those that somebody skipped.
 
         Raises:
-            FovealError: every image has a label.
+            FovealError: every image has a label or is closed.
 
         Source: facility location, weighted by uncertainty: Wei, Iyer and Bilmes 2015, section 4.
         """
         known = np.zeros(len(self.features), bool)
         known[list(labels)] = True
-        if known.all():
-            raise FovealError(f"all {len(known)} images have a label; there is none to offer")
-        free = self._candidates[~known[self._candidates]]
-        if not len(free) or len(labels) % _DRAWN_EVERY == _DRAWN_EVERY - 1:
-            return Offer(int(self.order[~known[self.order]][0]), True)
-        return Offer(int(free[self._gains(known, fit).argmax()]), False)
+        offered = ~known
+        offered[list(closed)] = False
+        if not offered.any():
+            raise FovealError(f"all {len(known)} images have a label or are closed; there is none to offer")
+        free = offered[self._candidates]
+        if not free.any() or len(labels) % _DRAWN_EVERY == _DRAWN_EVERY - 1:
+            return Offer(int(self.order[offered[self.order]][0]), True)
+        return Offer(int(self._candidates[free][self._gains(known, free, fit).argmax()]), False)
 
-    def _gains(self, known: np.ndarray, fit: FewShotFit | None) -> np.ndarray:
-        """Return what a label of each candidate without one would gain."""
+    def _gains(self, known: np.ndarray, free: np.ndarray, fit: FewShotFit | None) -> np.ndarray:
+        """Return what a label of each free candidate would gain; `known` is (N,), `free` one for each candidate."""
         if self._similarities is None:
             among = self.features[self._candidates]
             self._similarities = among @ among.T
-        free = torch.from_numpy(~known[self._candidates])
         reached = torch.full((len(self._candidates),), -1.0)
         if known.any():
             among, labelled = self.features[self._candidates], self.features[np.flatnonzero(known)]
@@ -180,7 +184,7 @@ class FewShot:
         unsure = torch.ones(len(self._candidates))
         if fit is not None:
             unsure = torch.from_numpy(1 - fit.probabilities[self._candidates]).float()
-        gains = (self._similarities[free] - reached).clamp_(min=0) @ unsure
+        gains = (self._similarities[torch.from_numpy(free)] - reached).clamp_(min=0) @ unsure
         return gains.numpy()
 
     def _check(self, rows: np.ndarray, labels: Mapping[int, str]) -> None:

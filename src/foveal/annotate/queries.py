@@ -151,6 +151,18 @@ def labels(connection: sqlite3.Connection) -> Labels:
     )
 
 
+def held_out_rows(connection: sqlite3.Connection) -> np.ndarray:
+    """Return the rows of the images whose labels measure, int64, ascending."""
+    rows = connection.execute("SELECT id FROM images WHERE held_out ORDER BY id").fetchall()
+    return np.array([row[0] for row in rows], np.int64)
+
+
+def closed_rows(connection: sqlite3.Connection) -> np.ndarray:
+    """Return the rows of the images that somebody has finished or skipped, int64, ascending."""
+    rows = connection.execute("SELECT id FROM images WHERE state != 'open' ORDER BY id").fetchall()
+    return np.array([row[0] for row in rows], np.int64)
+
+
 def changes_since(connection: sqlite3.Connection, revision: int) -> Changes:
     """Return what others, or this client, changed after a revision."""
     newest = newest_revision(connection)

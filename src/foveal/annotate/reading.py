@@ -5,6 +5,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from foveal.annotate import classes, exchange, queries, writing
 from foveal.annotate.checks import check_one_of
 from foveal.annotate.creation import IMAGES
@@ -100,6 +102,16 @@ class ProjectReader:
         """Return the accepted labels of whole images: what a head learns from, and is measured with."""
         with self._database.reading() as connection:
             return queries.labels(connection)
+
+    def held_out_rows(self) -> np.ndarray:
+        """Return the rows of the images whose labels measure and do not teach, int64."""
+        with self._database.reading() as connection:
+            return queries.held_out_rows(connection)
+
+    def closed_rows(self) -> np.ndarray:
+        """Return the rows of the images that somebody has finished or skipped, int64."""
+        with self._database.reading() as connection:
+            return queries.closed_rows(connection)
 
     def changes_since(self, revision: int) -> Changes:
         """Return what changed after a revision, so that several windows follow each other."""

@@ -42,6 +42,11 @@ class Mask:
         decoded: np.ndarray = _coding().decode({"size": [self.height, self.width], "counts": self.counts})
         return decoded.astype(bool)
 
+    def box(self) -> "Box | None":
+        """Return the smallest box around it, None where it is empty."""
+        x, y, width, height = _coding().toBbox({"size": [self.height, self.width], "counts": self.counts}).tolist()
+        return Box(x, y, width, height) if width > 0 else None
+
 
 class Box(NamedTuple):
     """A rectangle in pixels of the original picture; x, y is its upper left corner."""

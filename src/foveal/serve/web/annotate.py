@@ -1,5 +1,6 @@
 """`/annotate`: the endpoints of the page of annotation. Every change goes through `/annotate/api/write`."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
@@ -8,40 +9,42 @@ import numpy as np
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
 
-from foveal.annotate.formats import WRITTEN, write_annotations
+from foveal.annotate.formats import write_annotations
 from foveal.annotate.queries import Filter
 from foveal.annotate.records import Edit, ImageState, Record, Written
-from foveal.annotate.types import Annotation, Mask, State
-from foveal.errors import ProjectError
+from foveal.annotate.types import Mask, State
 from foveal.serve.limits import parse_json
 from foveal.serve.problems import Problem
 from foveal.serve.web import annotate_words as words
+from foveal.serve.web.about import IMAGE_SETS, about_project
 from foveal.serve.web.annotator import Annotator, mask_png
 from foveal.serve.web.pages import Page
+from foveal.serve.web.proposing import add_proposing
+from foveal.serve.web.spreading import Spreader
 
 API = "/annotate/api"
 EXPORTS = "exports"  # folder in the project
-_SIDES = (160, 320, 1280)
+_LARGEST = 1280
 _PRIVATE = {"cache-control": "private, max-age=600"}
 
 
 def annotate_page(annotator: Annotator) -> Page:
     """Return the page and its endpoints."""
-    router = APIRouter(prefix=API)
-    _add_reading(router, annotator)
+    router, spreader = APIRouter(prefix=API), Spreader(annotator)
+    _add_reading(router, annotator, spreader)
     _add_pictures(router, annotator)
     _add_writing(router, annotator)
-    _add_features(router, annotator)
+    add_proposing(router, annotator, spreader)
     return Page("annotate", router)
 
 
-def _add_reading(router: APIRouter, annotator: Annotator) -> None:
+def _add_reading(router: APIRouter, annotator: Annotator, spreader: Spreader) -> None:
     project, aside = annotator.project, annotator.service.aside
 
     @router.get("/project")
     async def about(client: str = Query(pattern=r"^[A-Za-z0-9-]{1,64}$")) -> JSONResponse:
         """Return the project as a window needs it first."""
-        return JSONResponse(await aside(partial(_about, annotator, client)))
+        return JSONResponse(await aside(partial(about_project, annotator, client)))
 
     @router.get("/changes")
     async def changes(since: int = Query(ge=0)) -> JSONResponse:
@@ -53,6 +56,7 @@ def _add_reading(router: APIRouter, annotator: Annotator) -> None:
                 "images": list(found.images),
                 "classes": found.classes,
                 "everything": found.everything,
+                "looking": spreader.done,
             }
         )
 
@@ -100,33 +104,11 @@ def _add_reading(router: APIRouter, annotator: Annotator) -> None:
         return JSONResponse(await aside(read))
 
 
-def _about(annotator: Annotator, client: str) -> dict[str, Any]:
-    project = annotator.project
-    undo, redo = project.can(client=client)
-    return {
-        "name": project.folder.name,
-        "created": project.created,
-        "model": annotator.service.loaded.name,
-        "num_images": project.num_images,
-        "revision": project.revision,
-        "classes": [
-            {"name": one.name, "colour": one.colour, "num_annotations": one.num_annotations}
-            for one in project.classes()
-        ],
-        "undo": undo,
-        "redo": redo,
-        "conflicts": [words.conflict_json(one) for one in project.conflicts()],
-        "num_undecided": project.count(Filter(annotation_states=("proposed", "unsure"))),
-        "formats": list(WRITTEN),
-    }
-
-
 def _add_pictures(router: APIRouter, annotator: Annotator) -> None:
     @router.get("/pictures/{index}")
     async def picture(index: int, side: Literal["160", "320", "1280"] = "320") -> Response:
         """Return an image as JPEG, whatever kind of file it is."""
-        if not 0 <= index < annotator.project.num_images:
-            raise _no_image(annotator)
+        annotator.check(index)
         return Response(await annotator.picture(index, int(side)), media_type="image/jpeg", headers=_PRIVATE)
 
     @router.get("/masks/{id}")
@@ -146,7 +128,7 @@ def _add_pictures(router: APIRouter, annotator: Annotator) -> None:
         """Return what prompts make of an image, as PNG; nothing is written."""
         asked = parse_json(words.MaskRequest, await request.body())
         pixels = await _mask(annotator, asked.image, asked.prompts)
-        png = await annotator.service.aside(lambda: mask_png(pixels, _SIDES[-1]))
+        png = await annotator.service.aside(lambda: mask_png(pixels, _LARGEST))
         return Response(png, media_type="image/png", headers={"x-mask-share": f"{pixels.mean():.6f}"})
 
 
@@ -160,7 +142,7 @@ def _add_writing(router: APIRouter, annotator: Annotator) -> None:
         if isinstance(action, words.PutMask):
             mask = Mask.of(await _mask(annotator, action.image, action.prompts))
         written = await annotator.service.aside(lambda: _write(annotator, asked, mask))
-        about = await annotator.service.aside(partial(_about, annotator, asked.client))
+        about = await annotator.service.aside(partial(about_project, annotator, asked.client))
         return JSONResponse({**words.written_json(written), "project": about})
 
     @router.post("/export")
@@ -175,10 +157,10 @@ def _write(annotator: Annotator, asked: words.WriteRequest, mask: Mask | None) -
     by: dict[str, Any] = {"client": asked.client, "request": asked.request}
     match action:
         case words.Label():
-            return project.label(_uri(annotator, action.image), action.class_name, seen=action.seen, **by)
+            return project.label(annotator.uri(action.image), action.class_name, seen=action.seen, **by)
         case words.PutMask():
             assert mask is not None
-            uri = _uri(annotator, action.image)
+            uri = annotator.uri(action.image)
             verb = "correct" if action.id else "add"
             edit = words.edit_of(action, uri=uri, mask=mask)
             return project.write([edit], words=f"{verb} a mask of '{action.class_name}' on {uri}", **by)
@@ -187,7 +169,7 @@ def _write(annotator: Annotator, asked: words.WriteRequest, mask: Mask | None) -
         case words.Remove():
             return project.write(remove=action.annotations, **by)
         case words.SetState():
-            return project.write(states={_uri(annotator, action.image): action.state}, **by)
+            return project.write(states={annotator.uri(action.image): action.state}, **by)
         case words.TakeBack():
             take_back = project.undo if action.act == "undo" else project.redo
             return take_back(**by) or Written(project.revision, words="")
@@ -236,76 +218,17 @@ def _judgement(action: words.Judge) -> str:
     return f"{verb} {count} proposal{'s' if count > 1 else ''}"
 
 
-def _add_features(router: APIRouter, annotator: Annotator) -> None:
-    project, searched = annotator.project, annotator.service.searched
-
-    @router.get("/next")
-    async def next_image(skip: list[int] = Query([], max_length=200)) -> JSONResponse:  # noqa: B008
-        """Return the image whose label is worth most, why, what the head makes of it, and how well that does."""
-
-        def read() -> dict[str, Any]:
-            annotator.learn()
-            closed = np.concatenate([annotator.closed(), np.array(skip, np.int64)])
-            found = annotator.learner.next_image(closed)
-            if found is None:
-                return {"image": None, "why": "every image has a label", "learning": annotator.learner.summary()}
-            index, why = found
-            guess = annotator.learner.guess(index)
-            return {
-                "image": words.image_json(project.images([index])[0]),
-                "why": why,
-                "guess": guess and guess._asdict(),
-                "learning": annotator.learner.summary(),
-            }
-
-        return JSONResponse(await searched(read))
-
-    @router.post("/propose")
-    async def propose(request: Request) -> JSONResponse:
-        """Propose labels for images without one."""
-        asked = parse_json(words.ProposeRequest, await request.body())
-
-        def written() -> dict[str, Any]:
-            found = annotator.label_proposals(asked.count)
-            if not found:
-                raise ProjectError("nothing is proposed yet: label images of two classes first")
-            outcome = project.propose(found, client=asked.client, request=asked.request)
-            return {**words.written_json(outcome), **_proposed(found, annotator)}
-
-        outcome = await searched(written)
-        return JSONResponse(
-            {**outcome, "project": await annotator.service.aside(partial(_about, annotator, asked.client))}
-        )
-
-
-def _proposed(found: list[Annotation], annotator: Annotator) -> dict[str, Any]:
-    num_unsure = sum(one.state == "unsure" for one in found)
-    num_held_out = annotator.learner.summary()["num_held_out"]
-    return {
-        "num_proposed": len(found) - num_unsure,
-        "num_unsure": num_unsure,
-        "summary": f"{len(found) - num_unsure} proposed, {num_unsure} unsure; {num_held_out} held-out labels measure.",
-    }
-
-
 def _export(annotator: Annotator, asked: words.ExportRequest) -> dict[str, Any]:
     project = annotator.project
     out = project.folder / EXPORTS / asked.name
-    notes = write_annotations(project.to_set(), out, format=asked.format)
-    return {"folder": str(out), "notes": notes}
+    if asked.format in IMAGE_SETS:
+        out.parent.mkdir(exist_ok=True)
+        notes: Sequence[str] = project.save_image_set(out, of=IMAGE_SETS[asked.format]).notes
+    else:
+        notes = write_annotations(project.to_set(), out, format=asked.format)
+    return {"folder": str(out), "notes": list(notes)}
 
 
 async def _mask(annotator: Annotator, index: int, prompts: list[words.PromptPart]) -> np.ndarray:
-    if index >= annotator.project.num_images:
-        raise _no_image(annotator)
+    annotator.check(index)
     return await annotator.mask_of(index, [one.prompt() for one in prompts])
-
-
-def _uri(annotator: Annotator, index: int) -> str:
-    if index >= annotator.project.num_images:
-        raise _no_image(annotator)
-    return annotator.images.uri(index)
-
-
-def _no_image(annotator: Annotator) -> Problem:
-    return Problem(404, "image_not_found", f"no such image; the project has {annotator.project.num_images}, from 0 on")

@@ -133,13 +133,35 @@ class WriteRequest(Part):
     action: Action
 
 
+class ProposeLabels(Part):
+    """Labels are wanted for images without one."""
+
+    what: Literal["labels"]
+    count: int = Field(default=200, ge=1, le=1000)
+
+
+class ProposeSimilar(Part):
+    """Masks of a class are wanted for the images most like those that have one."""
+
+    what: Literal["similar"]
+    class_name: Name
+    count: int = Field(default=12, ge=1, le=1000)
+
+
+class ProposeVideo(Part):
+    """A class is to be followed through the frames in the folder of an image."""
+
+    what: Literal["video"]
+    class_name: Name
+    image: Index
+
+
 class ProposeRequest(Part):
-    """Labels, or masks of a class, are wanted for the other images."""
+    """Something is to be proposed."""
 
     client: Client
     request: Request
-    class_name: Name | None = None
-    count: int = Field(default=200, ge=1, le=1000)
+    wanted: Annotated[ProposeLabels | ProposeSimilar | ProposeVideo, Field(discriminator="what")]
 
 
 class ExportRequest(Part):
@@ -175,7 +197,7 @@ def record_json(record: Record) -> dict[str, Any]:
         "source": found.source,
         "score": found.score,
         "kind": "mask" if found.mask else "box" if found.box else "label",
-        "box": list(found.box) if found.box else None,
+        "box": found.box or (found.mask.box() if found.mask else None),
         "track": found.track,
         "prompts": [
             {"kind": one.kind, "points": one.points, "positive": one.positive, "radius": one.radius}

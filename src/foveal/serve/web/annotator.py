@@ -6,15 +6,15 @@ Shapes: H W pixels of the original picture.
 import asyncio
 import io
 from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
 
-from foveal.annotate.calibration import calibrate
 from foveal.annotate.project import Project
 from foveal.annotate.prompts import PromptSession
-from foveal.annotate.queries import Filter
 from foveal.annotate.types import Annotation, Prompt
 from foveal.features.geometry import Geometry
 from foveal.features.pictures import displayed
@@ -22,11 +22,36 @@ from foveal.features.seen import SeenImage, denormalise
 from foveal.features.store import FeatureStore
 from foveal.serve.limits import decode_limits
 from foveal.serve.loaded import check_searchable
+from foveal.serve.problems import Problem
 from foveal.serve.service import Service
 from foveal.serve.web.learning import ClassLearner
 
-_MOST_SESSIONS = 4  # pictures whose features stay at hand, tens of megabytes each
+_MOST_SESSIONS = 4  # pictures that prompts are answered for at once, tens of megabytes each
+_MOST_SEEN = 32  # pictures whose patches stay at hand, megabytes each
 _FINER = 2  # times the side that the model was made for, for masks
+
+_Value = TypeVar("_Value")
+
+
+class Kept(Generic[_Value]):
+    """The last few things that were made, by a number; several who ask for one wait for the same work."""
+
+    def __init__(self, make: Callable[[int], Awaitable[_Value]], most: int) -> None:
+        self._make, self._most = make, most
+        self._tasks: OrderedDict[int, asyncio.Task[_Value]] = OrderedDict()
+
+    async def get(self, key: int) -> _Value:
+        """Return what belongs to a number; what failed is tried again."""
+        found = self._tasks.get(key)
+        if found is None or (found.done() and (found.cancelled() or found.exception() is not None)):
+            found = self._tasks[key] = asyncio.create_task(self._made(key))
+            while len(self._tasks) > self._most:
+                self._tasks.popitem(last=False)
+        self._tasks.move_to_end(key)
+        return await asyncio.shield(found)
+
+    async def _made(self, key: int) -> _Value:
+        return await self._make(key)
 
 
 class Annotator:
@@ -41,72 +66,76 @@ class Annotator:
     def __init__(self, project: Project, service: Service, store: FeatureStore) -> None:
         self.project, self.service = project, service
         self.images = project.image_set
-        held_out = [image.index for image in _all(project) if image.held_out]
         self.learner = ClassLearner(
-            store.read(check_searchable(store)),
-            store.rows.column("row").to_numpy(),
-            np.array(held_out, np.int64),
+            store.read(check_searchable(store)), store.rows.column("row").to_numpy(), project.held_out_rows()
         )
-        self._sessions: OrderedDict[int, asyncio.Task[PromptSession]] = OrderedDict()
+        self._seen = Kept(self._see, _MOST_SEEN)
+        self._sessions = Kept(self._open, _MOST_SESSIONS)
 
     async def picture(self, index: int, side: int) -> bytes:
         """Return an image as a JPEG whose longer side has at most so many pixels."""
         return await self.service.aside(lambda: _jpeg(self._pixels(index, side), side))
 
+    async def seen(self, index: int) -> SeenImage:
+        """Return an image with its patches, as fine as masks need them."""
+        return await self._seen.get(index)
+
     async def mask_of(self, index: int, prompts: list[Prompt]) -> np.ndarray:
         """Return what prompts make of an image, (H, W) bool."""
-        session = await self._session(index)
+        session = await self._sessions.get(index)
         return await self.service.aside(lambda: session.mask(prompts) > 0.5)
 
-    async def _session(self, index: int) -> PromptSession:
-        """Return an image with its features; several that ask for one wait for the same work."""
-        found = self._sessions.get(index)
-        if found is None or (found.done() and (found.cancelled() or found.exception() is not None)):
-            found = self._sessions[index] = asyncio.create_task(self._opened(index))
-            while len(self._sessions) > _MOST_SESSIONS:
-                self._sessions.popitem(last=False)
-        self._sessions.move_to_end(index)
-        return await asyncio.shield(found)
+    async def _open(self, index: int) -> PromptSession:
+        seen = await self.seen(index)
+        return await self.service.aside(lambda: PromptSession(seen))
 
-    async def _opened(self, index: int) -> PromptSession:
+    async def _see(self, index: int) -> SeenImage:
         model = self.service.loaded.model
         size = _FINER * model.card.crop_size
         preprocess = model.preprocessing(size=size, fit="resize")
         pixels = await self.service.aside(lambda: self._pixels(index))
         [encoded] = await self.service.features([pixels], patches=True, size=size, fit="resize", field="image")
 
-        def opened() -> PromptSession:
+        def seen() -> SeenImage:
             shown = denormalise(preprocess(pixels), mean=preprocess.mean, std=preprocess.std)
             geometry = Geometry.of(preprocess, *pixels.shape[:2])
-            return PromptSession(SeenImage(shown, torch.from_numpy(encoded.patches.copy()), geometry))
+            return SeenImage(shown, torch.from_numpy(encoded.patches.copy()), geometry, self.images.uri(index))
 
-        return await self.service.aside(opened)
+        return await self.service.aside(seen)
 
     def _pixels(self, index: int, side: int | None = None) -> np.ndarray:
         channels = self.service.loaded.model.card.backbone.channels
         limits = decode_limits(self.service.settings)
         return self.images.decode(index, channels=channels, limits=limits, min_short_side=side)
 
+    def uri(self, index: int) -> str:
+        """Return the uri of an image; Problem where the project does not have it."""
+        self.check(index)
+        return self.images.uri(index)
+
+    def check(self, index: int) -> None:
+        """Refuse the number of an image that the project does not have."""
+        if not 0 <= index < self.project.num_images:
+            raise Problem(
+                404, "image_not_found", f"no such image; the project has {self.project.num_images}, from 0 on"
+            )
+
     def learn(self) -> None:
         """Fit the head to the labels that there are now."""
         self.learner.learn(self.project.labels())
 
-    def closed(self) -> np.ndarray:
-        """Return rows of images that somebody has finished or skipped."""
-        found = [image.index for state in ("done", "skipped") for image in _all(self.project, Filter(state=state))]
-        return np.array(found, np.int64)
-
     def label_proposals(self, count: int) -> list[Annotation]:
         """Return labels for the images of which the head is surest; unsure where it would too often be wrong."""
         self.learn()
-        calibration = calibrate(*self.learner.measured())
-        found = self.learner.guesses(self.closed(), count)
-        states = calibration.states(np.array([guess.probability for _, guess in found]))
         return [
             Annotation(
-                self.images.uri(index), guess.class_name, state=state, source="propagated", score=guess.probability
+                self.images.uri(index),
+                guess.class_name,
+                state=guess.state,
+                source="propagated",
+                score=guess.probability,
             )
-            for (index, guess), state in zip(found, states, strict=True)
+            for index, guess in self.learner.proposals(self.project.closed_rows(), count)
         ]
 
 
@@ -128,8 +157,3 @@ def _encoded(picture: Image.Image, kind: str) -> bytes:
     file = io.BytesIO()
     picture.save(file, kind)
     return file.getvalue()
-
-
-def _all(project: Project, chosen: Filter = Filter()):  # type: ignore[no-untyped-def]  # noqa: B008 (frozen)
-    for start in range(0, project.num_images, 10_000):
-        yield from project.page(start, 10_000, chosen=chosen)

@@ -38,6 +38,19 @@ export const page = {
     }
   },
   change: (action) => page.outbox.add(action),
+  /** Look for the masks of the chosen class elsewhere, and show what was found for review. */
+  async spread(what) {
+    const wanted = { what, class_name: page.nameClass(), ...(what === "video" ? { image: masks.image.index } : { count: Number($("similar-count").value) }) };
+    await setMode("review");
+    await review.propose(wanted);
+  },
+  /** Return to the review that a mask was corrected from. */
+  async back() {
+    if (page.from !== "review") return;
+    page.from = null;
+    await setMode("review");
+  },
+  from: null, // the mode to go back to after a correction
   nameClass: () => {
     if (page.className) return page.className;
     $("new-class").focus();
@@ -55,11 +68,14 @@ export const page = {
 let offered = null;
 const skipped = [];
 const masks = new MaskMode(page);
-const review = new ReviewMode(page, (index) => open(index));
+const review = new ReviewMode(page, open);
 
-async function open(index) {
+/** Show a mask under review, to be corrected. */
+async function open(annotation) {
   await setMode("masks", false);
-  await masks.show(index);
+  await masks.show(annotation.image);
+  page.from = "review";
+  await masks.correct(annotation);
 }
 
 function setProject(project) {
@@ -81,7 +97,7 @@ function drawClasses() {
   const rows = page.project.classes.map((one, at) => {
     const row = document.createElement("li");
     const button = Object.assign(document.createElement("button"), { type: "button" });
-    button.setAttribute("aria-pressed", String(page.mode === "masks" && at === page.classNumber));
+    button.setAttribute("aria-pressed", String(page.mode !== "classes" && at === page.classNumber));
     const key = Object.assign(document.createElement("kbd"), { textContent: at < 9 ? at + 1 : at === 9 ? 0 : "·" });
     const swatch = Object.assign(document.createElement("span"), { className: "swatch" });
     swatch.style.background = one.colour;
@@ -120,7 +136,8 @@ function choose(at) {
   if (page.mode === "classes") return label(page.project.classes[at].name);
   page.classNumber = at;
   drawClasses();
-  if (page.mode === "review") review.judge("accepted", page.className);
+  if (page.mode === "review" && review.at() >= 0) review.judge("accepted", page.className);
+  else if (page.mode === "review") $("review-words").textContent = `Class: ${page.className}.`;
   else masks.say();
 }
 
@@ -142,7 +159,7 @@ function setFace(found) {
   if (offered) {
     $("offered").src = `${API}/pictures/${offered.index}?side=1280`;
     $("offered").alt = `Image ${offered.uri}, to be labelled`;
-    const guess = found.guess ? ` The head says ${found.guess.class_name}, ${Math.round(100 * found.guess.probability)} %.` : "";
+    const guess = found.guess ? ` The head says ${found.guess.class_name}${found.learning.num_held_out ? `, ${Math.round(100 * found.guess.probability)} %` : ""}.` : "";
     $("offer").textContent = `${offered.uri}: ${found.why}.${guess}`;
   } else {
     $("offer").textContent = found.why;
@@ -158,6 +175,7 @@ async function offer() {
 
 async function setMode(mode, load = true) {
   page.mode = mode;
+  page.from = null;
   for (const one of ["classes", "masks", "review"]) {
     $(`view-${one}`).hidden = one !== mode;
     $(`mode-${one}`).setAttribute("aria-pressed", String(one === mode));
@@ -183,6 +201,7 @@ async function follow() {
     try {
       const found = await json(`${API}/changes?since=${page.project.revision}`);
       if (page.outbox.gone === null) page.onState({ waiting: page.outbox.keys().length, gone: null });
+      review.progress(found.looking);
       if (found.revision !== page.project.revision) await page.run(refresh);
     } catch (error) {
       if (isPassing(error)) page.onState({ waiting: page.outbox.keys().length, gone: error.message });
@@ -203,7 +222,8 @@ const SHORTCUTS = [
   ["Esc, Backspace", "Masks: start again; take the last click back"],
   ["[ and ]", "Masks: the image before, the next one"],
   ["A, X, C", "Review: accept, reject, correct"],
-  ["G", "Review: propose labels"],
+  ["G, V", "Masks: find the class in similar images; follow it through the frames of the folder"],
+  ["G, M", "Review: propose labels; masks of the class"],
   ["Ctrl+Z, Ctrl+Shift+Z", "Undo, redo"],
   ["F1, F2, F3", "Classes, masks, review"],
   ["I", "Write a new class"],

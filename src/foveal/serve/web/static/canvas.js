@@ -1,6 +1,7 @@
 // The image with its masks, and what a person does on it: clicks, strokes, boxes, and a cross for the keyboard.
 
 const PATTERN = 9; // pixels between the stripes of a mask
+const LONGER_SIDE = 960; // small pictures are shown larger
 
 export class MaskCanvas {
   /**
@@ -18,8 +19,9 @@ export class MaskCanvas {
   /** Show a picture whose original has width x height pixels; size decides how strokes look. */
   show(picture, width, height) {
     Object.assign(this, { picture, width, height, layers: [], prompts: [], preview: null, path: null });
-    this.element.width = picture?.width ?? 640;
-    this.element.height = picture?.height ?? 480;
+    const scale = picture ? Math.max(1, LONGER_SIDE / Math.max(picture.width, picture.height)) : 1;
+    this.element.width = Math.round((picture?.width ?? 640) * scale);
+    this.element.height = Math.round((picture?.height ?? 480) * scale);
     this.cross = { x: width / 2, y: height / 2 };
     this.draw();
   }
@@ -70,7 +72,7 @@ export class MaskCanvas {
     const context = this.element.getContext("2d");
     context.clearRect(0, 0, this.element.width, this.element.height);
     if (!this.picture) return;
-    context.drawImage(this.picture, 0, 0);
+    context.drawImage(this.picture, 0, 0, this.element.width, this.element.height);
     const scale = this.element.width / this.width;
     for (const layer of this.layers) drawMask(context, layer.bitmap, layer.colour, layer.name);
     if (this.preview) drawMask(context, this.preview, "#00c2ff", "new");
@@ -80,15 +82,25 @@ export class MaskCanvas {
   }
 }
 
+const painted = new WeakMap(); // bitmap -> what was painted of it, since moving the pointer draws all again
+
 /** Stripes inside, a line around, and the name: no mask is told by its colour alone. */
-function drawMask(context, bitmap, colour, name) {
+export function drawMask(context, bitmap, colour, name) {
   const { width, height } = context.canvas;
+  const key = `${colour} ${width} ${height}`;
+  if (painted.get(bitmap)?.key !== key) painted.set(bitmap, { key, ...paint(bitmap, colour, width, height) });
+  const { layer, top } = painted.get(bitmap);
+  context.drawImage(layer, 0, 0);
+  if (top) label(context, name, Math.min(top[0] + 3, width - 60), Math.max(top[1] - 4, 14));
+}
+
+function paint(bitmap, colour, width, height) {
   const layer = new OffscreenCanvas(width, height);
   const inner = layer.getContext("2d", { willReadFrequently: true });
   inner.drawImage(bitmap, 0, 0, width, height);
-  const data = inner.getImageData(0, 0, width, height);
+  const { data } = inner.getImageData(0, 0, width, height);
   const [red, green, blue] = [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));
-  const inside = (x, y) => x >= 0 && y >= 0 && x < width && y < height && data.data[4 * (y * width + x)] > 127;
+  const inside = (x, y) => x >= 0 && y >= 0 && x < width && y < height && data[4 * (y * width + x)] > 127;
   const out = new ImageData(width, height);
   let top = null;
   for (let y = 0; y < height; y++) {
@@ -100,8 +112,7 @@ function drawMask(context, bitmap, colour, name) {
     }
   }
   inner.putImageData(out, 0, 0);
-  context.drawImage(layer, 0, 0);
-  if (top) label(context, name, Math.min(top[0] + 3, width - 60), Math.max(top[1] - 4, 14));
+  return { layer, top };
 }
 
 function label(context, text, x, y) {

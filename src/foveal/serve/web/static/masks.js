@@ -13,6 +13,8 @@ export class MaskMode {
     this.canvas = new MaskCanvas(page.$("canvas"), (prompt) => page.run(() => this.add(prompt)));
     const { $ } = page;
     $("take-mask").addEventListener("click", () => page.run(() => this.take()));
+    $("find-similar").addEventListener("click", () => page.run(() => page.spread("similar")));
+    $("follow-video").addEventListener("click", () => page.run(() => page.spread("video")));
     $("clear-mask").addEventListener("click", () => this.clear());
     $("previous").addEventListener("click", () => page.run(() => this.go(-1)));
     $("following").addEventListener("click", () => page.run(() => this.go(1)));
@@ -22,7 +24,7 @@ export class MaskMode {
     this.keys = {
       Enter: () => this.take(), Escape: () => this.clear(), Backspace: () => this.takeBack(),
       p: () => this.setTool("point"), b: () => this.setTool("stroke"), r: () => this.setTool("box"),
-      n: () => this.setSign(!this.canvas.positive), "[": () => this.go(-1), "]": () => this.go(1), s: () => this.go(1),
+      n: () => this.setSign(!this.canvas.positive), g: () => this.page.spread("similar"), v: () => this.page.spread("video"), "[": () => this.go(-1), "]": () => this.go(1), s: () => this.go(1),
       ArrowLeft: (event) => this.canvas.step(-1, 0, event.shiftKey), ArrowRight: (event) => this.canvas.step(1, 0, event.shiftKey),
       ArrowUp: (event) => this.canvas.step(0, -1, event.shiftKey), ArrowDown: (event) => this.canvas.step(0, 1, event.shiftKey),
       " ": (event) => this.clickAtCross(!event.shiftKey),
@@ -76,7 +78,7 @@ export class MaskMode {
         row.append(button, " ");
       };
       if (one.state !== "accepted") add("Accept", () => page.change({ act: "judge", annotations: [[one.id, one.revision]], state: "accepted" }));
-      if (one.prompts.length) add("Correct", () => this.correct(one));
+      if (one.kind === "mask") add("Correct", () => this.correct(one));
       add("Remove", () => page.change({ act: "remove", annotations: [[one.id, one.revision]] }));
       return row;
     });
@@ -86,7 +88,7 @@ export class MaskMode {
 
   async correct(annotation) {
     this.corrects = annotation;
-    this.canvas.prompts = annotation.prompts.map(({ kind, points, positive, radius }) => ({ kind, points, positive, radius }));
+    this.canvas.prompts = annotation.prompts.length ? annotation.prompts.map((one) => ({ ...one })) : promptsAround(annotation.box);
     this.page.classNumber = Math.max(this.page.project.classes.findIndex((one) => one.name === annotation.class_name), 0);
     await this.drawLayers();
     await this.preview();
@@ -139,6 +141,7 @@ export class MaskMode {
     const sent = this.page.change({ act: "mask", image: this.image.index, class_name: this.page.nameClass(), prompts: [...prompts], ...replaces });
     this.clear();
     await sent;
+    await this.page.back();
   }
 
   clear() {
@@ -180,5 +183,12 @@ export class MaskMode {
     this.say();
   }
 }
+
+/** What a mask that nobody has clicked begins with: the box around it. */
+const promptsAround = (box) => {
+  if (!box) return [];
+  const [x, y, width, height] = box;
+  return [{ kind: "box", points: [[x, y], [x + width - 1, y + height - 1]], positive: true, radius: 0 }];
+};
 
 const bitmapOf = ({ bytes }) => createImageBitmap(new Blob([bytes], { type: "image/png" }));

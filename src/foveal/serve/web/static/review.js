@@ -1,25 +1,27 @@
 // What was proposed, as a grid: accepted, rejected, corrected.
 
+import { drawMask } from "/static/canvas.js";
 import { newName } from "/static/outbox.js";
 
 const API = "/annotate/api";
 const COUNT = 24;
 
 export class ReviewMode {
-  /** @param {(index: number) => void} open shows an image for its mask to be corrected */
+  /** @param {(annotation: object) => Promise} open shows what is to be corrected */
   constructor(page, open) {
-    Object.assign(this, { page, open, start: 0, total: 0, items: [] });
+    Object.assign(this, { page, open, start: 0, total: 0, items: [], summary: "" });
     const { $ } = page;
     $("review-filter").addEventListener("change", () => {
-      this.start = 0;
+      Object.assign(this, { start: 0, summary: "" });
       page.run(() => this.load());
     });
-    $("propose").addEventListener("click", () => page.run(() => this.propose()));
+    $("propose").addEventListener("click", () => page.run(() => this.propose({ what: "labels" })));
+    $("propose-masks").addEventListener("click", () => page.run(() => this.proposeMasks()));
     $("accept-all").addEventListener("click", () => page.run(() => this.send(this.items, "accepted")));
     $("page-back").addEventListener("click", () => this.turn(-COUNT));
     $("page-on").addEventListener("click", () => this.turn(COUNT));
     this.keys = {
-      a: () => this.judge("accepted"), x: () => this.judge("rejected"), c: () => this.correct(), g: () => this.propose(),
+      a: () => this.judge("accepted"), x: () => this.judge("rejected"), c: () => this.correct(), g: () => this.propose({ what: "labels" }), m: () => this.proposeMasks(),
       ArrowLeft: () => this.move(-1), ArrowRight: () => this.move(1), ArrowUp: () => this.move(-this.columns()), ArrowDown: () => this.move(this.columns()),
     };
   }
@@ -44,8 +46,8 @@ export class ReviewMode {
     const at = this.at();
     this.page.$("tiles").replaceChildren(...this.items.map((one) => this.tile(one)));
     this.page.$("review-words").textContent = found.total
-      ? `${this.start + 1} to ${this.start + this.items.length} of ${found.total} ${this.state}.`
-      : `Nothing is ${this.state}.`;
+      ? `Images ${this.start + 1} to ${Math.min(this.start + COUNT, found.total)} of ${found.total} ${this.state}. ${this.summary}`
+      : `Nothing is ${this.state}. ${this.summary}`;
     this.page.$("accept-all").disabled = this.state === "accepted" || !this.items.length;
     this.page.$("page-back").disabled = this.start === 0;
     this.page.$("page-on").disabled = this.start + COUNT >= found.total;
@@ -58,13 +60,13 @@ export class ReviewMode {
     const pictures = Object.assign(document.createElement("div"), { className: "pictures" });
     pictures.append(Object.assign(new Image(), { src: `${API}/pictures/${one.image}?side=320`, alt: `Image ${one.uri}`, loading: "lazy" }));
     if (one.kind === "mask") {
-      pictures.append(Object.assign(new Image(), { src: `${API}/masks/${one.id}?side=320`, alt: `Its mask of ${one.class_name}`, className: "mask" }));
+      pictures.append(this.overlay(one));
     }
     const sure = one.score === null ? "" : `, ${Math.round(100 * one.score)} %`;
     const words = Object.assign(document.createElement("p"), { className: "words", textContent: `${one.class_name}${sure}, ${one.state}. ${one.uri}` });
     tile.append(pictures, words);
     const buttons = [["Accept", () => this.send([one], "accepted")], ["Reject", () => this.send([one], "rejected")]];
-    if (one.kind === "mask") buttons.push(["Correct", () => this.open(one.image)]);
+    if (one.kind === "mask") buttons.push(["Correct", () => this.open(one)]);
     for (const [name, act] of buttons) {
       const button = Object.assign(document.createElement("button"), { textContent: name, tabIndex: -1 });
       button.addEventListener("click", () => this.page.run(act));
@@ -72,6 +74,22 @@ export class ReviewMode {
     }
     tile.setAttribute("aria-label", words.textContent);
     return tile;
+  }
+
+  /** The mask of a tile, striped and outlined as it is where it is drawn. */
+  overlay(one) {
+    const canvas = Object.assign(document.createElement("canvas"), { className: "mask", width: 1, height: 1 });
+    canvas.setAttribute("role", "img");
+    canvas.setAttribute("aria-label", `Its mask of ${one.class_name}`);
+    const colour = this.page.project.classes.find((found) => found.name === one.class_name)?.colour ?? "#888888";
+    const draw = async () => {
+      const { bytes } = await this.page.binary(`${API}/masks/${one.id}?side=320`);
+      const bitmap = await createImageBitmap(new Blob([bytes], { type: "image/png" }));
+      Object.assign(canvas, { width: bitmap.width, height: bitmap.height });
+      drawMask(canvas.getContext("2d"), bitmap, colour, "");
+    };
+    draw().catch(() => canvas.setAttribute("aria-label", "Its mask is gone"));
+    return canvas;
   }
 
   at() {
@@ -99,7 +117,7 @@ export class ReviewMode {
 
   correct() {
     const one = this.items[Math.max(this.at(), 0)];
-    return one && this.open(one.image);
+    return one && this.open(one);
   }
 
   send(items, state, className = null) {
@@ -108,17 +126,33 @@ export class ReviewMode {
     return this.page.change({ act: "judge", annotations, state, class_name: className });
   }
 
-  async propose() {
-    this.page.$("review-words").textContent = "Looking at the other images …";
-    const request = { client: this.page.client, request: newName() };
+  /** Look for what is masked in the images most like those that have a mask of the class. */
+  proposeMasks() {
+    const count = Number(this.page.$("similar-count").value);
+    return this.propose({ what: "similar", class_name: this.page.nameClass(), count });
+  }
+
+  /** Ask for proposals; they take the place of those that nobody has decided about. */
+  async propose(wanted) {
+    const { $ } = this.page;
+    $("review-words").textContent = "Looking at the other images …";
+    this.looking = true;
     let found;
     try {
-      found = await this.page.json(`${API}/propose`, request);
+      found = await this.page.json(`${API}/propose`, { client: this.page.client, request: newName(), wanted });
+    } catch (error) {
+      $("review-words").textContent = "";
+      throw error;
     } finally {
-      await this.load();
+      this.looking = false;
     }
-    this.page.$("review-filter").value = found.num_proposed ? "proposed" : "unsure";
+    Object.assign(this, { start: 0, summary: found.summary });
+    $("review-filter").value = found.num_proposed ? "proposed" : "unsure";
     await this.load();
-    this.page.$("review-words").textContent = found.summary;
+  }
+
+  /** Say how far the server is with what was asked for. */
+  progress(done) {
+    if (this.looking && done) this.page.$("review-words").textContent = `Looking at the other images: ${done[0]} of ${done[1]} …`;
   }
 }

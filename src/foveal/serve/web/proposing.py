@@ -1,0 +1,74 @@
+"""What the page of annotation asks the features for: the next image, proposed labels, and masks of other images."""
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import JSONResponse
+
+from foveal.errors import ProjectError
+from foveal.serve.limits import parse_json
+from foveal.serve.web import annotate_words as words
+from foveal.serve.web.about import about_project
+from foveal.serve.web.annotator import Annotator
+from foveal.serve.web.spreading import Spread, Spreader
+
+
+def add_proposing(router: APIRouter, annotator: Annotator, spreader: Spreader) -> None:
+    """Add the endpoints."""
+    project, service = annotator.project, annotator.service
+
+    @router.get("/next")
+    async def next_image(skip: list[int] = Query([], max_length=200)) -> JSONResponse:  # noqa: B008 (as FastAPI has it)
+        """Return the image whose label is worth most, why, what the head makes of it, and how well that does."""
+        return JSONResponse(await service.searched(lambda: _next(annotator, skip)))
+
+    @router.post("/propose")
+    async def propose(request: Request) -> JSONResponse:
+        """Propose labels, or masks, for images that have none; they take the place of what was proposed before."""
+        asked = parse_json(words.ProposeRequest, await request.body())
+        match asked.wanted:
+            case words.ProposeLabels():
+                found = await service.searched(partial(_labels, annotator, asked.wanted.count))
+            case words.ProposeSimilar():
+                found = await spreader.to_similar(asked.wanted.class_name, asked.wanted.count)
+            case words.ProposeVideo():
+                annotator.check(asked.wanted.image)
+                found = await spreader.along_video(asked.wanted.image, asked.wanted.class_name)
+        by = {"client": asked.client, "request": asked.request}
+        outcome = await service.aside(lambda: project.propose(found.annotations, **by))
+        num_unsure = sum(one.state == "unsure" for one in found.annotations)
+        return JSONResponse(
+            {
+                **words.written_json(outcome),
+                "num_proposed": len(found.annotations) - num_unsure,
+                "num_unsure": num_unsure,
+                "summary": f"{len(found.annotations) - num_unsure} proposed, {num_unsure} unsure. {found.words}",
+                "project": await service.aside(partial(about_project, annotator, asked.client)),
+            }
+        )
+
+
+def _next(annotator: Annotator, skip: list[int]) -> dict[str, Any]:
+    annotator.learn()
+    learner, project = annotator.learner, annotator.project
+    found = learner.next_image(np.concatenate([project.closed_rows(), np.array(skip, np.int64)]))
+    if found is None:
+        return {"image": None, "guess": None, "why": "Every image has a label.", "learning": learner.summary()}
+    index, why = found
+    guess = learner.guess(index)
+    return {
+        "image": words.image_json(project.images([index])[0]),
+        "why": why,
+        "guess": guess and guess._asdict(),
+        "learning": learner.summary(),
+    }
+
+
+def _labels(annotator: Annotator, count: int) -> Spread:
+    found = annotator.label_proposals(count)
+    if not found:
+        raise ProjectError("nothing is proposed: label images of two classes first, and leave some without a label")
+    learnt = annotator.learner.summary()
+    return Spread(found, f"{learnt['num_held_out']} held-out labels measure: {learnt['calibration']}.")
