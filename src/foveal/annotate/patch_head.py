@@ -131,9 +131,13 @@ def unit(patches: Tensor) -> Tensor:
 
 
 def best_threshold(scores: Sequence[np.ndarray], shares: Sequence[np.ndarray]) -> float:
-    """Return the score that cuts patches so that the intersection over union with masks is largest, all together."""
+    """Return the score that cuts patches so that the intersection over union with masks is largest, all together.
+
+    It lies in the middle between the last score inside and the first outside, so that no patch is at the very edge.
+    """
     score, share = np.concatenate([s.ravel() for s in scores]), np.concatenate([s.ravel() for s in shares])
     order = np.argsort(-score, kind="stable")
     inside = np.cumsum(share[order])
     union = np.arange(1, len(order) + 1) + share.sum() - inside
-    return float(score[order][np.argmax(inside / union)])
+    last = int(np.argmax(inside / union))
+    return float(score[order][last : last + 2].mean())
