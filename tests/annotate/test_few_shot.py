@@ -127,15 +127,15 @@ def test_many_noisy_classes_are_not_shrunk_away(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_closed_images_are_not_offered_and_do_not_count_as_labelled() -> None:
-    features, truth = groups((4, 4), 5)
+    features, truth = groups((12, 4), 5)
     few_shot = FewShot(features)
     first = few_shot.next_image([]).row
     closed = [first]
-    while len(closed) < 8:
+    while len(closed) < 16:
         offer = few_shot.next_image([], closed=closed)
         assert offer.row not in closed
         closed.append(offer.row)
-    with pytest.raises(FovealError, match="all 8 images have a label or are closed"):
+    with pytest.raises(FovealError, match="all 16 images have a label or are closed"):
         few_shot.next_image([], closed=closed)
     # A skipped image teaches nothing: its neighbours are as welcome as before.
     assert truth[few_shot.next_image([], closed=[first]).row] == truth[first]
