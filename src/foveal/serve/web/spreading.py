@@ -175,8 +175,8 @@ class Spreader:
         if seen.geometry.original != mask.shape:
             now, then = seen.geometry.original, mask.shape
             raise ProjectError(
-                f"{seen.name} has {now[1]} x {now[0]} pixels, and its mask {then[1]} x {then[0]}: it was changed since; "
-                "put the picture back, or remove the mask"
+                f"{seen.name} has {now[1]} x {now[0]} pixels, and its mask {then[1]} x {then[0]}: it was changed "
+                "since; put the picture back, or remove the mask"
             )
         return seen
 
