@@ -38,11 +38,11 @@ export async function upload(path, file, options = {}) {
   return (await ask(path, { ...sent, ...options })).json();
 }
 
-/** GET or POST; returns {header, bytes}: what the header x-array says, and an ArrayBuffer. */
+/** GET or POST; returns {header, bytes}: what the header x-foveal-array says, and an ArrayBuffer. */
 export async function binary(path, body, options = {}) {
   const sent = body === undefined ? {} : { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) };
   const answer = await ask(path, { ...sent, ...options });
-  return { header: JSON.parse(answer.headers.get("x-array") ?? "{}"), bytes: await answer.arrayBuffer() };
+  return { header: JSON.parse(answer.headers.get("x-foveal-array") ?? "{}"), bytes: await answer.arrayBuffer() };
 }
 
 /** Call `again` until the server answers; at most once a second or so. */

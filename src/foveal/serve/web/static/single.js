@@ -1,0 +1,74 @@
+// One image, large: its patches under the pointer or the arrow keys.
+
+const $ = (id) => document.getElementById(id);
+
+export class Single {
+  /** @param {object} told onPatch(patch, held) */
+  constructor(told) {
+    Object.assign(this, { told, grid: null, patch: null, address: null });
+    const over = $("large-over");
+    over.addEventListener("pointermove", (event) => this.onPointer(event, false));
+    over.addEventListener("click", (event) => this.onPointer(event, true));
+    over.addEventListener("pointerleave", () => this.told.onPatch(null, false));
+    over.addEventListener("keydown", (event) => this.onKey(event));
+    $("large").addEventListener("error", () => $("large").removeAttribute("src"));
+  }
+
+  /** Show a picture; a file is shown from the browser itself. @param {[number, number]|null} grid patches down and across */
+  show(name, source, grid) {
+    if (this.address) URL.revokeObjectURL(this.address);
+    this.address = source instanceof Blob ? URL.createObjectURL(source) : null;
+    $("single").hidden = false;
+    $("single-name").textContent = name;
+    $("large").src = this.address ?? source;
+    $("large").alt = name;
+    Object.assign(this, { grid, patch: null });
+    this.paint(null);
+    this.mark(null);
+  }
+
+  paint(picture) {
+    const over = $("large-over");
+    over.width = picture?.width ?? 1;
+    over.height = picture?.height ?? 1;
+    if (picture) over.getContext("2d").putImageData(picture, 0, 0);
+  }
+
+  /** Draw a ring around a patch, or around none. */
+  mark(patch) {
+    this.patch = patch;
+    ringAround($("large-ring"), patch, this.grid);
+  }
+
+  onPointer(event, held) {
+    if (!this.grid) return;
+    const [rows, columns] = this.grid;
+    const box = $("large-over").getBoundingClientRect();
+    const place = (at, start, length, count) => Math.min(count - 1, Math.max(0, Math.floor(((at - start) / length) * count)));
+    const row = place(event.clientY, box.top, box.height, rows);
+    this.told.onPatch(row * columns + place(event.clientX, box.left, box.width, columns), held);
+  }
+
+  onKey(event) {
+    const moves = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
+    if (!(event.key in moves) || !this.grid) return;
+    event.preventDefault();
+    const [rows, columns] = this.grid;
+    const from = this.patch ?? Math.floor(rows / 2) * columns + Math.floor(columns / 2);
+    const inside = (value, count) => Math.min(count - 1, Math.max(0, value));
+    const row = inside(Math.floor(from / columns) + moves[event.key][0], rows);
+    this.told.onPatch(row * columns + inside((from % columns) + moves[event.key][1], columns), true);
+  }
+}
+
+/** Put an element around a patch of the square that its parent shows; in shares of it. */
+export function ringAround(ring, patch, grid, inset = 0) {
+  ring.hidden = patch === null || !grid;
+  if (ring.hidden) return;
+  const [rows, columns] = grid;
+  const at = (share) => `calc(${inset}px + (100% - ${2 * inset}px) * ${share})`;
+  ring.style.left = at((patch % columns) / columns);
+  ring.style.top = at(Math.floor(patch / columns) / rows);
+  ring.style.width = at(1 / columns).replace(`${inset}px + `, "");
+  ring.style.height = at(1 / rows).replace(`${inset}px + `, "");
+}
