@@ -9,8 +9,8 @@ import { Single, ringAround } from "/static/single.js";
 
 const API = "/explore/api";
 const CHUNK = 200; // images described at once
+const MOST_COLOURED = 20_000; // images of which the map shows classes
 const FOUND = 100; // images that a search shows
-const INSET = 3; // pixels around an image of the grid
 const ALIVE = 4000; // milliseconds between two looks whether the server is there
 const $ = (id) => document.getElementById(id);
 
@@ -135,8 +135,9 @@ function paint({ row, node, over, ring }) {
     if (over.width !== picture.width || over.height !== picture.height) Object.assign(over, { width: picture.width, height: picture.height });
     over.getContext("2d").putImageData(picture, 0, 0);
   }
+  node.classList.toggle("heated", picture !== null && $("over").value === "heat");
   node.classList.toggle("open", opened?.row === row);
-  ringAround(ring, heat.query?.row === row && $("over").value === "heat" ? heat.query.patch : null, info.patches?.grid, INSET);
+  ringAround(ring, heat.query?.row === row && $("over").value === "heat" ? heat.query.patch : null, info.patches?.grid);
 }
 
 function legend() {
@@ -286,7 +287,7 @@ async function searchFile(file) {
   if (!answer) return;
   opened = { upload: answer.upload, file };
   letGo();
-  single.show(file.name, file, answer.heat === false ? null : (info.patches?.grid ?? null));
+  single.show(file.name, file, answer.heat ? answer.grid : null);
   $("hint").hidden = true;
   showFound(answer.images, `${plural(answer.images.length, "image")} like ${file.name}, the most alike first`);
 }
@@ -311,7 +312,19 @@ async function loadMap() {
     return;
   }
   status();
-  scatter.show(new Float32Array(answer.bytes), answer.header.labels ?? null);
+  scatter.show(new Float32Array(answer.bytes));
+  if (info.classes && !scatter.groups && info.images <= MOST_COLOURED) await attempt(colourMap);
+}
+
+/** Give the points of a class one colour; the class of a point is also said in words. */
+async function colourMap() {
+  const places = new Map(info.classes.map((name, index) => [name, index]));
+  const groups = [];
+  for (let start = 0; start < info.images; start += 500) {
+    const { images } = await json(`${API}/images?start=${start}&count=500`);
+    for (const { label } of images) groups.push(places.get(label) ?? -1);
+  }
+  scatter.colour(groups);
 }
 
 /** A map that is still computed answers in JSON. */
@@ -322,7 +335,7 @@ async function fetchMap(method) {
 
 function showView(name) {
   for (const view of ["grid", "map"]) {
-    $(view).hidden = view !== name;
+    $({ grid: "images", map: "map" }[view]).hidden = view !== name;
     $(`view-${view}`).setAttribute("aria-pressed", String(view === name));
   }
   if (name === "map" && scatter.points.length === 0) loadMap();
@@ -413,8 +426,10 @@ async function start() {
   $("name").textContent = info.name;
   document.title = `${info.name} – foveal explore`;
   if (!hasPatches()) noPatches();
-  $("first").max = Math.max(0, (info.patches?.channels ?? 3) - 3);
+  $("first").max = Math.max(0, (info.patches?.components ?? 3) - 3);
   $("method").replaceChildren(...info.maps.map((method) => new Option({ pca: "PCA", umap: "UMAP" }[method] ?? method, method)));
+  if (hasPatches()) grid.aspect = info.patches.grid[1] / info.patches.grid[0];
+  single.aspect(grid.aspect);
   grid.resize(Number($("size").value));
   grid.show(info.images);
   status();

@@ -1,5 +1,6 @@
 // A grid of any number of images, of which only those in sight are in the page. One list box: arrow keys walk through it.
 
+const EDGE = 3; // pixels around an image
 const MARGIN = 1; // lines of images above and below what is in sight
 
 export class Grid {
@@ -10,7 +11,7 @@ export class Grid {
    *   x and y are 0..1 within the image, null by keyboard; `source(index)` gives {row, src, label, caption}
    */
   constructor(box, told) {
-    Object.assign(this, { box, told, count: 0, side: 132, columns: 1, active: 0, cells: new Map(), asked: 0 });
+    Object.assign(this, { box, told, count: 0, least: 132, side: 132, aspect: 1, columns: 1, active: 0, cells: new Map(), asked: 0 });
     box.setAttribute("role", "listbox");
     box.tabIndex = 0;
     this.space = box.appendChild(document.createElement("div"));
@@ -39,7 +40,7 @@ export class Grid {
 
   resize(side) {
     const first = Math.floor(this.box.scrollTop / this.side) * this.columns;
-    this.side = side;
+    this.least = side;
     this.clear();
     this.layout();
     this.box.scrollTop = Math.floor(first / this.columns) * this.side;
@@ -51,9 +52,11 @@ export class Grid {
 
   layout() {
     if (this.box.clientWidth === 0) return; // hidden
-    const columns = Math.max(1, Math.floor(this.box.clientWidth / this.side));
-    if (columns !== this.columns) this.clear();
-    this.columns = columns;
+    const width = this.space.clientWidth;
+    const columns = Math.max(1, Math.floor(width / this.least));
+    const side = Math.floor(width / columns);
+    if (columns !== this.columns || side !== this.side) this.clear();
+    Object.assign(this, { columns, side });
     this.space.style.height = `${Math.ceil(this.count / columns) * this.side}px`;
     const top = Math.max(0, Math.floor(this.box.scrollTop / this.side) - MARGIN) * columns;
     const lines = Math.ceil(this.box.clientHeight / this.side) + 2 * MARGIN + 1;
@@ -79,11 +82,16 @@ export class Grid {
     node.setAttribute("aria-posinset", index + 1);
     node.style.width = node.style.height = `${this.side}px`;
     node.style.transform = `translate(${(index % this.columns) * this.side}px, ${Math.floor(index / this.columns) * this.side}px)`;
-    const image = node.appendChild(document.createElement("img"));
+    const frame = node.appendChild(document.createElement("div"));
+    frame.className = "frame";
+    const [width, height] = [Math.min(1, this.aspect), Math.min(1, 1 / this.aspect)].map((share) => share * (this.side - 2 * EDGE));
+    Object.assign(frame.style, { width: `${width}px`, height: `${height}px` });
+    Object.assign(frame.style, { left: `${(this.side - width) / 2}px`, top: `${(this.side - height) / 2}px` });
+    const image = frame.appendChild(document.createElement("img"));
     image.alt = "";
     image.draggable = false;
-    const over = node.appendChild(document.createElement("canvas"));
-    const ring = node.appendChild(document.createElement("i"));
+    const over = frame.appendChild(document.createElement("canvas"));
+    const ring = frame.appendChild(document.createElement("i"));
     ring.hidden = true;
     const caption = node.appendChild(document.createElement("span"));
     const { row, src } = this.told.source(index);
@@ -137,14 +145,13 @@ export class Grid {
     const node = event.target.closest(".cell");
     if (!node) return this.told.onLeave();
     const index = Number(node.getAttribute("aria-posinset")) - 1;
-    const within = node.querySelector("img").getBoundingClientRect();
+    const within = node.querySelector(".frame").getBoundingClientRect();
     const share = (at, start, length) => Math.min(0.9999, Math.max(0, (at - start) / length));
     const x = share(event.clientX, within.left, within.width);
     const y = share(event.clientY, within.top, within.height);
     if (event.type === "pointermove") return this.told.onHover(index, x, y);
     this.active = index;
     this.mark();
-    return this.told.onOpen(index, x, y),
-   *   onBroken(cell);
+    return this.told.onOpen(index, x, y);
   }
 }

@@ -85,8 +85,8 @@ export class Heat {
     const picture = new ImageData(map.width, map.height);
     map.values.forEach((value, index) => {
       const share = (value - this.low) / (this.high - this.low);
-      picture.data.set([...colourOf(share), share <= 0 ? 90 : Math.min(255, 110 + 160 * share)], index * 4);
+      picture.data.set([...colourOf(share), 150 + 105 * Math.max(0, Math.min(1, share))], index * 4);
     });
-    return picture;
+    return Object.assign(picture, { isHeat: true });
   }
 }

@@ -1,6 +1,8 @@
 // A map of the set: one point an image. Zoom, move, and draw around points: with a pointer or with keys.
 
-const SIZE = 3; // of a point, in pixels
+const SMALL = 3; // pixels of a point where there are many
+const LARGE = 7; // where there are few
+const MANY = 3000;
 const NEAR = 14; // pixels within which a pointer means a point
 // Ten colours for classes, of a contrast of 3 or more to both grounds; the class is also said in words.
 const COLOURS = ["#3b7dd8", "#c4611a", "#3d8f4e", "#c0445c", "#8c62c8", "#1f8a8a", "#a8742a", "#b0559e", "#6f7f1f", "#6b7480"];
@@ -20,9 +22,15 @@ export class Scatter {
     new ResizeObserver(() => this.soon()).observe(canvas);
   }
 
-  /** @param {Float32Array} points x and y of every image, 0..1; @param {number[]|null} groups class of every image */
-  show(points, groups) {
-    Object.assign(this, { points, groups, lasso: [] });
+  /** @param {Float32Array} points x and y of every image, 0..1 */
+  show(points) {
+    Object.assign(this, { points, lasso: [] });
+    this.soon();
+  }
+
+  /** @param {number[]} groups number of the class of every image, -1 for none */
+  colour(groups) {
+    this.groups = groups;
     this.soon();
   }
 
@@ -59,17 +67,18 @@ export class Scatter {
     const pen = canvas.getContext("2d");
     const style = getComputedStyle(canvas);
     pen.scale(ratio, ratio);
+    const size = this.points.length > 2 * MANY ? SMALL : LARGE;
     const accent = style.getPropertyValue("--accent");
     for (let row = 0; row < this.points.length / 2; row++) {
       const [left, top] = this.at(this.points[2 * row], this.points[2 * row + 1]);
       pen.fillStyle = this.groups && this.groups[row] >= 0 ? COLOURS[this.groups[row] % COLOURS.length] : accent;
-      pen.fillRect(left - SIZE / 2, top - SIZE / 2, SIZE, SIZE);
+      pen.fillRect(left - size / 2, top - size / 2, size, size);
     }
     pen.strokeStyle = style.color;
     pen.lineWidth = 1.5;
     for (const row of this.picked) {
       const [left, top] = this.at(this.points[2 * row], this.points[2 * row + 1]);
-      pen.strokeRect(left - SIZE, top - SIZE, 2 * SIZE, 2 * SIZE);
+      pen.strokeRect(left - size / 2 - 2, top - size / 2 - 2, size + 4, size + 4);
     }
     this.drawLasso(pen, style.color);
   }

@@ -27,7 +27,13 @@ export class Single {
     this.mark(null);
   }
 
+  /** Say how wide pictures are, in heights. */
+  aspect(value) {
+    $("picture").style.aspectRatio = value;
+  }
+
   paint(picture) {
+    $("picture").classList.toggle("heated", picture?.isHeat === true);
     const over = $("large-over");
     over.width = picture?.width ?? 1;
     over.height = picture?.height ?? 1;
@@ -61,14 +67,13 @@ export class Single {
   }
 }
 
-/** Put an element around a patch of the square that its parent shows; in shares of it. */
-export function ringAround(ring, patch, grid, inset = 0) {
+/** Put an element around a patch of the picture that its parent shows. */
+export function ringAround(ring, patch, grid) {
   ring.hidden = patch === null || !grid;
   if (ring.hidden) return;
   const [rows, columns] = grid;
-  const at = (share) => `calc(${inset}px + (100% - ${2 * inset}px) * ${share})`;
-  ring.style.left = at((patch % columns) / columns);
-  ring.style.top = at(Math.floor(patch / columns) / rows);
-  ring.style.width = at(1 / columns).replace(`${inset}px + `, "");
-  ring.style.height = at(1 / rows).replace(`${inset}px + `, "");
+  const left = (patch % columns) / columns;
+  const top = Math.floor(patch / columns) / rows;
+  const [x, y, width, height] = [left, top, 1 / columns, 1 / rows].map((share) => `${100 * share}%`);
+  Object.assign(ring.style, { left: x, top: y, width, height });
 }
