@@ -14,6 +14,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest import mock
 
+import numpy as np
 from label_studio_sdk.converter.brush import decode_rle
 from label_studio_sdk.label_interface import LabelInterface
 from requests.adapters import HTTPAdapter
@@ -86,6 +87,12 @@ def painted(result: dict[str, Any]) -> list[list[int]]:
 found["masks"] = [
     [painted(result) for result in one["result"] if result["type"] == "brushlabels"] for one in predictions
 ]
+rows, columns = np.nonzero(found["masks"][0][0])
+place = {"x": columns.mean() / 56 * 100, "y": rows.mean() / 56 * 100, "width": 0.5, "keypointlabels": ["red"]}
+context = {"result": [{"type": "keypointlabels", "value": place, "is_positive": True}]}
+clicked = api.make_predictions([task("red/18.png")], project, context=context).response["results"]
+found["valid"] += [interface.validate_prediction(one, return_errors=True) for one in clicked]
+found["clicked"] = painted(clicked[0]["result"][0])
 submitted = {"id": 3, "result": predictions[0]["result"]}
 event = {"action": "ANNOTATION_CREATED", "task": task("red/18.png"), "annotation": submitted, "project": {"id": 1}}
 found["webhook"] = api._request("webhook", event).response

@@ -115,7 +115,8 @@ def test_label_studios_client_is_answered_and_its_sdk_takes_answers_and_files(
     assert found["health"]["status"] == "UP"
     assert found["setup"]["model_version"].startswith("foveal-")
     assert found["stranger"] == 401
-    assert found["valid"] == [[], [], []]
+    assert found["valid"] == [[], [], [], []]
+    assert made.iou("red/18.png", found["clicked"]) > 0.5
     assert found["choices"] == [[["red"]], [["blue"]], []]
     assert min(found["scores"][:2]) > 0.6
     assert found["scores"][2] == 0

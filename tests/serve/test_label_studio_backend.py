@@ -84,6 +84,11 @@ async def predictions(client: httpx.AsyncClient, *uris: str, config: str = CONFI
     return found
 
 
+async def click(client: httpx.AsyncClient, uri: str, *results: dict[str, Any]) -> httpx.Response:
+    params = {"login": "", "password": "", "context": {"result": list(results)}}
+    return await client.post("/predict", json={"tasks": [task(uri)], "label_config": CONFIG, "params": params})
+
+
 async def test_sure_answers_are_given_and_unsure_ones_are_a_low_score(
     project: Project, model: Model, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -174,6 +179,24 @@ async def test_masks_are_predicted_where_held_out_ones_show_that_they_can_be(tmp
         assert (painted & truth).sum() / (painted | truth).sum() > 0.5
         (found,) = await predictions(client, "13.png", config=config)
         assert found["result"][0]["type"] == "rectanglelabels"
+        rows, columns = np.nonzero(truth)
+        point = {"x": columns.mean() / 56 * 100, "y": rows.mean() / 56 * 100, "keypointlabels": ["red"]}
+        outside = {"x": 1, "y": 1, "keypointlabels": ["red"]}
+        clicked = await click(client, "13.png", {"value": point}, {"value": outside, "is_positive": 0})
+        (brush,) = clicked.json()["results"][0]["result"]
+        painted = decode_brush(brush["value"]["rle"], 56, 56, where="")
+        assert (painted & truth).sum() / (painted | truth).sum() > 0.5
+        assert painted[int(rows.mean()), int(columns.mean())]
+        box = {"x": 0, "y": 0, "width": 50, "height": 50, "rectanglelabels": ["green"]}
+        for results, words in (
+            ([{"value": box}], "no BrushLabels with 'green'"),
+            ([], "0 results"),
+            ([{"value": {"x": 3}}], "no point or box with a label"),
+            ([{"value": outside, "is_positive": False}], "nothing shows yet what is meant"),
+        ):
+            refused = await click(client, "13.png", *results)
+            assert refused.status_code == 422
+            assert words in refused.text
 
 
 @pytest.mark.parametrize(

@@ -31,9 +31,16 @@ class SetupRequest(_Request):
     label_schema: str = Field(alias="schema", max_length=1_000_000)
 
 
+class Parameters(_Request):
+    """With a context, a person at work asks for a mask."""
+
+    context: dict[str, Any] | None = None
+
+
 class PredictRequest(_Request):
     """Tasks that are to be answered."""
 
+    params: Parameters = Parameters()
     tasks: list[dict[str, Any]] = Field(max_length=MOST_TASKS)
     label_config: str = Field(max_length=1_000_000)
 
@@ -70,7 +77,13 @@ def label_studio_page(backend: LabelStudioBackend, service: Service) -> Page:
     async def predict(request: Request) -> JSONResponse:
         """Answer tasks."""
         asked = parse_json(PredictRequest, await request.body())
-        results = await service.searched(lambda: backend.predict(asked.tasks, asked.label_config))
+
+        def answers() -> list[dict[str, Any]]:
+            if asked.params.context and len(asked.tasks) == 1:
+                return [backend.click(asked.tasks[0], asked.label_config, asked.params.context)]
+            return backend.predict(asked.tasks, asked.label_config)
+
+        results = await service.searched(answers)
         return JSONResponse({"results": results, "model_version": backend.version})
 
     @router.post("/webhook")

@@ -9,19 +9,22 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from foveal.annotate.adapters.label_studio_clicks import prompts_of
 from foveal.annotate.adapters.taught import Answers, Taught
 from foveal.annotate.formats.documents import field, parse_xml
 from foveal.annotate.formats.label_studio import image_of, read_task, result_of
 from foveal.annotate.formats.pictures import Pictures
 from foveal.annotate.formats.polygons import extent_of
+from foveal.annotate.prompts import PromptSession
 from foveal.annotate.records import Edit
-from foveal.annotate.types import AnnotatedImage, Annotation
+from foveal.annotate.types import AnnotatedImage, Annotation, Mask
 from foveal.errors import FovealError
 
 logger = logging.getLogger(__name__)
 
 CLIENT = "label-studio"  # in the log of the project
 MOST_TASKS = 1000  # of one question
+_LIKELY = 0.5  # of a pixel, above which it is part of a mask
 _LEARNT_FROM = ("ANNOTATION_CREATED", "ANNOTATION_UPDATED")
 _KINDS = {"Choices": "choices", "BrushLabels": "brushlabels", "RectangleLabels": "rectanglelabels"}
 
@@ -44,6 +47,7 @@ class LabelStudioBackend:
     def __init__(self, taught: Taught) -> None:
         self._taught, self._project = taught, taught.project
         self._pictures = Pictures(self._project.image_set)
+        self._session: tuple[str, PromptSession] | None = None  # of the picture that was clicked on last
 
     @property
     def version(self) -> str:
@@ -87,6 +91,32 @@ class LabelStudioBackend:
             {"model_version": version, **(_prediction(image, found[image.uri], controls) if image else _NOTHING)}
             for image in images
         ]
+
+    def click(self, task: Mapping[str, Any], schema: str, context: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the mask that points and boxes of a person ask for, as a prediction.
+
+        Args:
+            task: of the picture.
+            schema: the labelling interface; it needs brushes of the class.
+            context: what was done, see `label_studio_clicks`.
+
+        Raises:
+            FovealError: a picture that the project does not have, no such brush, or nothing that shows what is meant.
+        """
+        control = self._controls(schema).get("brushlabels")
+        if (image := image_of(task, [], self._pictures, where=_where(task))) is None:
+            raise FovealError(f"{_where(task)} is of a picture that the project does not have; make it of its images")
+        class_name, prompts = prompts_of(context, image)
+        if control is None or class_name not in control.classes:
+            raise FovealError(f"the labelling interface has no BrushLabels with {class_name!r}, to take a mask; add it")
+        if self._session is None or self._session[0] != image.uri:
+            self._session = image.uri, PromptSession(self._taught.look(image.uri))
+        likely = self._session[1].mask(prompts)
+        mask = likely > _LIKELY
+        score = float(likely[mask].mean()) if mask.any() else 0.0
+        answer = Annotation(image.uri, class_name, Mask.of(mask), None, "proposed", "propagated", score)
+        given = Answers((answer,) if mask.any() else (), score)
+        return {"model_version": self.version, **_prediction(image, given, {"brushlabels": control})}
 
     def event(self, action: str, content: Mapping[str, Any]) -> dict[str, Any]:
         """Learn from an event: an annotation that was made or changed becomes what the project has accepted.

@@ -125,6 +125,10 @@ class Taught:
             considered += self._masks(name, lambda: see(self._model, picture, size=self._size))
         return _answers(considered)
 
+    def look(self, uri: str) -> SeenImage:
+        """Return an image of the project as the model sees it, for masks."""
+        return self._look(self.project.index(uri))
+
     def _labels(self, names: Sequence[str], vectors: np.ndarray) -> list[Annotation | None]:
         """Return the label of each picture with features (B, D), or None while fewer than two classes have labels."""
         labels = self.project.labels()
