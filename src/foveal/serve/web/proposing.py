@@ -39,12 +39,13 @@ def add_proposing(router: APIRouter, annotator: Annotator, spreader: Spreader) -
         by = {"client": asked.client, "request": asked.request}
         outcome = await service.aside(lambda: project.propose(found.annotations, **by))
         num_unsure = sum(one.state == "unsure" for one in found.annotations)
+        left = f" {outcome.left} of these were decided already, and stay." if outcome.left else ""
         return JSONResponse(
             {
                 **words.written_json(outcome),
                 "num_proposed": len(found.annotations) - num_unsure,
                 "num_unsure": num_unsure,
-                "summary": f"{len(found.annotations) - num_unsure} proposed, {num_unsure} unsure. {found.words}",
+                "summary": f"{len(found.annotations) - num_unsure} proposed, {num_unsure} unsure.{left} {found.words}",
                 "project": await service.aside(partial(about_project, annotator, asked.client)),
             }
         )
