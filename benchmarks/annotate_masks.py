@@ -1,6 +1,6 @@
 """Clicks that a mask takes, and objects followed from one mask, by a simulated annotator who knows the truth.
 
-    python benchmarks/annotate_masks.py clicks --data FOLDER --models MODEL [MODEL ...] [--peers] [--trust 0.03]
+    python benchmarks/annotate_masks.py clicks --data FOLDER --models MODEL [MODEL ...] [--peers] [--trust 0.003]
     python benchmarks/annotate_masks.py track --data FOLDER --models MODEL [MODEL ...]
     python benchmarks/annotate_masks.py propagate --data FOLDER --models MODEL [MODEL ...]
     python benchmarks/annotate_masks.py time --data FOLDER --models MODEL
@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=SIDE)
     parser.add_argument("--sets", nargs="+", default=["camvid", "davis"], help="where clicks are counted")
     parser.add_argument("--peers", action="store_true", help="count the clicks of the other libraries too")
-    parser.add_argument("--trust", type=float, default=Sharpness().trust)
+    parser.add_argument("--trust", type=float, default=PromptSettings().sharpness.trust)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)

@@ -26,13 +26,15 @@ class PromptSettings:
     """How prompts become a mask.
 
     Attributes:
-        sharpness: how it follows edges.
+        sharpness: how it follows edges. Its trust is lower than elsewhere, since what was pointed at is certain and
+            what is alike is only a hint: 0.003 took fewer clicks than 0.03 and 0.01 on CamVid's training part. With
+            less, an answer takes longer.
         like: cosine to what was pointed at from which a cell is believed to be the same.
         softness: cosine over which the belief changes; above 0.
         whole: all that is alike belongs to the mask; else only what hangs together with something pointed at.
     """
 
-    sharpness: Sharpness = field(default_factory=Sharpness)
+    sharpness: Sharpness = field(default_factory=lambda: Sharpness(trust=0.003))
     like: float = 0.4
     softness: float = 0.1
     whole: bool = False
