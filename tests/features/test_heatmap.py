@@ -4,8 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from foveal.errors import FovealError
+from foveal.features import heatmap
 from foveal.features.heatmap import HeatMaps
 from foveal.features.store import FeatureStore
 
@@ -81,3 +83,26 @@ def test_what_a_store_lacks_is_said(tmp_path: Path) -> None:
         maps.vector(9, 0)
     with pytest.raises(FovealError, match=r"a query of shape \(7,\); patches of .* are of 12"):
         maps.scan(np.zeros(7, np.float32))
+
+
+def test_processors_without_exact_int8_products_give_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, meant = made(tmp_path / "store", "int8", 7)
+    monkeypatch.setattr(heatmap, "_multiplies_int8", lambda: False)
+    maps = HeatMaps(store)
+    vector = maps.vector(2, 3)
+    found = maps.maps(vector, list(range(sum(COUNTS)))).reshape(sum(COUNTS), -1)
+    np.testing.assert_allclose(found, cosines(meant, vector.astype(np.float64)), atol=1e-5)
+
+
+def test_three_digits_of_int8_are_as_good_as_float32(tmp_path: Path) -> None:
+    store, meant = made(tmp_path / "store", "int8", None)
+    query = np.random.default_rng(8).standard_normal(WIDTH).astype(np.float32)
+    found = HeatMaps(store).scan(query)
+    np.testing.assert_allclose(found.scores, cosines(meant, query.astype(np.float64)).max(axis=1), atol=3e-7)
+
+
+def test_threads_of_the_caller_stay_as_many(tmp_path: Path) -> None:
+    store, _ = made(tmp_path / "store", "int8", 7)
+    before = torch.get_num_threads()
+    HeatMaps(store).scan(np.ones(WIDTH, np.float32))
+    assert torch.get_num_threads() == before

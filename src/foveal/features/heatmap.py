@@ -6,24 +6,29 @@ mean is zero and the components are the axes. For a query q of length 1, with m 
     q . v = mean . q + s (c . z)
     |v|^2 = |mean|^2 + 2 s (c . m) + s^2 |c|^2
 
-so that a patch costs one product with its codes. The norms depend on the store alone and are kept.
+so that a patch costs one product with its codes. The norms depend on the store alone and are kept. int8 codes are not
+widened: z is written with three digits of int8, to the precision of float32, and products of whole numbers are exact.
 
 Shapes: N rows of the store; grid_h x grid_w patches, P in all; D width; K stored channels.
 """
 
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cache, cached_property
 from typing import NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from foveal.errors import FovealError
 from foveal.features.store import FeatureStore
 
-_BLOCK = 2048  # patches whose codes are widened to float32 at a time: they stay in the cache of a core
-_CHUNK = 32_768  # patches between two looks at the interpreter, for which threads would wait on each other
+_CHUNK = 16_384  # patches at a time: what is computed of them stays in the cache of a core
+_MOST_THREADS = 16
+_DIGITS = (1.0, 1 / 254, 1 / 254**2)  # rounding leaves at most a half, which is 127 of the next digit
 
 
 class Found(NamedTuple):
@@ -33,9 +38,30 @@ class Found(NamedTuple):
     patches: np.ndarray
 
 
-class _Query(NamedTuple):
-    constant: np.float32  # mean . q
-    codes: np.ndarray  # (K,) float32, components q
+class _Query:
+    """A vector as stored patches are multiplied with it: mean . q, and z (K,) as float32 and in digits of int8."""
+
+    def __init__(self, constant: float, codes: np.ndarray) -> None:
+        self._constant = constant
+        self._codes = torch.from_numpy(np.ascontiguousarray(codes, np.float32))
+        step = float(np.abs(codes).max()) / 127 or 1.0
+        rest, digits = codes.astype(np.float64) / step, []
+        for _ in _DIGITS:
+            digits.append(np.rint(rest).clip(-127, 127))
+            rest = (rest - digits[-1]) * 254
+        self._digits = torch.from_numpy(np.stack(digits, axis=1).astype(np.int8))
+        self._places = torch.tensor(_DIGITS) * step
+
+    def products(self, codes: np.ndarray, scale: np.ndarray | None) -> Tensor:
+        """Return q . v for codes (n, grid_h, grid_w, K) and scales, (n * P,)."""
+        flat = torch.from_dlpack(codes).reshape(-1, codes.shape[-1])
+        if flat.dtype == torch.int8 and _multiplies_int8():
+            found = torch._int_mm(flat, self._digits).float() @ self._places
+        else:
+            found = flat.float() @ self._codes
+        if scale is not None:
+            found *= torch.from_dlpack(scale).reshape(-1)
+        return found.add_(self._constant)
 
 
 class HeatMaps:
@@ -84,9 +110,9 @@ class HeatMaps:
         for start, values, scale in self.store.as_stored(self.name):
             here = np.flatnonzero((wanted >= start) & (wanted < start + len(values)))
             for some in np.array_split(here, -(-len(here) // self._chunk)) if len(here) else ():
-                local = wanted[some] - start
-                found[some] = self._cosines(query, values[local], None if scale is None else scale[local], wanted[some])
-        return np.clip(found, -1, 1).reshape(-1, *self.grid)
+                codes, scales = values[wanted[some] - start], None if scale is None else scale[wanted[some] - start]
+                found[some] = self._cosines(query, codes, scales, self._inverse_norms(codes, scales)).numpy()
+        return found.reshape(-1, *self.grid)
 
     def scan(self, vector: np.ndarray) -> Found:
         """Return the most similar patch of every image of the store for a vector (D,)."""
@@ -95,13 +121,10 @@ class HeatMaps:
 
         def compare(start: int, values: np.ndarray, scale: np.ndarray | None) -> None:
             rows = slice(start, start + len(values))
-            dots = self._cosines(query, values, scale, rows)
-            found.patches[rows] = best = dots.argmax(axis=1)
-            found.scores[rows] = dots[np.arange(len(dots)), best]
+            best = self._cosines(query, values, scale, norms[rows]).max(dim=1)
+            found.scores[rows], found.patches[rows] = best.values.numpy(), best.indices.numpy()
 
-        assert len(norms) == len(self.store)
         self._each_chunk(compare)
-        np.clip(found.scores, -1, 1, out=found.scores)
         return found
 
     @cached_property
@@ -117,49 +140,28 @@ class HeatMaps:
 
     def _each_chunk(self, work: Callable[[int, np.ndarray, np.ndarray | None], None]) -> None:
         """Call `work` with a first row, codes (n, ...) and scales of every chunk of the store, in several threads."""
-        parts = list(self.store.as_stored(self.name))
 
-        def run(worker: int) -> None:
-            for start, values, scale in parts[worker :: _workers()]:
-                for first in range(0, len(values), self._chunk):
-                    here = slice(first, first + self._chunk)
-                    work(start + first, values[here], None if scale is None else scale[here])
+        def run(start: int, values: np.ndarray, scale: np.ndarray | None) -> None:
+            for first in range(0, len(values), self._chunk):
+                here = slice(first, first + self._chunk)
+                work(start + first, values[here], None if scale is None else scale[here])
 
-        with ThreadPoolExecutor(_workers()) as pool:
-            list(pool.map(run, range(_workers())))
+        for running in [_workers().submit(run, *part) for part in self.store.as_stored(self.name)]:
+            running.result()
 
-    def _products(self, codes: np.ndarray, query: np.ndarray) -> np.ndarray:
-        """Return the products of codes (n, grid_h, grid_w, K) with (K,), (n, P) float32."""
-        flat = codes.reshape(-1, codes.shape[-1])
-        found = np.empty(len(flat), np.float32)
-        wide = np.empty((min(_BLOCK, len(flat)), flat.shape[1]), np.float32)
-        for first in range(0, len(flat), _BLOCK):
-            block = flat[first : first + _BLOCK]
-            np.copyto(wide[: len(block)], block)
-            np.dot(wide[: len(block)], query, out=found[first : first + len(block)])
-        return found.reshape(len(codes), self._num_patches)
-
-    def _cosines(
-        self, query: _Query, codes: np.ndarray, scale: np.ndarray | None, rows: np.ndarray | slice
-    ) -> np.ndarray:
-        """Return the cosines of some rows, (n, P) float32."""
-        dots = self._products(codes, query.codes)
-        if scale is not None:
-            dots *= scale.reshape(dots.shape)
-        dots += query.constant
-        known = self.__dict__.get("inverse_norms")  # for a few rows the others' need not be waited for
-        dots *= self._inverse_norms(codes, scale) if known is None else known[rows]
-        return dots
+    def _cosines(self, query: _Query, codes: np.ndarray, scale: np.ndarray | None, norms: np.ndarray) -> Tensor:
+        """Return the cosines of codes (n, grid_h, grid_w, K) whose inverse norms are known, (n, P)."""
+        found = query.products(codes, scale).view(norms.shape)
+        return found.mul_(torch.from_numpy(norms)).clamp_(-1, 1)
 
     def _inverse_norms(self, codes: np.ndarray, scale: np.ndarray | None) -> np.ndarray:
         """Return 1 / |v| of codes (n, grid_h, grid_w, K) with their scales, (n, P) float32; zero for a zero vector."""
-        wide = codes.astype(np.float32).reshape(len(codes), self._num_patches, -1)
-        s = np.float32(1) if scale is None else scale.reshape(wide.shape[:2])
-        squares = np.einsum("npk,npk->np", wide, wide) * (s * s)
+        wide = torch.from_dlpack(codes).reshape(-1, codes.shape[-1]).float()
+        s = torch.ones(len(wide)) if scale is None else torch.from_dlpack(scale).reshape(-1)
+        squares = torch.linalg.vector_norm(wide, dim=1).mul_(s).square_()
         if self._projection is not None:
-            squares += 2 * s * (wide @ self._mean_codes) + self._mean_square
-        found = np.zeros_like(squares)
-        np.divide(1, np.sqrt(np.maximum(squares, 0)), out=found, where=squares > 0)
+            squares += (wide @ torch.from_numpy(self._mean_codes)).mul_(s).mul_(2).add_(float(self._mean_square))
+        found: np.ndarray = torch.where(squares > 0, squares.rsqrt(), 0.0).view(-1, self._num_patches).numpy()
         return found
 
     def _query(self, vector: np.ndarray) -> _Query:
@@ -169,9 +171,34 @@ class HeatMaps:
         length = float(np.linalg.norm(vector))
         unit = vector / np.float32(length) if length > 0 else vector
         if self._projection is None:
-            return _Query(np.float32(0), unit)
-        return _Query(np.float32(self._projection.mean @ unit), self._projection.components @ unit)
+            return _Query(0.0, unit)
+        return _Query(float(self._projection.mean @ unit), self._projection.components @ unit)
 
 
-def _workers() -> int:
-    return min(os.cpu_count() or 1, 8)
+@cache
+def _multiplies_int8() -> bool:
+    """Say whether PyTorch multiplies int8 exactly here: some processors add two products in 16 bits, and cut them."""
+    largest = torch.full((32, 64), 127, dtype=torch.int8)
+    try:
+        products = [torch._int_mm(sign * largest, largest[:3].T.contiguous()) for sign in (1, -1)]
+    except (AttributeError, RuntimeError):  # it is not yet a public name
+        return False
+    return all(bool((found == sign * 64 * 127**2).all()) for sign, found in zip((1, -1), products, strict=True))
+
+
+@cache
+def _workers() -> ThreadPoolExecutor:
+    """Return threads of which each computes alone: threads that share a small product mostly wait for each other."""
+    count = min(os.cpu_count() or 1, _MOST_THREADS)
+    together, before = threading.Barrier(count + 1), torch.get_num_threads()
+
+    def alone() -> None:
+        torch.set_num_threads(1)  # of this thread, and of all that begin to compute later
+        together.wait()
+
+    pool = ThreadPoolExecutor(count, thread_name_prefix="heat")
+    for _ in range(count):
+        pool.submit(alone)
+    together.wait()
+    torch.set_num_threads(before)  # those others are as they were
+    return pool
