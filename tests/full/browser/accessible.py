@@ -8,7 +8,7 @@ from playwright.sync_api import Page
 ENOUGH = 4.5  # contrast of text to its ground, WCAG 2.2, 1.4.3
 NAMED = frozenset(
     {"button", "checkbox", "combobox", "dialog", "grid", "img", "image", "link", "listbox", "menuitem", "option"}
-    | {"radio", "searchbox", "slider", "spinbutton", "switch", "tab", "textbox", "toolbar", "Canvas", "application"}
+    | {"radio", "searchbox", "slider", "spinbutton", "switch", "tab", "textbox", "toolbar", "application"}
 )
 # The ground is the first opaque colour behind a text; pictures do not count.
 CONTRASTS = """() => {
