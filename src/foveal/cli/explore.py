@@ -83,7 +83,7 @@ def _features(folder: Path, source: str, model: "Model") -> "FeatureStore":
     from foveal.images.imageset import ImageSet
 
     images = ImageSet.open(source)
-    channels = min(_CHANNELS, model.card.backbone.width)
+    channels = min(_CHANNELS, model.card.backbone.width - 1)
     settings = StoreSettings(tokens=("cls", "patches"), dtype="int8", pca=channels)
     typer.echo(f"features of {len(images)} images into {folder}; Ctrl-C interrupts, the same command goes on")
     with progress_of("features") as progress:
