@@ -10,6 +10,7 @@ from foveal.cli.terminal import progress_of
 from foveal.errors import FovealError
 
 PORT = 9090
+TIMEOUT_S = 90.0  # Label Studio waits 100 s for its tasks, up to 100 at once
 TOKEN = "token"
 
 
@@ -50,7 +51,8 @@ def backend(
             features = open_features(opened, loaded.model, store, progress=progress)
         taught = Taught(opened, loaded.model, features, precision=precision)
         token = kept_token(opened.folder / TOKEN)
-        settings = read_settings(given={"host": host, "port": port, "api_keys": [token]}, environment={})
+        given = {"host": host, "port": port, "api_keys": [token], "timeout_s": TIMEOUT_S}
+        settings = read_settings(given=given, environment={})
         service = Service(loaded, settings)
         page = label_studio_page(LabelStudioBackend(taught), service)
 
