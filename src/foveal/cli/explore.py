@@ -30,13 +30,11 @@ def explore(
     open_page: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")] = True,
 ) -> None:
     """Explore images through their features on a page in the browser, until Ctrl-C."""
-    try:
-        from foveal.serve.loaded import Source, open_source
-        from foveal.serve.server import serve
-        from foveal.serve.service import Service
-    except ModuleNotFoundError as error:
-        raise FovealError(f"{error.name} is not installed; the page needs it: pip install 'foveal[serve]'") from error
+    check_can_serve()
     from foveal.features.store import CARD, FeatureStore
+    from foveal.serve.loaded import Source, open_source
+    from foveal.serve.server import serve
+    from foveal.serve.service import Service
     from foveal.serve.settings import read_settings
     from foveal.serve.web.door import kept_token
     from foveal.serve.web.explore import explore_page
@@ -62,6 +60,14 @@ def explore(
             typer.launch(address)
 
     serve(service, [page], listening=listening)
+
+
+def check_can_serve() -> None:
+    """Raise FovealError where what serves pages is not installed."""
+    try:
+        import foveal.serve.server  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise FovealError(f"{error.name} is not installed; the page needs it: pip install 'foveal[serve]'") from error
 
 
 def _model_of(store: "FeatureStore | None", source: str, given: str | None) -> str:

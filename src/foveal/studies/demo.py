@@ -41,9 +41,11 @@ _TASK = "task.json"
 
 @dataclass(frozen=True)
 class DemoResult:
-    """Where the page is, and the kNN top-1 accuracies in percent by name."""
+    """Where the page, the trained model and the held-out crops are, and the kNN top-1 accuracies in percent by name."""
 
     page: Path
+    model: Path
+    held_out: Path
     accuracy: dict[str, float]
     seconds: float
 
@@ -95,7 +97,7 @@ def run_demo(
     draw_neighbours(out, train, test, {"untrained": untrained, "trained": trained})
     page = _write_page(out, recipe, table, test, num_train=len(train), seconds=time.monotonic() - started)
     accuracy = {name: values[_KS.index(20)] for name, values in table.items()}
-    return DemoResult(page, accuracy, time.monotonic() - started)
+    return DemoResult(page, outcome.run / "model", test_folder, accuracy, time.monotonic() - started)
 
 
 def _prepare(
