@@ -52,6 +52,10 @@ class ProjectError(FovealError):
     """An annotation project that cannot be created, opened or changed in this way; nothing in it is lost."""
 
 
+class UnwritableProjectError(ProjectError):
+    """An annotation project that cannot be written now, as on a full disk; the same change may be made later."""
+
+
 class DivergedError(RunError):
     """Training produced too many non-finite losses or gradients in a row."""
 

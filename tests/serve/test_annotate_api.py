@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from disks import no_file_above
 from PIL import Image
 from serving import tiny_model
 
@@ -337,3 +338,18 @@ async def test_exports_are_written_once_and_image_sets_among_them(made: Path, tm
             assert "exports/set" in again.json()["error"]["message"]
         unknown = await client.post(f"{API}/export", json={"name": "other", "format": "cocoa"})
         assert "did you mean" in unknown.json()["error"]["message"]
+
+
+async def test_a_change_that_a_full_disk_refuses_is_kept_by_the_window_and_done_later(
+    made: Path, tmp_path: Path
+) -> None:
+    async with page(made, tmp_path / "p") as (client, project):
+        window = Window(client)
+        await window.done(act="add_class", name="red")
+        change = {"act": "label", "image": 0, "class_name": "red", "request": "the-same-name"}
+        with no_file_above(1):
+            refused = await window.change(**change)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "not_written")
+        assert "this change is not kept, all before it are" in refused.json()["error"]["message"]
+        await window.done(**change)
+        assert project.labels().names == ("red",)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from foveal.errors import ProjectError
+from foveal.errors import ProjectError, UnwritableProjectError
 
 APPLICATION_ID = 0x666F7661  # in the header of the file: it is a project of foveal
 FORMAT_VERSION = 1
@@ -93,6 +93,15 @@ _WORDS = {
     "all before it are",
     sqlite3.SQLITE_CORRUPT: "it is damaged ({error}); restore it from a copy",
     sqlite3.SQLITE_NOTADB: "it is no SQLite database; give the folder of a project",
+}
+
+_PASSING = {  # a person can mend these while the program runs
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
 }
 
 
@@ -208,4 +217,5 @@ def _in_words(path: Path) -> Iterator[None]:
     except sqlite3.Error as error:
         primary = getattr(error, "sqlite_errorcode", 0) & 0xFF
         words = _WORDS.get(primary, "SQLite says: {error}; nothing of this change is kept, all before it is")
-        raise ProjectError(f"{path}: {words.format(error=error)}") from error
+        kind = UnwritableProjectError if primary in _PASSING else ProjectError
+        raise kind(f"{path}: {words.format(error=error)}") from error

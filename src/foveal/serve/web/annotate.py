@@ -13,6 +13,7 @@ from foveal.annotate.formats import write_annotations
 from foveal.annotate.queries import Filter
 from foveal.annotate.records import Edit, ImageState, Record, Written
 from foveal.annotate.types import Mask, State
+from foveal.errors import UnwritableProjectError
 from foveal.serve.limits import parse_json
 from foveal.serve.problems import Problem
 from foveal.serve.web import annotate_words as words
@@ -141,7 +142,10 @@ def _add_writing(router: APIRouter, annotator: Annotator) -> None:
         mask = None
         if isinstance(action, words.PutMask):
             mask = Mask.of(await _mask(annotator, action.image, action.prompts))
-        written = await annotator.service.aside(lambda: _write(annotator, asked, mask))
+        try:
+            written = await annotator.service.aside(lambda: _write(annotator, asked, mask))
+        except UnwritableProjectError as error:  # the window keeps the change and sends it again
+            raise Problem(503, "not_written", str(error), retry_after_s=1) from error
         about = await annotator.service.aside(partial(about_project, annotator, asked.client))
         return JSONResponse({**words.written_json(written), "project": about})
 
