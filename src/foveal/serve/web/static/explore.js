@@ -18,6 +18,7 @@ let info = null; // of the set
 let order = null; // rows shown, or null for all
 let scores = new Map(); // of what was found, by row
 let held = null; // the patch that stays: {row or upload, patch}
+let pointed = null; // the patch that the words are about: {row, patch}
 let opened = null; // {row} or {upload, file} in the single view
 let back = null; // a promise while the server is away
 const known = new Map(); // row -> what the server says of an image
@@ -106,7 +107,7 @@ function describe(cells) {
 
 // --- what lies over the images
 
-const heat = new Heat(API, { onError: fail, onHeat: () => { legend(); coverAll(); } });
+const heat = new Heat(API, { onError: fail, onHeat: () => { legend(); coverAll(); tell(); } });
 const colours = new Colours(API, { onError: fail, onColours: (row) => coverAll(row) });
 
 /** Ask for what lies over images in sight, and paint what is there already. */
@@ -158,8 +159,14 @@ function drawScale() {
 function look({ row, patch }) {
   if (patch === null) return void ($("words").textContent = nameOf(row));
   if (!held) askHeat({ row, patch });
+  pointed = { row, patch };
   $("words").textContent = wordsOf(row, patch);
   return undefined;
+}
+
+/** The heat of the held patch has come: say the cosine to it where the pointer is. */
+function tell() {
+  if (held && pointed) $("words").textContent = wordsOf(pointed.row, pointed.patch);
 }
 
 function wordsOf(row, patch) {
@@ -187,6 +194,7 @@ function leave() {
 /** Hold a patch: its heat stays while one scrolls, and it can be searched for. */
 function hold(query) {
   held = query;
+  pointed = query.row === undefined ? null : query;
   if ($("over").value !== "heat") $("over").value = "heat";
   onOver();
   askHeat(query);
@@ -295,7 +303,7 @@ async function searchFile(file) {
 // --- the map
 
 const scatter = new Scatter($("points"), {
-  onNear: (row) => { if (row !== null) { describe([{ row }]); $("words").textContent = [nameOf(row), known.get(row)?.label].filter(Boolean).join(", "); } },
+  onNear: (row) => { if (row !== null) { pointed = null; describe([{ row }]); $("words").textContent = [nameOf(row), known.get(row)?.label].filter(Boolean).join(", "); } },
   onOpen: (row) => open(row, null),
   onSelect: (rows) => select(rows),
   onWords: say,

@@ -74,7 +74,7 @@ export class Heat {
 
   /** Return the cosine at a patch of an image, or null. */
   value(row, patch) {
-    const map = this.maps.get(row);
+    const map = this.maps === this.next ? this.maps.get(row) : undefined; // older maps are about another patch
     return map ? cosineOf(map.values[patch]) : null;
   }
 

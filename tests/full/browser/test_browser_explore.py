@@ -1,0 +1,188 @@
+"""The explorer as people use it: heat maps, colours, searches, a dropped file, the map, selections, a killed server."""
+
+import base64
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from accessible import faint, unnamed, walked
+from page_server import PageServer
+from page_window import GONE, Window
+from playwright.sync_api import Locator, Page, expect
+
+from foveal.images.imageset import ImageSet
+
+Open = Callable[[str], Window]
+Shoot = Callable[[Page, str], None]
+DROP = """([base, name]) => {
+  const bytes = Uint8Array.from(atob(base), (one) => one.charCodeAt(0));
+  const dataTransfer = new DataTransfer();
+  dataTransfer.items.add(new File([bytes], name, { type: "image/jpeg" }));
+  for (const kind of ["dragenter", "dragover", "drop"]) {
+    document.body.dispatchEvent(new DragEvent(kind, { dataTransfer, bubbles: true, cancelable: true }));
+  }
+}"""
+# Of each picture in sight, the share of its pixels that something lies over.
+COVERED = """() => {
+  const over = [...document.querySelectorAll("[role=option] canvas")].filter((one) => !one.hidden && one.width > 1);
+  return over.map((one) => {
+    const { data } = one.getContext("2d").getImageData(0, 0, one.width, one.height);
+    return data.filter((value, at) => at % 4 === 3 && value > 0).length / (data.length / 4);
+  });
+}"""
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("explore")
+
+
+@pytest.fixture(scope="module")
+def server(out: Path, pictures: Path, model: Path) -> Iterator[PageServer]:
+    command = ("-m", "foveal", "explore", pictures, "--model", model, "--out", out, "--no-open")
+    with PageServer(out, *command) as started:
+        yield started
+
+
+def ready(window: Window) -> Page:
+    expect(window.page.get_by_role("status")).to_contain_text("36 images")
+    expect(options(window.page)).to_have_count(36)
+    return window.page
+
+
+def options(page: Page) -> Locator:
+    return page.get_by_role("listbox", name="Images").get_by_role("option")
+
+
+def names(page: Page) -> list[str]:
+    """The files in the grid in their order."""
+    found = options(page).all()
+    return [re.search(r"[\w-]+\.jpg", one.get_attribute("aria-label") or "")[0] for one in found]  # type: ignore[index]
+
+
+def test_a_patch_lights_up_what_is_like_it_everywhere(server: PageServer, windows: Open, picture_of: Shoot) -> None:
+    window = windows(server.address)
+    window.expect("willReadFrequently")  # we read what the page has painted
+    page = ready(window)
+    first = page.get_by_role("option", name=re.compile("chelsea-4"))
+    first.hover()
+    expect(page.locator(".heated").first).to_be_visible()
+    picture_of(page, "explore")
+    first.click()
+    side = page.get_by_role("complementary")
+    expect(side).to_contain_text("cosine 1.00")  # of the patch to itself
+    expect(page.locator("[role=option].heated")).to_have_count(36)
+    covered = page.evaluate(COVERED)
+    assert len(covered) == 36
+    page.get_by_role("button", name="Where else is this patch?").click()
+    expect(page.get_by_text("with a patch like the held one").first).to_be_visible()
+    assert names(page)[0] == "chelsea-4.jpg"
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Show all images").click()
+    expect(options(page)).to_have_count(36)
+
+
+def test_neighbours_of_an_image_by_keys_alone(server: PageServer, windows: Open, picture_of: Shoot) -> None:
+    page = ready(windows(server.address))
+    page.get_by_role("listbox", name="Images").focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("application", name=re.compile("^Patches"))).to_be_focused()
+    page.keyboard.press("ArrowRight")
+    expect(page.get_by_role("complementary")).to_contain_text("cosine 1.00")
+    like = page.get_by_role("button", name="Images like this")
+    like.focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("the most alike first").first).to_be_visible()
+    expect(options(page)).to_have_count(35)
+    found = names(page)
+    assert len({one.partition("-")[0] for one in found[:3]}) == 1, found  # crops of the same photograph
+    picture_of(page, "explore_neighbours")
+
+
+def test_pca_colours_follow_the_sliders(server: PageServer, windows: Open, picture_of: Shoot) -> None:
+    window = windows(server.address)
+    window.expect("willReadFrequently")
+    page = ready(window)
+    page.get_by_label("Over the images").select_option("pca")
+    expect(page.locator("[role=option] canvas:not([hidden])")).to_have_count(36)
+    one = "() => [...document.querySelector('[role=option] canvas').getContext('2d').getImageData(0, 0, 4, 4).data]"
+    before = page.evaluate(one)
+    picture_of(page, "explore_pca")
+    page.get_by_label("Components").fill("3")
+    expect(page.get_by_text(re.compile(r"^4\W6$"))).to_be_visible()
+    expect(page.locator("[role=option] canvas:not([hidden])")).to_have_count(36)
+    page.wait_for_timeout(500)
+    assert page.evaluate(one) != before
+
+
+def test_a_dropped_file_finds_what_is_like_it(server: PageServer, windows: Open, pictures: Path) -> None:
+    window = windows(server.address)
+    page = ready(window)
+    content = (pictures / "coffee-4.jpg").read_bytes()
+    page.evaluate(DROP, [base64.b64encode(content).decode(), "mine.jpg"])
+    expect(page.get_by_text("like mine.jpg").first).to_be_visible()
+    assert names(page)[0] == "coffee-4.jpg"
+    window.expect("the server responded with a status of 4")
+    page.evaluate(DROP, [base64.b64encode(b"<svg onload='alert(1)'/>").decode(), "bad.jpg"])
+    expect(page.get_by_role("alert")).to_contain_text(re.compile(r"\w+ \w+"))
+    assert names(page)[0] == "coffee-4.jpg"
+
+
+def test_a_selection_on_the_map_becomes_an_image_set(
+    server: PageServer, windows: Open, out: Path, picture_of: Shoot
+) -> None:
+    window = windows(server.address)
+    page = ready(window)
+    page.get_by_role("button", name="Map", exact=True).click()
+    points = page.get_by_role("application", name=re.compile("^Map of the set"))
+    expect(points).to_be_visible()
+    page.wait_for_timeout(500)
+    box = points.bounding_box()
+    assert box is not None
+    left, top, right, bottom = box["x"] + 4, box["y"] + 4, box["x"] + box["width"] - 4, box["y"] + box["height"] - 4
+    page.mouse.move(left, top)
+    page.mouse.down()
+    for x, y in ((right, top), (right, bottom), (left, bottom), (left, top)):
+        page.mouse.move(x, y, steps=4)
+    page.mouse.up()
+    expect(page.get_by_role("heading", name="36 images selected")).to_be_visible()
+    picture_of(page, "explore_map")
+    window.expect("the server responded with a status of 4")
+    page.get_by_label("Name").fill("../mine")
+    page.get_by_role("button", name="Save as an image set").click()
+    expect(page.get_by_role("alert")).to_contain_text("up to 64 letters")
+    page.get_by_label("Name").fill("mine")
+    page.get_by_role("button", name="Save as an image set").click()
+    expect(page.get_by_text("36 images saved")).to_be_visible()
+    assert len(ImageSet.open(out / "selections/mine")) == 36
+
+
+def test_the_page_goes_on_when_a_killed_server_is_back(server: PageServer, windows: Open) -> None:
+    window = windows(server.address)
+    page = ready(window)
+    window.expect(GONE)
+    address = server.address
+    server.kill()
+    page.get_by_role("option", name=re.compile("chelsea-4")).click()
+    expect(page.get_by_role("alert")).to_contain_text("does not answer")
+    server.start()
+    assert server.address == address
+    expect(page.get_by_role("alert")).to_be_hidden(timeout=20_000)
+    page.get_by_role("option", name=re.compile("coffee-4")).click()
+    expect(page.get_by_role("complementary")).to_contain_text("cosine 1.00")
+    page.reload()
+    ready(window)
+
+
+def test_everybody_can_use_it(server: PageServer, windows: Open) -> None:
+    page = ready(windows(server.address))
+    reached = walked(page)
+    for name in ("Grid", "Map", "Search with a picture", "Images"):
+        assert any(one.startswith(name) for one in reached), (name, reached)
+    page.get_by_role("option", name=re.compile("chelsea-4")).click()
+    for view in ("Grid", "Map"):
+        page.get_by_role("button", name=view, exact=True).click()
+        assert unnamed(page) == [], view
+        assert faint(page) == [], view
