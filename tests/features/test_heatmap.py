@@ -66,6 +66,7 @@ def test_cosines_of_a_patch_and_of_any_vector(tmp_path: Path, dtype: str, pca: i
         rows = [8, 0, 3]
         np.testing.assert_allclose(maps.maps(vector, rows).reshape(3, -1), wanted[rows], atol=1e-5)
         found = maps.scan(vector)
+        np.testing.assert_allclose(maps.maps(vector, rows).reshape(3, -1), wanted[rows], atol=1e-5)  # lengths known now
         np.testing.assert_allclose(found.scores, wanted.max(axis=1), atol=1e-5)
         np.testing.assert_allclose(wanted[np.arange(len(wanted)), found.patches], wanted.max(axis=1), atol=1e-5)
     assert maps.scan(maps.vector(7, 4)).patches[7] == 4

@@ -107,11 +107,13 @@ class HeatMaps:
         """Return the cosines of a vector (D,) to the patches of some rows, (len(rows), grid_h, grid_w) float32."""
         query, wanted = self._query(vector), self.store.numbers(rows)
         found = np.empty((len(wanted), self._num_patches), np.float32)
+        known = self.__dict__.get("inverse_norms")  # for a few rows the others' need not be waited for
         for start, values, scale in self.store.as_stored(self.name):
             here = np.flatnonzero((wanted >= start) & (wanted < start + len(values)))
             for some in np.array_split(here, -(-len(here) // self._chunk)) if len(here) else ():
                 codes, scales = values[wanted[some] - start], None if scale is None else scale[wanted[some] - start]
-                found[some] = self._cosines(query, codes, scales, self._inverse_norms(codes, scales)).numpy()
+                norms = self._inverse_norms(codes, scales) if known is None else known[wanted[some]]
+                found[some] = self._cosines(query, codes, scales, norms).numpy()
         return found.reshape(-1, *self.grid)
 
     def scan(self, vector: np.ndarray) -> Found:
