@@ -9,7 +9,7 @@ import pytest
 import torch
 from page_window import Window, opened
 from PIL import Image
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from foveal.backbone.card import Card
 from foveal.backbone.licence import OWN
@@ -21,6 +21,7 @@ from foveal.images.photographs import packaged_photographs
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 SUBJECTS = ("chelsea", "coffee", "flower", "china")  # of the pictures
 EACH = 9
+expect.set_options(timeout=15_000)  # milliseconds; machines of tests are busy
 
 
 @pytest.fixture(scope="session")
@@ -92,6 +93,6 @@ def picture_of() -> Callable[[Page, str], None]:
             return
         path = Path(folder) / f"{name}.png"
         page.screenshot(path=path)
-        Image.open(path).convert("RGB").quantize(128).save(path, optimize=True)
+        Image.open(path).convert("RGB").quantize(64).save(path, optimize=True)
 
     return write
