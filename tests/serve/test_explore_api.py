@@ -1,5 +1,6 @@
 """The endpoints of the explorer: pictures, heat maps, neighbours, colours, selections, and what they refuse."""
 
+import asyncio
 import io
 import json
 from collections.abc import AsyncIterator
@@ -131,6 +132,34 @@ async def test_colours_and_the_map(client: httpx.AsyncClient, made: Path) -> Non
     vectors = FeatureStore.open(made / "store").read("cls").astype(np.float64)
     first = np.linalg.svd(vectors - vectors.mean(axis=0))[2][0]
     assert abs(np.corrcoef(points[:, 0], vectors @ first)[0, 1]) > 0.999
+
+
+async def test_a_map_that_fails_is_said_and_may_be_asked_for_again(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library is slow to start and optional: what stands here for it is only its place."""
+    answers = [ValueError("no neighbours"), np.full((NUM_IMAGES, 2), 0.5, np.float32)]
+
+    def made(_: Explorer) -> np.ndarray:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def asked() -> httpx.Response:
+        while (answer := await client.get(f"{API}/map?method=umap")).status_code == 202:
+            assert answer.json() == {"state": "computing"}
+            await asyncio.sleep(0.01)
+        return answer
+
+    monkeypatch.setattr("foveal.serve.web.explore.has_umap", lambda: False)
+    assert (await client.get(f"{API}/map?method=umap")).json()["error"]["code"] == "no_umap"
+    monkeypatch.setattr("foveal.serve.web.explore.has_umap", lambda: True)
+    monkeypatch.setattr(Explorer, "umap_map", property(made))
+    failed = await asked()
+    assert (failed.status_code, failed.json()["error"]["code"]) == (500, "umap_failed")
+    assert "no neighbours" in failed.json()["error"]["message"]
+    assert array(await asked()).shape == (NUM_IMAGES, 2)
 
 
 async def test_a_selection_is_an_image_set(client: httpx.AsyncClient, made: Path, tmp_path: Path) -> None:

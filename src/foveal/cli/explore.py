@@ -11,6 +11,7 @@ from foveal.errors import FovealError
 if TYPE_CHECKING:
     from foveal.features.extract import Model
     from foveal.features.store import FeatureStore
+    from foveal.serve.loaded import Source
 
 PORT = 8724
 FEATURES, SELECTIONS, TOKEN = "features", "selections", "token"
@@ -32,7 +33,7 @@ def explore(
     """Explore images through their features on a page in the browser, until Ctrl-C."""
     check_can_serve()
     from foveal.features.store import CARD, FeatureStore
-    from foveal.serve.loaded import Source, open_source
+    from foveal.serve.loaded import open_source
     from foveal.serve.server import serve
     from foveal.serve.service import Service
     from foveal.serve.settings import read_settings
@@ -45,13 +46,13 @@ def explore(
     store = FeatureStore.open(source) if (Path(source) / CARD).is_file() else None
     if store is None:
         check_outside(folder, Path(source))
-    loaded = open_source(Source(_model_of(store, source, model)))
+    loaded = open_source(_model_of(store, source, model))
     if store is None:
         store = _features(folder / FEATURES, source, loaded.model)
     token = kept_token(folder / TOKEN)
     settings = read_settings(given={"host": host, "port": port, "api_keys": [token]}, environment={})
     service = Service(loaded, settings)
-    page = explore_page(Explorer(store, service, folder / SELECTIONS))
+    page = explore_page(Explorer(store, service, folder / SELECTIONS, name=Path(source).resolve().name))
 
     def listening(url: str) -> None:
         address = f"{url}{page.path}?token={token}"
@@ -70,15 +71,17 @@ def check_can_serve() -> None:
         raise FovealError(f"{error.name} is not installed; the page needs it: pip install 'foveal[serve]'") from error
 
 
-def _model_of(store: "FeatureStore | None", source: str, given: str | None) -> str:
+def _model_of(store: "FeatureStore | None", source: str, given: str | None) -> "Source":
     """Return where the model lies; that of a store may be known."""
+    from foveal.serve.loaded import Source
+
     if given is not None:
-        return given
+        return Source(given)
     if store is None:
         raise FovealError(f"{source} is no feature store; to explore images name the model: --model MODEL")
     if store.card.origin is None:
         raise FovealError(f"{source} does not say where its model lies; give it by --model")
-    return str(store.card.origin["model"])
+    return Source(str(store.card.origin["model"]), num_heads=store.card.origin["num_heads"])
 
 
 def _features(folder: Path, source: str, model: "Model") -> "FeatureStore":

@@ -115,7 +115,7 @@ def _about(explorer: Explorer) -> dict[str, Any]:
     if explorer.heat is not None:
         patches = {"grid": list(explorer.heat.grid), "components": explorer.num_components}
     return {
-        "name": store.path.name,
+        "name": explorer.name,
         "model": explorer.service.loaded.name,
         "images": len(store),
         "unreadable": store.bad_rows.num_rows,
@@ -212,6 +212,9 @@ def _add_map(router: APIRouter, explorer: Explorer) -> None:
             making[method] = asyncio.create_task(asyncio.to_thread(lambda: explorer.umap_map))
         if not making[method].done():
             return JSONResponse({"state": "computing"}, status_code=202)
+        if (error := making[method].exception()) is not None:
+            del making[method]  # so that it may be asked for again
+            raise Problem(500, "umap_failed", f"UMAP ended with {error!r}; look at the PCA instead") from error
         return _array(making[method].result())
 
 

@@ -56,14 +56,16 @@ class Explorer:
         store: with cls or mean for neighbours; with patches for heat maps and colours.
         service: its model encodes dropped pictures.
         out: folder in which selections are saved.
+        name: of the set, for people; None is that of the store's folder.
 
     Raises:
         FovealError: the store is of another model, or has no vector that can be searched.
     """
 
-    def __init__(self, store: FeatureStore, service: Service, out: Path) -> None:
+    def __init__(self, store: FeatureStore, service: Service, out: Path, *, name: str | None = None) -> None:
         check_model(store, service.loaded.model)
         self.store, self.service, self.out = store, service, out
+        self.name = store.path.resolve().name if name is None else name
         self.token = check_searchable(store)
         self.images = stored_images(store, range(len(store)))
         self.preprocess = Preprocess.from_stamp(store.stamp["preprocessing"])

@@ -23,7 +23,7 @@ export function drawChart(svg, words, { num_labels, num_held_out, num_images, hi
       element("text", { x: LEFT - 4, y: y + 3, "text-anchor": "end" }, `${100 * share} %`),
     ];
   });
-  parts.push(element("text", { x: RIGHT, y: BOTTOM + 14, "text-anchor": "end" }, `${most} labels`));
+  parts.push(element("text", { x: RIGHT, y: BOTTOM + 14, "text-anchor": "end" }, most === 1 ? "1 label" : `${most} labels`));
   parts.push(element("polyline", { points: places.map((place) => place.join(",")).join(" "), fill: "none", stroke: "currentColor", "stroke-width": 2 }));
   parts.push(...places.map(([x, y]) => element("circle", { cx: x, cy: y, r: 2.5, fill: "currentColor" })));
   svg.replaceChildren(...parts);
