@@ -43,6 +43,14 @@ def coco(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.parametrize("format", ["coco", "label-studio", "cvat", "fiftyone"])
+def test_a_folder_may_be_called_as_a_file_is(tmp_path: Path, coco: Path, format: str) -> None:
+    for name in ("out.json", "out.xml"):
+        assert main(["annotations", str(coco), str(tmp_path / name), "--to", format]) == 0
+        assert main(["annotations", str(tmp_path / name), str(tmp_path / f"again-{name}"), "--to", "coco"]) == 0
+        assert json.loads((tmp_path / f"again-{name}/annotations/instances_default.json").read_text())["annotations"]
+
+
 def test_coco_to_yolo_with_its_pictures(
     tmp_path: Path, coco: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -108,6 +108,8 @@ def test_masks_are_looked_for_and_followed(
         (["--from", "labels.csv", "--out", "new", "--video"], "--video has no effect on labels"),
         (["--from", "labels.csv", "--out", "new", "--of", "masks"], "has no accepted masks"),
         (["--from", "shades/00.png", "--out", "new"], "is one mask; give the folder"),
+        (["--from", "labels.csv", "--out", "labels.csv", "--to", "csv"], "labels.csv exists; choose another place"),
+        (["--from", "labels.csv", "--out", "new", "--token", "cls"], "--token names vectors of a store"),
         (["--from", "labels.csv", "--out", "labels.csv/new"], "labels.csv cannot be written to"),
     ],
 )

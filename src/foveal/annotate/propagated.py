@@ -30,7 +30,7 @@ def check_target(out: Path, to: str) -> None:
         to: "project", "csv" or one of `foveal.annotate.formats.WRITTEN`.
 
     Raises:
-        FovealError: another format, or a folder in use.
+        FovealError: another format, or a folder or file in use.
     """
     known = (PROJECT, TABLE, *WRITTEN)
     if to not in known:
@@ -38,6 +38,8 @@ def check_target(out: Path, to: str) -> None:
     if to == TABLE:
         if out.is_dir():
             raise FovealError(f"{out} is a folder; give a file, such as {out / 'labels.csv'}")
+        if out.exists():
+            raise FovealError(f"{out} exists; choose another place, or remove it first")
     elif to != PROJECT or not (out / DATABASE).is_file():
         check_new_folder(out)
     parent = next(path for path in Path(os.path.abspath(out)).parents if path.exists())

@@ -71,6 +71,8 @@ def propagate(
     of_masks = {"--min-iou": min_iou is not None, "--size": size is not None, "--video": video}
     of_labels = {"--store": store is not None, "--token": token is not None}
     _check_options(given.kind, of_labels if given.kind == "masks" else of_masks, to)
+    if token is not None and store is None:
+        raise FovealError("--token names vectors of a store; give --store too, or leave it out")
     opened = None if store is None else FeatureStore.open(store)
     _check_source(given, opened, source)
     loaded = None if model is None else open_model(model, num_heads=num_heads)

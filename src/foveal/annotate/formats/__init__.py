@@ -112,11 +112,11 @@ def _format_of(path: Path) -> str:
     """Return the format that a path looks like."""
     if not path.exists():
         raise FovealError(f"{path} does not exist; give a file or folder of annotations")
-    if path.suffix.lower() == ".xml" or (path / "annotations.xml").is_file():
+    if (path.is_file() and path.suffix.lower() == ".xml") or (path / "annotations.xml").is_file():
         return "cvat"
     if (path / "samples.json").is_file():
         return "fiftyone"
-    if path.suffix.lower() == ".json":
+    if path.is_file() and path.suffix.lower() == ".json":
         with path.open("rb") as file:
             start = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")
         return "label-studio" if start.startswith(b"[") else "coco"
