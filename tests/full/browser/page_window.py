@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 
 from playwright.sync_api import ConsoleMessage, Page
 
-GONE = "net::ERR_CONNECTION_"  # nobody listens
+# Nobody listens, or the server was killed within an answer.
+GONE = ("net::ERR_CONNECTION_", "net::ERR_CONTENT_LENGTH_MISMATCH", "net::ERR_EMPTY_RESPONSE")
 
 
 @dataclass

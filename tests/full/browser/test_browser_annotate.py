@@ -164,7 +164,7 @@ def test_nothing_is_lost_when_the_server_is_killed(server: PageServer, windows: 
     saved(page)
     said = label_some(page, 5)
     saved(page)
-    window.expect(GONE)
+    window.expect(*GONE)
     server.kill()
     # The page says so, keeps the answer of a person who goes on, and sends it when somebody listens again.
     expect(page.get_by_role("status").first).to_contain_text("does not answer")
@@ -188,7 +188,7 @@ def test_what_a_closed_window_could_not_send_is_sent_by_the_next(
     add_classes(window.page, "chelsea")
     saved(window.page)
     image = offered(window.page)
-    window.expect(GONE)
+    window.expect(*GONE)
     server.kill()
     window.page.keyboard.press("1")
     expect(window.page.get_by_role("status").first).to_contain_text("1 change waits")

@@ -162,7 +162,7 @@ def test_a_selection_on_the_map_becomes_an_image_set(
 def test_the_page_goes_on_when_a_killed_server_is_back(server: PageServer, windows: Open) -> None:
     window = windows(server.address)
     page = ready(window)
-    window.expect(GONE)
+    window.expect(*GONE)
     address = server.address
     server.kill()
     page.get_by_role("option", name=re.compile("chelsea-4")).click()
