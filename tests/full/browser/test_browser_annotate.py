@@ -215,6 +215,8 @@ def test_everybody_can_use_it(server: PageServer, windows: Open) -> None:
     saved(page)
     add_classes(page, "chelsea", "coffee")
     page.keyboard.press("1")
+    expect(button(page, "chelsea")).to_contain_text("1")
+    saved(page)
     reached = walked(page)
     for name in ("Classes", "Masks", "Review", "Undo", "Export", "Skip", "Add"):
         assert any(one.startswith(name) for one in reached), (name, reached)

@@ -109,7 +109,10 @@ function drawClasses() {
     row.append(button);
     return row;
   });
+  const buttons = () => [...$("classes").querySelectorAll("button")];
+  const focused = buttons().indexOf(document.activeElement);
   $("classes").replaceChildren(...rows);
+  buttons()[focused]?.focus(); // whoever walks by Tab stays where they were
 }
 
 function drawConflicts() {
