@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from foveal.annotate.adapters.taught import open_features
 from foveal.annotate.formats import write_annotations
 from foveal.annotate.project import Project
 from foveal.annotate.records import Edit
+from foveal.annotate.set_features import open_features
 from foveal.annotate.types import Annotation, Box, Mask
 from foveal.backbone.card import Card
 from foveal.backbone.licence import OWN

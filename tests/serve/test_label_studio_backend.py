@@ -13,11 +13,12 @@ from PIL import Image
 from serving import tiny_model
 
 from foveal.annotate.adapters.label_studio import LabelStudioBackend
-from foveal.annotate.adapters.taught import Taught, open_features
+from foveal.annotate.adapters.taught import Taught
 from foveal.annotate.formats.label_studio import label_config, result_of
 from foveal.annotate.formats.label_studio_brush import decode_brush
 from foveal.annotate.project import Project
 from foveal.annotate.records import Edit
+from foveal.annotate.set_features import open_features
 from foveal.annotate.types import AnnotatedImage, Annotation, Mask
 from foveal.features.extract import Model
 from foveal.images.imageset import ImageSet

@@ -1,19 +1,25 @@
-"""One vector for each image of a set: from a feature store, or from a model.
+"""Features of the images of a set or a project: from a feature store, or from a model.
 
 Shapes: N images that have one, D width.
 """
 
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from foveal.annotate.project import Project
 from foveal.errors import FovealError
 from foveal.features.batches import Progress
 from foveal.features.extract import Model
+from foveal.features.extraction import check_same_images, open_extraction
 from foveal.features.lookup import vector_name
-from foveal.features.store import FeatureStore
+from foveal.features.origin import check_model
+from foveal.features.stamp import StoreSettings
+from foveal.features.store import SUMMARY, FeatureStore
 from foveal.images.imageset import ImageSet
 
+FEATURES = "features"  # folder in a project
 _OTHERS_NAMED = 3
 
 
@@ -29,6 +35,24 @@ class VectorsOfSet(NamedTuple):
     features: np.ndarray
     uris: list[str]
     missing: list[str]
+
+
+def open_features(
+    project: Project, model: Model, given: Path | None = None, *, progress: Progress | None = None
+) -> FeatureStore:
+    """Return the features of a project's images: of a store, or of the project itself, made where they lack.
+
+    Raises:
+        FovealError: a store of another model or of other images.
+    """
+    if given is None:
+        given = project.folder / FEATURES
+        if not (given / SUMMARY).is_file():  # whole features serve as they are, whatever decodes images by now
+            open_extraction(given, model, project.image_set, StoreSettings()).run(max_bad_share=1.0, progress=progress)
+    found = FeatureStore.open(given)
+    check_model(found, model)
+    check_same_images(given, found.card, project.image_set)
+    return found
 
 
 def stored_vectors(images: ImageSet, store: FeatureStore, *, name: str | None = None) -> VectorsOfSet:

@@ -17,7 +17,8 @@ def demo(
     ] = False,
 ) -> None:
     """Pretrain a small backbone on real photographs and show what it learned, without labels and without a network."""
-    from foveal.cli.explore import check_can_serve, explore
+    from foveal.cli.explore import explore
+    from foveal.cli.pages import check_can_serve
     from foveal.studies.demo import run_demo
 
     if open_page:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from foveal.cli.pages import HostOption, PortOption, check_can_serve, check_listening, serve_page
 from foveal.cli.terminal import check_outside, progress_of
 from foveal.errors import FovealError
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from foveal.serve.loaded import Source
 
 PORT = 8724
-FEATURES, SELECTIONS, TOKEN = "features", "selections", "token"
+FEATURES, SELECTIONS = "features", "selections"
 _CHANNELS = 64  # of patches; with int8, 16 KB an image of 256 patches
 
 
@@ -26,49 +27,37 @@ def explore(
     out: Annotated[
         Path | None, typer.Option(help="Folder for selections, and features made here.  [default: NAME-explore]")
     ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)] = PORT,
+    host: HostOption = "127.0.0.1",
+    port: PortOption = PORT,
     open_page: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")] = True,
 ) -> None:
     """Explore images through their features on a page in the browser, until Ctrl-C."""
     check_can_serve()
     from foveal.features.store import CARD, FeatureStore
     from foveal.serve.loaded import open_source
-    from foveal.serve.server import serve
-    from foveal.serve.service import Service
-    from foveal.serve.settings import read_settings
-    from foveal.serve.web.door import kept_token
     from foveal.serve.web.explore import explore_page
     from foveal.serve.web.explorer import Explorer
 
-    read_settings(given={"host": host, "port": port, "insecure": True}, environment={})
-    folder = Path(f"{Path(source).resolve().name}-explore") if out is None else out
-    store = FeatureStore.open(source) if (Path(source) / CARD).is_file() else None
+    check_listening(host, port)
+    path = Path(source)
+    folder = Path(f"{path.resolve().name}-explore") if out is None else out
+    store = FeatureStore.open(path) if (path / CARD).is_file() else None
     if store is None:
-        check_outside(folder, Path(source))
+        check_outside(folder, path)
     loaded = open_source(_model_of(store, source, model))
-    if store is None:
-        store = _features(folder / FEATURES, source, loaded.model)
-    token = kept_token(folder / TOKEN)
-    settings = read_settings(given={"host": host, "port": port, "api_keys": [token]}, environment={})
-    service = Service(loaded, settings)
-    page = explore_page(Explorer(store, service, folder / SELECTIONS, name=Path(source).resolve().name))
-
-    def listening(url: str) -> None:
-        address = f"{url}{page.path}?token={token}"
-        typer.echo(f"explore at {address}\nCtrl-C ends; selections are saved in {folder / SELECTIONS}")
-        if open_page:
-            typer.launch(address)
-
-    serve(service, [page], listening=listening)
-
-
-def check_can_serve() -> None:
-    """Raise FovealError where what serves pages is not installed."""
-    try:
-        import foveal.serve.server  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise FovealError(f"{error.name} is not installed; the page needs it: pip install 'foveal[serve]'") from error
+    features = _features(folder / FEATURES, source, loaded.model) if store is None else store
+    selections = folder / SELECTIONS
+    serve_page(
+        loaded,
+        folder,
+        lambda service: explore_page(Explorer(features, service, selections, name=path.resolve().name)),
+        host=host,
+        port=port,
+        told=lambda address, token: (
+            f"explore at {address}?token={token}\nCtrl-C ends; selections are saved in {selections}"
+        ),
+        open_page=open_page,
+    )
 
 
 def _model_of(store: "FeatureStore | None", source: str, given: str | None) -> "Source":

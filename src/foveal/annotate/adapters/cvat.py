@@ -10,9 +10,10 @@ from typing import Any, Literal, get_args
 from PIL.Image import Image
 
 import foveal
-from foveal.annotate.adapters.taught import Taught, open_features
+from foveal.annotate.adapters.taught import Taught
 from foveal.annotate.formats.polygons import rings_of
 from foveal.annotate.project import Project
+from foveal.annotate.set_features import open_features
 from foveal.annotate.types import Annotation
 from foveal.errors import FovealError, nearest
 

@@ -6,7 +6,6 @@ Shapes: B pictures asked about, D width, H W pixels of the original picture.
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -18,19 +17,14 @@ from foveal.annotate.project import Project
 from foveal.annotate.propagate_masks import MaskPropagator, Trust
 from foveal.annotate.records import Record
 from foveal.annotate.types import Annotation, Mask
-from foveal.features.batches import Progress
 from foveal.features.extract import Model
-from foveal.features.extraction import check_same_images, open_extraction
 from foveal.features.lookup import encode_queries, vector_name
-from foveal.features.origin import check_model
 from foveal.features.seen import SeenImage, see
-from foveal.features.stamp import StoreSettings
-from foveal.features.store import SUMMARY, FeatureStore
+from foveal.features.store import FeatureStore
 from foveal.images.preprocess import ImageLike
 
 logger = logging.getLogger(__name__)
 
-FEATURES = "features"  # folder in the project
 MOST_EXAMPLES = 100  # masked pictures of a class that are learnt from, the newest; some 2 MB each
 _FINER = 2  # times the side that the model was made for, for masks
 
@@ -45,24 +39,6 @@ class Answers(NamedTuple):
 
     annotations: tuple[Annotation, ...]
     score: float
-
-
-def open_features(
-    project: Project, model: Model, given: Path | None = None, *, progress: Progress | None = None
-) -> FeatureStore:
-    """Return the features of a project's images: of a store, or of the project itself, made where they lack.
-
-    Raises:
-        FovealError: a store of another model or of other images.
-    """
-    if given is None:
-        given = project.folder / FEATURES
-        if not (given / SUMMARY).is_file():  # whole features serve as they are, whatever decodes images by now
-            open_extraction(given, model, project.image_set, StoreSettings()).run(max_bad_share=1.0, progress=progress)
-    found = FeatureStore.open(given)
-    check_model(found, model)
-    check_same_images(given, found.card, project.image_set)
-    return found
 
 
 class Taught:

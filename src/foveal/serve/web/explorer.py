@@ -28,6 +28,7 @@ from foveal.features.pictures import displayed
 from foveal.features.search import Neighbours, without_self
 from foveal.features.store import FeatureStore
 from foveal.images.decode import decode
+from foveal.images.imageset import ImageSet
 from foveal.images.preprocess import Preprocess
 from foveal.serve.limits import decode_limits
 from foveal.serve.loaded import check_searchable
@@ -260,7 +261,7 @@ class Explorer:
         folder = self.out / name
         # Only what an image set knows: numbers of rows belong to the store.
         chosen = self.images.subset(np.unique(np.asarray(rows, np.int64)))
-        chosen.rows = chosen.rows.select([one for one in chosen.rows.column_names if one not in ("row", "id")])
+        chosen = ImageSet(chosen.rows.drop_columns(["row", "id"]), root=chosen.root)
         try:
             chosen.save(folder)
         except ImageSetError as error:
