@@ -4,7 +4,6 @@ Shapes: H W pixels of the original picture.
 """
 
 import asyncio
-import io
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
@@ -24,6 +23,7 @@ from foveal.serve.limits import decode_limits
 from foveal.serve.loaded import check_searchable
 from foveal.serve.problems import Problem
 from foveal.serve.service import Service
+from foveal.serve.web.encode import encoded
 from foveal.serve.web.learning import ClassLearner
 
 _MOST_SESSIONS = 4  # pictures that prompts are answered for at once, tens of megabytes each
@@ -74,7 +74,7 @@ class Annotator:
 
     async def picture(self, index: int, side: int) -> bytes:
         """Return an image as a JPEG whose longer side has at most so many pixels."""
-        return await self.service.aside(lambda: _jpeg(self._pixels(index, side), side))
+        return await self.service.aside(lambda: encoded(Image.fromarray(displayed(self._pixels(index, side))), side))
 
     async def seen(self, index: int) -> SeenImage:
         """Return an image with its patches, as fine as masks need them."""
@@ -94,12 +94,12 @@ class Annotator:
         size = _FINER * model.card.crop_size
         preprocess = model.preprocessing(size=size, fit="resize")
         pixels = await self.service.aside(lambda: self._pixels(index))
-        [encoded] = await self.service.features([pixels], patches=True, size=size, fit="resize", field="image")
+        [tokens] = await self.service.features([pixels], patches=True, size=size, fit="resize", field="image")
 
         def seen() -> SeenImage:
             shown = denormalise(preprocess(pixels), mean=preprocess.mean, std=preprocess.std)
             geometry = Geometry.of(preprocess, *pixels.shape[:2])
-            return SeenImage(shown, torch.from_numpy(encoded.patches.copy()), geometry, self.images.uri(index))
+            return SeenImage(shown, torch.from_numpy(tokens.patches.copy()), geometry, self.images.uri(index))
 
         return await self.service.aside(seen)
 
@@ -141,19 +141,4 @@ class Annotator:
 
 def mask_png(mask: np.ndarray, side: int) -> bytes:
     """Return a mask (H, W) bool as a PNG, white where it is, the longer side at most so many pixels."""
-    return _encoded(_smaller(Image.fromarray(mask.astype(np.uint8) * 255), side), "PNG")
-
-
-def _jpeg(pixels: np.ndarray, side: int) -> bytes:
-    return _encoded(_smaller(Image.fromarray(displayed(pixels)), side), "JPEG")
-
-
-def _smaller(picture: Image.Image, side: int) -> Image.Image:
-    picture.thumbnail((side, side))
-    return picture
-
-
-def _encoded(picture: Image.Image, kind: str) -> bytes:
-    file = io.BytesIO()
-    picture.save(file, kind)
-    return file.getvalue()
+    return encoded(Image.fromarray(mask.astype(np.uint8) * 255), side, "PNG")

@@ -15,6 +15,7 @@ from foveal.features.search import Neighbours
 from foveal.serve.inputs import Part
 from foveal.serve.limits import parse_json
 from foveal.serve.problems import Problem
+from foveal.serve.service import unawaited
 from foveal.serve.web.explorer import Explorer, has_umap
 from foveal.serve.web.pages import Page
 
@@ -209,7 +210,7 @@ def _add_map(router: APIRouter, explorer: Explorer) -> None:
         if not has_umap():
             raise Problem(409, "no_umap", "UMAP is not installed: pip install 'foveal[explore]'; or look at the PCA")
         if method not in making:
-            making[method] = asyncio.create_task(asyncio.to_thread(lambda: explorer.umap_map))
+            making[method] = asyncio.create_task(unawaited(lambda: explorer.umap_map))
         if not making[method].done():
             return JSONResponse({"state": "computing"}, status_code=202)
         if (error := making[method].exception()) is not None:

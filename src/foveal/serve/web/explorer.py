@@ -4,7 +4,6 @@ Shapes: N rows of the store; grid_h x grid_w patches; D width.
 """
 
 import hashlib
-import io
 import secrets
 import threading
 from collections import OrderedDict
@@ -34,6 +33,7 @@ from foveal.serve.limits import decode_limits
 from foveal.serve.loaded import check_searchable
 from foveal.serve.problems import Problem
 from foveal.serve.service import Service
+from foveal.serve.web.encode import encoded
 
 THUMBNAIL = 160  # pixels
 _SAMPLE = 256  # images that the colours of components are scaled on
@@ -128,7 +128,7 @@ class Explorer:
             )
         except BadImageError as error:
             raise Problem(410, error.reason, str(error), field="row") from error
-        return _jpeg(self._seen(displayed(pixels)), side)
+        return encoded(self._seen(displayed(pixels)), side)
 
     def _seen(self, pixels: np.ndarray) -> Image.Image:
         """Cut out the part of a picture that the model saw, at the picture's own resolution."""
@@ -284,10 +284,3 @@ def _within_one(points: np.ndarray) -> np.ndarray:
     low = points.min(axis=0)
     size = float((points.max(axis=0) - low).max())
     return np.ascontiguousarray((points - low) / (size or 1.0), np.float32)
-
-
-def _jpeg(picture: Image.Image, side: int) -> bytes:
-    picture.thumbnail((side, side))
-    file = io.BytesIO()
-    picture.save(file, "JPEG", quality=85)
-    return file.getvalue()

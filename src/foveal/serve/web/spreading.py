@@ -18,6 +18,7 @@ from foveal.annotate.types import Annotation, Mask
 from foveal.errors import ProjectError
 from foveal.features.seen import SeenImage
 from foveal.serve.problems import Problem
+from foveal.serve.service import unawaited
 from foveal.serve.web.annotator import Annotator
 
 _MOST_EXAMPLES = 24
@@ -91,7 +92,8 @@ class Spreader:
                     await self._frame(frames[place], mask)
                 self.done = (0, len(frames) - min(given) - 1)
                 loop = asyncio.get_running_loop()
-                return await annotator.service.searched(lambda: self._followed(loop, frames, given, class_name))
+                # Minutes for a long video: neither searches wait for it, nor the end of the server.
+                return await unawaited(lambda: self._followed(loop, frames, given, class_name))
             finally:
                 self.done = None
 
