@@ -9,6 +9,8 @@ from PIL import Image
 
 from foveal.annotate.project import Project
 from foveal.cli.main import main
+from foveal.features.origin import identity_of
+from foveal.features.store import FeatureStore
 from foveal.images.imageset import ImageSet
 
 
@@ -61,6 +63,8 @@ def test_a_store_of_the_set_is_used_and_one_of_another_model_or_other_images_ref
     known = ["--from", tmp_path / "labels.csv", "--store", store]
     assert run(shades, *known, "--out", tmp_path / "project") == 0
     assert "0 proposed, 8 unsure" in capsys.readouterr().out  # 16 are too few for 90 %
+    with Project.open(tmp_path / "project") as project:
+        assert project.model == identity_of(FeatureStore.open(store))
     foreign = {"name": "another", "sha256": "0" * 64}
     with Project.create(tmp_path / "theirs", ImageSet.open(shades)) as project:
         project.add_class("dark")
@@ -69,6 +73,8 @@ def test_a_store_of_the_set_is_used_and_one_of_another_model_or_other_images_ref
             facts = {"model_name": foreign["name"], "model_sha256": foreign["sha256"]}
             connection.executemany("INSERT INTO facts VALUES (?, ?)", facts.items())
     assert run(shades, "--from", tmp_path / "theirs", "--store", store, "--out", tmp_path / "other") == 2
+    assert "was made with the model another" in capsys.readouterr().err
+    assert run(shades, *known, "--out", tmp_path / "theirs") == 2
     assert "was made with the model another" in capsys.readouterr().err
     Image.new("RGB", (31, 43)).save(shades / "03.png")
     assert run(shades, *known, "--out", tmp_path / "changed") == 2

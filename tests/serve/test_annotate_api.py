@@ -14,6 +14,8 @@ from PIL import Image
 from serving import tiny_model
 
 from foveal.annotate.project import Project
+from foveal.annotate.set_features import open_features
+from foveal.errors import ProjectError
 from foveal.features.extraction import open_extraction
 from foveal.features.stamp import StoreSettings
 from foveal.features.store import FeatureStore
@@ -191,6 +193,15 @@ async def test_the_head_learns_asks_for_the_rest_and_proposes_with_doubt(made: P
         assert len(project.labels().names) == 11
         truth = ["blue" if index % 2 else "red" for index in project.labels().index]
         assert list(project.labels().names) == truth
+
+
+def test_a_project_without_a_model_keeps_the_first(made: Path, tmp_path: Path) -> None:
+    model = tiny_model()
+    with Project.create(tmp_path / "p", ImageSet.open(made / "pictures")) as project:
+        open_features(project, model, made / "store")
+    with pytest.raises(ProjectError, match=r"was made with the model tiny .*, and this is tiny"):
+        Project.open(tmp_path / "p", model=tiny_model(1))
+    Project.open(tmp_path / "p", model=model).close()
 
 
 async def test_what_was_kept_is_there_after_the_server_is_started_again(made: Path, tmp_path: Path) -> None:

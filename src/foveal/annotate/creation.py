@@ -8,6 +8,8 @@ from pathlib import Path
 from foveal.annotate.database import Database
 from foveal.errors import ProjectError
 from foveal.features.extract import Model
+from foveal.features.origin import identity_of
+from foveal.features.store import FeatureStore
 from foveal.files import publish_new, staged
 from foveal.images.imageset import ImageSet
 
@@ -15,13 +17,15 @@ DATABASE = "project.sqlite"
 IMAGES = "images"
 
 
-def create_folder(folder: Path, images: ImageSet, *, model: Model | None, share: float, key: bytes | None) -> None:
+def create_folder(
+    folder: Path, images: ImageSet, *, model: Model | FeatureStore | None, share: float, key: bytes | None
+) -> None:
     """Write the folder of a project; see `foveal.annotate.project.Project.create`."""
     check_new_folder(folder)
     if not 0 <= share < 1:
         raise ProjectError(f"held_out_share={share}; give 0, or a share below 1 such as 0.2")
     rows = _image_rows(images, share=share, key=secrets.token_bytes(16) if key is None else key)
-    facts = {"created": "0", **({"model_name": model.card.name, "model_sha256": model.identity} if model else {})}
+    facts = {"created": "0", **(model_facts(identity_of(model)) if model is not None else {})}
     try:
         with staged(folder) as staging:
             images.save(staging / IMAGES)
@@ -36,6 +40,11 @@ def create_folder(folder: Path, images: ImageSet, *, model: Model | None, share:
         raise ProjectError(f"{folder} cannot be written ({error}); check space and permissions") from error
     if not created:
         raise ProjectError(f"{folder} was made by another process just now; open it")
+
+
+def model_facts(model: dict[str, str]) -> dict[str, str]:
+    """Return a model as the facts of a project name it."""
+    return {"model_name": model["name"], "model_sha256": model["sha256"]}
 
 
 def check_new_folder(folder: Path) -> None:

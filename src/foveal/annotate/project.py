@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 from foveal.annotate import classes, exchange, proposals, queries, writing
 from foveal.annotate.checks import check_edit, check_one_of
-from foveal.annotate.creation import DATABASE, create_folder
+from foveal.annotate.creation import DATABASE, create_folder, model_facts
 from foveal.annotate.database import Database
 from foveal.annotate.journal import Repeated, Step, Target, redo_target, step, step_of_request, undo_target
 from foveal.annotate.reading import ANYBODY, ProjectReader
@@ -15,7 +15,8 @@ from foveal.annotate.records import Edit, ImageState, Written
 from foveal.annotate.types import AnnotatedSet, Annotation, Source
 from foveal.errors import ProjectError
 from foveal.features.extract import Model
-from foveal.features.origin import described
+from foveal.features.origin import described, identity_of
+from foveal.features.store import FeatureStore
 from foveal.images.imageset import ImageSet
 
 HELD_OUT_SHARE = 0.2
@@ -39,7 +40,7 @@ class Project(ProjectReader):
         folder: str | Path,
         images: ImageSet,
         *,
-        model: Model | None = None,
+        model: Model | FeatureStore | None = None,
         held_out_share: float = HELD_OUT_SHARE,
         key: bytes | None = None,
     ) -> "Project":
@@ -48,7 +49,8 @@ class Project(ProjectReader):
         Args:
             folder: a new one.
             images: what is annotated. They stay where they are; the project keeps the list of them.
-            model: whose features propose; the project keeps its name and the hash of its weights.
+            model: whose features propose, or a store of them; the project keeps the name of the model and the hash of
+                its weights.
             held_out_share: of the images, chosen by a keyed hash of their uris; their labels measure and do not teach.
             key: of the hash, up to 64 bytes; None draws one.
 
@@ -59,12 +61,12 @@ class Project(ProjectReader):
         return cls.open(folder, model=model)
 
     @classmethod
-    def open(cls, folder: str | Path, *, model: Model | None = None) -> "Project":
+    def open(cls, folder: str | Path, *, model: Model | FeatureStore | None = None) -> "Project":
         """Open a project.
 
         Args:
             folder: of the project.
-            model: which is to propose; another than the project was made with is refused.
+            model: which is to propose, or a store of its features; another than the project was made with is refused.
 
         Raises:
             ProjectError: no project, one of another model or of a newer foveal, or one that cannot be written.
@@ -81,10 +83,22 @@ class Project(ProjectReader):
             raise
         return project
 
-    def _check_model(self, model: Model | None) -> None:
-        if model is None or self.model is None or model.identity == self.model["sha256"]:
+    def keep_model(self, model: Model | FeatureStore) -> None:
+        """Keep from which model proposals come from now on, where none is kept yet.
+
+        Raises:
+            ProjectError: another one is.
+        """
+        if self.model is None:
+            with self._database.writing() as connection:
+                facts = model_facts(identity_of(model)).items()
+                connection.executemany("INSERT OR IGNORE INTO facts VALUES (?, ?)", facts)
+            self.model = self._read_model()
+        self._check_model(model)
+
+    def _check_model(self, model: Model | FeatureStore | None) -> None:
+        if model is None or self.model is None or (given := identity_of(model))["sha256"] == self.model["sha256"]:
             return
-        given = {"name": model.card.name, "sha256": model.identity}
         raise ProjectError(
             f"{self.folder} was made with the model {described(self.model)}, and this is {described(given)}; open it "
             "with its model, or make another project"

@@ -15,6 +15,7 @@ from foveal.annotate.types import AnnotatedImage, AnnotatedSet, Annotation
 from foveal.errors import BadImageError, FovealError, ProjectError, nearest
 from foveal.features.extract import Model
 from foveal.features.origin import described
+from foveal.features.store import FeatureStore
 from foveal.files import write_atomically
 from foveal.images.decode import read_size
 from foveal.images.imageset import ImageSet
@@ -47,8 +48,14 @@ def check_target(out: Path, to: str) -> None:
         raise FovealError(f"{parent} cannot be written to; choose another place than {out}")
 
 
-def check_project(out: Path, images: ImageSet, given: Given, *, model: Model | None = None) -> None:
+def check_project(out: Path, images: ImageSet, given: Given, *, model: Model | FeatureStore | None = None) -> None:
     """Refuse a project that is there and cannot take what will be found, before anything is computed.
+
+    Args:
+        out: where it may be.
+        images: the set.
+        given: what is known.
+        model: which will propose, or a store of its features.
 
     Raises:
         ProjectError: it was made with another model, or lacks images of the set.
@@ -69,11 +76,23 @@ def check_project(out: Path, images: ImageSet, given: Given, *, model: Model | N
 
 
 def write_project(
-    found: Sequence[Annotation], given: Given, images: ImageSet, out: Path, *, model: Model | None = None
+    found: Sequence[Annotation],
+    given: Given,
+    images: ImageSet,
+    out: Path,
+    *,
+    model: Model | FeatureStore | None = None,
 ) -> int:
     """Add what was given and propose what was found; the project is made where there is none.
 
     Where people have decided in the project already, that stays, and nothing is added to it.
+
+    Args:
+        found: proposals.
+        given: what is known.
+        images: the set.
+        out: the project.
+        model: which found them, or a store of its features; the project keeps it.
 
     Returns:
         How many proposals are left out, since people have decided already.
@@ -83,6 +102,8 @@ def write_project(
     """
     there = (out / DATABASE).is_file()
     with Project.open(out, model=model) if there else Project.create(out, images, model=model) as project:
+        if model is not None:
+            project.keep_model(model)
         if project.folder != given.project:
             project.add(_undecided(project, given))
         return project.propose(found, words=f"propagate {given.kind}").left

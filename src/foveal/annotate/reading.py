@@ -40,10 +40,14 @@ class ProjectReader:
         """Take an open database; `create` and `open` make one."""
         self.folder, self._database = folder, database
         with database.reading() as connection:
-            facts = dict(connection.execute("SELECT name, value FROM facts").fetchall())
+            [self.created] = map(float, connection.execute("SELECT value FROM facts WHERE name = 'created'").fetchone())
             self.num_images: int = connection.execute("SELECT count(*) FROM images").fetchone()[0]
-        self.model = {"name": facts["model_name"], "sha256": facts["model_sha256"]} if "model_name" in facts else None
-        self.created = float(facts["created"])
+        self.model = self._read_model()
+
+    def _read_model(self) -> dict[str, str] | None:
+        with self._database.reading() as connection:
+            facts = dict(connection.execute("SELECT name, value FROM facts").fetchall())
+        return {"name": facts["model_name"], "sha256": facts["model_sha256"]} if "model_name" in facts else None
 
     @cached_property
     def image_set(self) -> ImageSet:

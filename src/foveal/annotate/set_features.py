@@ -42,6 +42,8 @@ def open_features(
 ) -> FeatureStore:
     """Return the features of a project's images: of a store, or of the project itself, made where they lack.
 
+    A project that was made without a model keeps this one.
+
     Raises:
         FovealError: a store of another model or of other images.
     """
@@ -52,6 +54,7 @@ def open_features(
     found = FeatureStore.open(given)
     check_model(found, model)
     check_same_images(given, found.card, project.image_set)
+    project.keep_model(found)
     return found
 
 

@@ -77,14 +77,14 @@ def propagate(
     _check_source(given, opened, source)
     loaded = None if model is None else open_model(model, num_heads=num_heads)
     _check_model(given, loaded, opened, source)
-    check_project(out, pictures, given, model=loaded)
+    check_project(out, pictures, given, model=loaded or opened)
     if given.kind == "labels":
         found = _labels(pictures, given, loaded, opened, token=token, precision=0.9 if precision is None else precision)
     elif loaded is None:
         raise FovealError("masks are carried by what a model sees in the pictures; give it by --model")
     else:
         found = _masks(pictures, given, loaded, size=size, trust=trust, video=video)
-    _write(found, given, pictures, out, to=to, model=loaded)
+    _write(found, given, pictures, out, to=to, model=loaded or opened)
     for note in given.notes:
         typer.echo(f"note: {note}")
 
@@ -174,32 +174,38 @@ def _check_options(kind: str, given: dict[str, bool], to: str) -> None:
 
 def _check_source(given: "Given", store: "FeatureStore | None", source: Path) -> None:
     """Refuse a store of another model than the project's."""
-    from foveal.features.origin import described
+    from foveal.features.origin import described, identity_of
 
-    if given.model is not None and store is not None and store.stamp["model"]["sha256"] != given.model["sha256"]:
+    if given.model is not None and store is not None and identity_of(store)["sha256"] != given.model["sha256"]:
         raise FovealError(
             f"{source} was made with the model {described(given.model)}, and {store.path} with "
-            f"{described(store.stamp['model'])}; give a store of its model"
+            f"{described(identity_of(store))}; give a store of its model"
         )
 
 
 def _check_model(given: "Given", model: "Model | None", store: "FeatureStore | None", source: Path) -> None:
     """Refuse a model that is neither the store's nor the project's."""
-    from foveal.features.origin import check_model, described
+    from foveal.features.origin import check_model, described, identity_of
 
     if model is None:
         return
     if store is not None:
         check_model(store, model)
     if given.model is not None and given.model["sha256"] != model.identity:
-        this = {"name": model.card.name, "sha256": model.identity}
         raise FovealError(
-            f"{source} was made with the model {described(given.model)}, and this is {described(this)}; use its model"
+            f"{source} was made with the model {described(given.model)}, and this is {described(identity_of(model))}; "
+            "use its model"
         )
 
 
 def _write(
-    found: "Sequence[Annotation]", given: "Given", images: "ImageSet", out: Path, *, to: str, model: "Model | None"
+    found: "Sequence[Annotation]",
+    given: "Given",
+    images: "ImageSet",
+    out: Path,
+    *,
+    to: str,
+    model: "Model | FeatureStore | None",
 ) -> None:
     from foveal.annotate.propagated import PROJECT, TABLE, write_files, write_project, write_table
 

@@ -48,8 +48,7 @@ def open_store_model(store: FeatureStore, model: str | Path | None = None, *, nu
 
 def check_model(store: FeatureStore, model: Model) -> None:
     """Refuse a model that did not make a store; FovealError names both."""
-    wanted = store.stamp["model"]
-    given = {"name": model.card.name, "sha256": model.identity}
+    wanted, given = identity_of(store), identity_of(model)
     if given["sha256"] != wanted["sha256"]:
         raise FovealError(
             f"{store.path} holds features of the model {described(wanted)}, and this is {described(given)}; "
@@ -76,6 +75,13 @@ def store_engine(store: FeatureStore, model: Model, arrays: Sequence[np.ndarray]
             _words(here),
         )
     return engine
+
+
+def identity_of(made: Model | FeatureStore) -> dict[str, str]:
+    """Return name and sha256 of a model, or of the one that made a store."""
+    if isinstance(made, FeatureStore):
+        return {name: str(made.stamp["model"][name]) for name in ("name", "sha256")}
+    return {"name": made.card.name, "sha256": made.identity}
 
 
 def described(model: dict[str, Any]) -> str:
