@@ -1,5 +1,6 @@
 """The endpoints of the page of annotation: labels, masks, proposals, undo, exports, and what they refuse."""
 
+import asyncio
 import io
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -164,9 +165,7 @@ async def test_the_head_learns_asks_for_the_rest_and_proposes_with_doubt(made: P
         window = Window(client)
         for name in ("red", "blue"):
             await window.done(act="add_class", name=name)
-        nothing = await client.post(
-            f"{API}/propose", json={"client": "one", "request": "propose-1", "wanted": {"what": "labels"}}
-        )
+        nothing = await propose(client, "propose-1", what="labels")
         assert "label images of two classes" in nothing.json()["error"]["message"]
         asked = []
         for _ in range(8):
@@ -179,11 +178,7 @@ async def test_the_head_learns_asks_for_the_rest_and_proposes_with_doubt(made: P
         last = found["learning"]["history"][-1]
         assert last["held_out"] == found["learning"]["num_held_out"] >= 1
         assert found["guess"]["class_name"] == ("blue" if found["image"]["index"] % 2 else "red")
-        made_up = (
-            await client.post(
-                f"{API}/propose", json={"client": "one", "request": "propose-2", "wanted": {"what": "labels"}}
-            )
-        ).json()
+        made_up = (await propose(client, "propose-2", what="labels")).json()
         assert (made_up["num_proposed"], made_up["num_unsure"]) == (0, 4)  # so few held-out labels show nothing
         unsure = (await client.get(f"{API}/annotations", params={"state": "unsure"})).json()
         assert unsure["total"] == 4
@@ -276,7 +271,10 @@ async def test_an_image_that_is_gone_is_said_and_its_labels_stay(made: Path, tmp
 
 
 async def propose(client: httpx.AsyncClient, request: str, **wanted: Any) -> httpx.Response:
-    return await client.post(f"{API}/propose", json={"client": "one", "request": request, "wanted": wanted})
+    asked = {"client": "one", "request": request, "wanted": wanted}
+    while (answer := await client.post(f"{API}/propose", json=asked)).status_code == 202:
+        assert set(answer.json()) == {"looking"}
+    return answer
 
 
 async def test_masks_are_found_in_similar_images_and_what_is_decided_stays(made: Path, tmp_path: Path) -> None:
@@ -304,6 +302,22 @@ async def test_masks_are_found_in_similar_images_and_what_is_decided_stays(made:
         undecided = project.annotations(class_name="square", states=["unsure", "proposed"])
         assert len(undecided) == again["num_unsure"] + again["num_proposed"] == 12 - 4 - 2
         assert not {rejected.index, kept.index} & {one.index for one in undecided}
+
+
+async def test_long_work_outlasts_the_request_that_began_it(made: Path, tmp_path: Path) -> None:
+    async with page(made, tmp_path / "p") as (client, project):
+        window = Window(client)
+        await window.done(act="add_class", name="square")
+        await window.done(act="mask", image=0, class_name="square", prompts=[SQUARE])
+        asked = asyncio.create_task(propose(client, "propose-1", what="similar", class_name="square", count=5))
+        await asyncio.sleep(0.01)
+        asked.cancel()  # the window is closed, or its time is over
+        async with asyncio.timeout(30):
+            while len(project.annotations(states=["unsure"])) < 5:
+                await asyncio.sleep(0.01)
+        again = (await propose(client, "propose-1", what="similar", class_name="square", count=5)).json()
+        assert again["num_unsure"] == 5
+        assert len(project.annotations(states=["unsure"])) == 5
 
 
 async def test_a_mask_is_followed_through_the_frames_after_it(made: Path, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 // The page of annotation: classes, masks and review, all over one outbox.
 
-import { ApiError, binary, json, whenBack } from "/static/api.js";
-import { isPassing, Outbox, windowName } from "/static/outbox.js";
+import { ApiError, binary, isPassing, json, whenBack } from "/static/api.js";
+import { Outbox, windowName } from "/static/outbox.js";
 import { MaskMode } from "/static/masks.js";
 import { ReviewMode } from "/static/review.js";
 import { drawChart } from "/static/chart.js";

@@ -45,13 +45,18 @@ export async function binary(path, body, options = {}) {
   return { header: JSON.parse(answer.headers.get("x-foveal-array") ?? "{}"), bytes: await answer.arrayBuffer() };
 }
 
-/** Call `again` until the server answers; at most once a second or so. */
-export async function whenBack(again) {
+/** Whether the same request may be answered later: no server, one of another start, or none that has room. */
+export function isPassing(error) {
+  return error instanceof ApiError && (error.code === "unreachable" || [401, 408, 429, 503, 504].includes(error.status));
+}
+
+/** Call `again` until it is answered, once a second or so. */
+export async function whenBack(again, isLater = (error) => error.code === "unreachable") {
   for (;;) {
     try {
       return await again();
     } catch (error) {
-      if (error.code !== "unreachable") throw error;
+      if (!isLater(error)) throw error;
       await new Promise((resolve) => setTimeout(resolve, 1000));
     }
   }

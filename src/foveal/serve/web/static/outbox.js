@@ -1,7 +1,7 @@
 // Changes on their way to the server. Each waits in the browser's storage until the server says that it is kept, and is
 // sent again under the same name as long as that is not so: the server does it once.
 
-import { ApiError, json } from "/static/api.js";
+import { isPassing, json } from "/static/api.js";
 
 /** A name that nothing else has, without the parts of crypto that only some addresses get. */
 export const newName = () => Array.from(crypto.getRandomValues(new Uint8Array(12)), (byte) => byte.toString(16).padStart(2, "0")).join("");
@@ -90,9 +90,4 @@ export class Outbox {
   tell() {
     this.onState({ waiting: this.keys().length, gone: this.gone });
   }
-}
-
-/** Whether the same request may be answered later: no server, one of another start, or none that has room. */
-export function isPassing(error) {
-  return error instanceof ApiError && (error.code === "unreachable" || [401, 408, 429, 503, 504].includes(error.status));
 }

@@ -1,6 +1,7 @@
 // What was proposed, as a grid: accepted, rejected, corrected.
 
 import { drawMask } from "/static/canvas.js";
+import { isPassing, whenBack } from "/static/api.js";
 import { newName } from "/static/outbox.js";
 
 const API = "/annotate/api";
@@ -134,25 +135,29 @@ export class ReviewMode {
 
   /** Ask for proposals; they take the place of those that nobody has decided about. */
   async propose(wanted) {
-    const { $ } = this.page;
-    $("review-words").textContent = "Looking at the other images …";
+    if (this.looking) return;
     this.looking = true;
-    let found;
+    const asked = { client: this.page.client, request: newName(), wanted };
     try {
-      found = await this.page.json(`${API}/propose`, { client: this.page.client, request: newName(), wanted });
-    } catch (error) {
-      $("review-words").textContent = "";
-      throw error;
+      let found;
+      do {
+        this.progress(found?.looking);
+        found = await whenBack(() => this.page.json(`${API}/propose`, asked), isPassing);
+      } while ("looking" in found); // the same request waits on for what goes on without it
+      Object.assign(this, { start: 0, summary: found.summary });
+      this.page.$("review-filter").value = found.num_proposed ? "proposed" : "unsure";
     } finally {
       this.looking = false;
+      await this.load();
     }
-    Object.assign(this, { start: 0, summary: found.summary });
-    $("review-filter").value = found.num_proposed ? "proposed" : "unsure";
-    await this.load();
   }
 
-  /** Say how far the server is with what was asked for. */
+  /** Say how far the server is with what this window or another one asked for. */
   progress(done) {
-    if (this.looking && done) this.page.$("review-words").textContent = `Looking at the other images: ${done[0]} of ${done[1]} …`;
+    const was = this.shows;
+    this.shows = Boolean(done || this.looking);
+    const words = done ? `: ${done[0]} of ${done[1]} …` : " …";
+    if (this.shows) this.page.$("review-words").textContent = `Looking at the other images${words}`;
+    else if (was) this.page.run(() => this.load());
   }
 }
