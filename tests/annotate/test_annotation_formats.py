@@ -1,7 +1,10 @@
 """Every format: what comes back, against what was written, and what is said of the rest."""
 
+import base64
+import io
 import json
 import xml.etree.ElementTree as ElementTree
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +200,7 @@ def test_long_runs_of_brush_strokes() -> None:
             "is no number",
         ),
         ({"type": "polygonlabels", "value": {"points": [[0, 0]], "polygonlabels": ["a"]}}, "no polygon"),
+        ({"type": "polygonlabels", "value": {"points": [3], "polygonlabels": ["a"]}}, "no list of x and y"),
         ({"type": "choices", "value": {"choices": [3]}}, "no list of names"),
         ({"type": "choices"}, "has no value"),
     ],
@@ -266,6 +270,8 @@ BOMB = '<!DOCTYPE a [<!ENTITY b "bbbb"><!ENTITY c "&b;&b;&b;&b;">]><annotations>
     [
         (BOMB, "declares a document type"),
         ("<annotations>", "is no XML"),
+        ('<?xml version="1.0" encoding="big5"?><annotations/>', "is no XML"),
+        ('<?xml version="1.0" encoding="none"?><annotations/>', "is no XML"),
         ("<other/>", "its root is <other>"),
         (f'{HEAD}{IMAGE}<tag label="dog"/></image></annotations>', "label 'dog', which the file does not list"),
         (f"{HEAD}{IMAGE}<tag/></image></annotations>", "<tag> has no label"),
@@ -321,11 +327,52 @@ def test_fields_of_fiftyone_have_to_be_named_where_there_are_several(annotated: 
         read_annotations(tmp_path / "out", format="fiftyone", fields=["truht"])
 
 
-def test_masks_of_fiftyone_that_are_no_masks_are_refused(annotated: AnnotatedSet, tmp_path: Path) -> None:
-    write_annotations(annotated, tmp_path / "out", format="fiftyone")
-    path = tmp_path / "out/samples.json"
-    samples = json.loads(path.read_text())
-    samples["samples"][0]["detections"]["detections"][0]["mask"]["$binary"]["base64"] = "AAAA"
-    path.write_text(json.dumps(samples))
-    with pytest.raises(FovealError, match="a mask that cannot be unpacked"):
-        read_annotations(tmp_path / "out")
+def read_samples(folder: Path, **sample: Any) -> AnnotatedSet:
+    whole = {"filepath": "data/a.png", "metadata": {"width": 7, "height": 5}, **sample}
+    (folder / "samples.json").write_text(json.dumps({"samples": [whole]}))
+    return read_annotations(folder).annotated
+
+
+def detection(mask: bytes | None = None, *, box: tuple[float, ...] = (0, 0, 1, 1)) -> dict[str, Any]:
+    more = {} if mask is None else {"mask": {"$binary": {"base64": base64.b64encode(zlib.compress(mask)).decode()}}}
+    return {"_cls": "Detection", "label": "cat", "bounding_box": list(box), **more}
+
+
+def saved_array(array: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+ARRAY = saved_array(np.ones((5, 7), bool))
+
+
+@pytest.mark.parametrize(
+    ("sample", "message"),
+    [
+        ({"truth": detection(b"none")}, "a mask that cannot be unpacked"),
+        ({"truth": detection(b"PK\x05\x06" + b"\0" * 18)}, "a mask that cannot be unpacked"),
+        ({"truth": detection(ARRAY.replace(b"(5, 7)", b"(5, 9**9)"))}, "a mask that cannot be unpacked"),
+        ({"truth": detection(saved_array(np.ones((5, 8), bool)).replace(b"(5, 8)", b"(5, 7)"))}, "and 40 bytes"),
+        ({"truth": detection(ARRAY.replace(b"(5, 7)", b"(-1, -35)"))}, "a mask "),
+        ({"truth": detection(saved_array(np.ones((5, 7))))}, "it must be"),
+        ({"truth": detection(ARRAY, box=(0, 0, 1e308, 1))}, "too large for anything"),
+        ({"truth": detection(ARRAY, box=(0, 0, 1.5, 1))}, "a mask that leaves the picture"),
+        ({"truth": detection(), "metadata": "x"}, "sample 1: metadata has no width"),
+        ({"truth": detection(), "metadata": {"width": "7", "height": 5}}, "which is of another kind"),
+        ({"truth": {"_cls": "Polyline", "label": "a", "closed": True, "points": []}}, "without an outline"),
+        ({"truth": {"_cls": "Polyline", "label": "a", "closed": True, "points": [[3]]}}, "no list of x and y"),
+        ({"truth": {"_cls": "Polyline", "label": "a", "closed": True, "points": [[[1, 2, 3]]]}}, "no list of x and y"),
+    ],
+)
+def test_bad_samples_of_fiftyone_are_refused(tmp_path: Path, sample: dict[str, Any], message: str) -> None:
+    with pytest.raises(FovealError, match=message):
+        read_samples(tmp_path, **sample)
+
+
+def test_masks_of_fiftyone_lie_between_the_rounded_corners_of_their_box(tmp_path: Path) -> None:
+    """A box from 1.5 to 7 of 7 pixels: its width, rounded by itself, would leave the picture."""
+    (one,) = read_samples(tmp_path, truth=detection(ARRAY, box=(1.5 / 7, 0, 5.5 / 7, 1))).annotations
+    expected = np.zeros((5, 7), bool)
+    expected[:, 2:] = True
+    assert one.mask == Mask.of(expected)

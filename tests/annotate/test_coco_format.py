@@ -143,6 +143,7 @@ MARK = {"id": 8, "image_id": 9, "category_id": 2}
         (content(more=[MARK | {"category_id": 3}]), "category 3 and picture 9, of which one is not listed"),
         (content(more=[MARK | {"image_id": 3}]), "category 2 and picture 3, of which one is not listed"),
         (content(more=[MARK | {"bbox": [0, 0, "nan", 1]}]), "nan is not finite"),
+        (content(more=[MARK | {"bbox": [0, 0, 10**400, 1]}]), "is no number"),
         (content(more=[MARK | {"bbox": [0, 0, -1, 1]}]), "is no box"),
         (content(more=[MARK | {"bbox": [0, 0, 1]}]), "must be x, y, width and height"),
         (content(more=[MARK | {"bbox": [0, 0, 1, 1], "score": 1.5}]), "a score of 1.5"),

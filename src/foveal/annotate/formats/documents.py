@@ -8,7 +8,11 @@ from typing import Any, NoReturn
 from xml.etree import ElementTree
 from xml.parsers import expat
 
+import numpy as np
+
 from foveal.errors import FovealError
+
+_LARGEST = 1e12  # no picture has so many pixels; what is computed with it stays finite
 
 
 def read_json(path: Path) -> Any:
@@ -47,7 +51,7 @@ def parse_xml(content: bytes, *, where: str) -> ElementTree.Element:
     parser.CharacterDataHandler = tree.data
     try:
         parser.Parse(content, True)
-    except expat.ExpatError as error:
+    except (expat.ExpatError, ValueError, LookupError) as error:  # the last two: encodings it does not know
         raise FovealError(f"{where} is no XML ({error}); export it again") from error
     return tree.close()
 
@@ -81,18 +85,32 @@ def field(of: Any, name: str, kind: type | tuple[type, ...], *, where: str) -> A
 
 
 def number(value: Any, *, where: str) -> float:
-    """Return a finite number, given as one or as text.
+    """Return a finite number of a size that pictures have, given as one or as text.
 
     Raises:
         FovealError: it is none.
     """
     try:
         found = float(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise FovealError(f"{where}: {str(value)[:40]!r} is no number; correct it") from error
     if not math.isfinite(found):
         raise FovealError(f"{where}: {value} is not finite; correct it")
+    if abs(found) > _LARGEST:
+        raise FovealError(f"{where}: {value} is too large for anything on a picture; correct it")
     return found
+
+
+def points(values: Any, *, where: str) -> np.ndarray:
+    """Return places (N, 2) float64, given as a list of x and y each.
+
+    Raises:
+        FovealError: it is none.
+    """
+    if not isinstance(values, list) or not all(isinstance(place, list) and len(place) == 2 for place in values):
+        raise FovealError(f"{where}: points that are no list of x and y; export it again")
+    found = [[number(part, where=where) for part in place] for place in values]
+    return np.array(found, np.float64).reshape(-1, 2)
 
 
 def _no_number(text: str) -> NoReturn:

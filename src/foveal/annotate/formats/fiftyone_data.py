@@ -9,6 +9,7 @@ import base64
 import binascii
 import io
 import json
+import math
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from foveal.annotate.formats.attributes import restored
-from foveal.annotate.formats.documents import field, number, read_json
+from foveal.annotate.formats.documents import field, number, points, read_json
 from foveal.annotate.formats.found import Found
 from foveal.annotate.formats.pictures import Pictures
 from foveal.annotate.formats.polygons import extent_of, mask_of
@@ -133,8 +134,7 @@ def read(path: Path, pictures: Pictures, fields: Collection[str] = ()) -> Found:
     for place, sample in enumerate(samples):
         where = f"{path}: sample {place + 1}"
         name = field(sample, "filepath", str, where=where)
-        size = sample.get("metadata") or {}
-        image = pictures.find(_uri(name), size.get("width"), size.get("height"))
+        image = pictures.find(_uri(name), *_size(sample.get("metadata"), where=where))
         if image is None:
             continue
         if image.uri in images:
@@ -145,6 +145,14 @@ def read(path: Path, pictures: Pictures, fields: Collection[str] = ()) -> Found:
     names = dict.fromkeys([*_classes(path.with_name(_METADATA), chosen), *(one.class_name for one in annotations)])
     notes = tuple(f"{count} labels of the kind {kind} are left out" for kind, count in sorted(counts.items()))
     return Found(AnnotatedSet(tuple(names), tuple(images.values()), tuple(annotations)), notes)
+
+
+def _size(metadata: Any, *, where: str) -> tuple[int | None, int | None]:
+    """Return width and height as a sample has them; None where it was not looked at."""
+    if metadata is None or (isinstance(metadata, Mapping) and metadata.get("width") is None):
+        return None, None
+    width, height = (field(metadata, side, int, where=f"{where}: metadata") for side in ("width", "height"))
+    return width, height
 
 
 def _chosen(samples: list[Any], fields: Collection[str], path: Path) -> list[str]:
@@ -206,11 +214,10 @@ def _shape(kind: str, label: Mapping[str, Any], image: AnnotatedImage, *, where:
         return None, None
     sides = np.array([image.width, image.height])
     if kind == "Polyline":
-        rings = [
-            np.array([[number(part, where=where) for part in point] for point in ring]).reshape(-1, 2) * sides
-            for ring in field(label, "points", list, where=where)
-        ]
-        return mask_of([ring for ring in rings if len(ring) >= 3], image.height, image.width, where=where), None
+        rings = [points(ring, where=where) * sides for ring in field(label, "points", list, where=where)]
+        if not (whole := [ring for ring in rings if len(ring) >= 3]):
+            raise FovealError(f"{where}: a polyline without an outline of 3 points; correct it")
+        return mask_of(whole, image.height, image.width, where=where), None
     shares = field(label, "bounding_box", list, where=where)
     if len(shares) != 4:
         raise FovealError(f"{where}: a box of {len(shares)} numbers; it must be x, y, width and height")
@@ -232,21 +239,38 @@ def _unpacked(value: Any, *, where: str) -> np.ndarray:
         data = unpacker.decompress(packed, _MOST_BYTES)
         if unpacker.unconsumed_tail:
             raise ValueError("it is too large")
-        pixels = np.load(io.BytesIO(data), allow_pickle=False)
-    except (binascii.Error, zlib.error, ValueError, OSError, EOFError) as error:
+        stream = io.BytesIO(data)
+        if np.lib.format.read_magic(stream) != (1, 0):
+            raise ValueError("it is of a newer NumPy")
+        shape, by_column, kind = np.lib.format.read_array_header_1_0(stream)
+    except (binascii.Error, zlib.error, ValueError) as error:
         raise FovealError(f"{where}: a mask that cannot be unpacked ({error}); export it again") from error
-    if pixels.ndim != 2 or pixels.dtype.kind not in ("b", "u", "i") or not pixels.size:
-        raise FovealError(f"{where}: a mask of shape {pixels.shape} and type {pixels.dtype}; it must be (H, W) bool")
-    return pixels.astype(bool)
+    content = stream.read()
+    if (
+        len(shape) != 2
+        or kind.kind not in ("b", "u", "i")
+        or not content
+        or math.prod(shape) * kind.itemsize != len(content)
+    ):
+        raise FovealError(
+            f"{where}: a mask of shape {shape}, type {kind} and {len(content)} bytes; it must be (H, W) bool"
+        )
+    return np.frombuffer(content, kind).reshape(shape, order="F" if by_column else "C").astype(bool)
 
 
 def _placed(pixels: np.ndarray, box: Box, image: AnnotatedImage, *, where: str) -> np.ndarray:
-    """Return (H, W) bool: the mask of a box in its picture, by nearest neighbours where it is of another size."""
-    left, top = round(box.x), round(box.y)
-    width, height = max(1, round(box.width)), max(1, round(box.height))
-    if left < 0 or top < 0 or left + width > image.width or top + height > image.height:
+    """Return (H, W) bool: the mask of a box in its picture, by nearest neighbours where it is of another size.
+
+    The corners of the box are rounded to pixels, as FiftyOne does.
+    """
+    limits = np.array([image.width, image.height] * 2)
+    corners = np.array([box.x, box.y, box.x + box.width, box.y + box.height])
+    if not ((corners >= -1) & (corners <= limits + 1)).all() or min(box[2:]) < 0:
         size = f"{image.width} x {image.height}"
         raise FovealError(f"{where}: a mask that leaves the picture of {size} pixels; correct it")
+    left, top = np.clip(np.round(corners[:2]), 0, limits[:2] - 1).astype(int).tolist()
+    right, bottom = np.clip(np.round(corners[2:]), (left + 1, top + 1), limits[:2]).astype(int).tolist()
+    width, height = right - left, bottom - top
     rows = (np.arange(height) + 0.5) * pixels.shape[0] / height
     columns = (np.arange(width) + 0.5) * pixels.shape[1] / width
     whole = np.zeros((image.height, image.width), bool)

@@ -10,14 +10,14 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
 import numpy as np
 
 from foveal.annotate.formats.attributes import kept_in, restored
-from foveal.annotate.formats.documents import field, number, read_json, read_xml
+from foveal.annotate.formats.documents import field, number, points, read_json, read_xml
 from foveal.annotate.formats.found import Found
 from foveal.annotate.formats.label_studio_brush import decode_brush, encode_brush
 from foveal.annotate.formats.pictures import Pictures
@@ -211,7 +211,8 @@ def _uri(address: str) -> str:
         return unquote(address.removeprefix(LOCAL_FILES))
     if found := re.fullmatch(r"/data/upload/\d+/[0-9a-f]{8}-(.+)", address):
         return unquote(found[1])
-    return unquote(urlsplit(address).path.lstrip("/")) if "://" in address else address
+    found = re.match(r"[\w+.-]+://[^/?#]*/([^?#]*)", address)
+    return unquote(found[1]) if found else address
 
 
 def _annotations(
@@ -248,10 +249,10 @@ def _shape(value: Mapping[str, Any], image: AnnotatedImage, *, where: str) -> tu
         return Mask.of(decode_brush(runs, image.height, image.width, where=where)), None
     sides = np.array([image.width, image.height]) / 100
     if "points" in value:
-        points = [[number(part, where=where) for part in point] for point in field(value, "points", list, where=where)]
-        if len(points) < 3 or any(len(point) != 2 for point in points):
-            raise FovealError(f"{where}: points that are no polygon; correct it")
-        return mask_of([np.array(points) * sides], image.height, image.width, where=where), None
+        outline = points(value["points"], where=where) * sides
+        if len(outline) < 3:
+            raise FovealError(f"{where}: {len(outline)} points, which are no polygon; correct it")
+        return mask_of([outline], image.height, image.width, where=where), None
     corner, size = (
         np.array([number(value.get(name), where=where) for name in names]) * sides
         for names in (("x", "y"), ("width", "height"))
