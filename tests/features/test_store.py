@@ -5,8 +5,10 @@ import json
 import logging
 import os
 import shutil
+import sys
 import tarfile
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -81,6 +83,21 @@ def test_store_holds_the_features_of_the_set(model: Model, many: Path, store_of:
         assert found.dtype == np.float32
         assert found.shape == wanted.shape
         assert np.abs(found - wanted).max() <= bound
+
+
+def test_threads_share_a_store_of_more_files_than_stay_open(store_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("foveal.features.store._MAX_OPEN_FILES", 1)
+    store, before = store_of(SMALL), sys.getswitchinterval()
+
+    def walk(_: int) -> int:
+        return sum(len(values) for _ in range(100) for _, values, _ in store.as_stored("cls"))
+
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(walk, range(4))) == [100 * len(store)] * 4
+    finally:
+        sys.setswitchinterval(before)
 
 
 def test_sidecar_has_one_row_an_image(store_of: Any, many: Path) -> None:

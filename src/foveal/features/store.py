@@ -177,7 +177,7 @@ class FeatureStore:
         self._shards = sorted(manifests)
         counts = [manifests[shard]["num_features"] for shard in self._shards]
         self._starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
-        self._open: OrderedDict[Path, np.ndarray] = OrderedDict()
+        self._open: OrderedDict[tuple[int, str], np.ndarray] = OrderedDict()
 
     @classmethod
     def open(cls, path: str | Path) -> "FeatureStore":
@@ -321,18 +321,19 @@ class FeatureStore:
 
     def _array(self, shard: int, name: str) -> np.ndarray:
         """Return the memory map of one file, of which the most recent stay open."""
-        path = shard_folder(self.path, shard) / f"{name}.npy"
-        if path not in self._open:
+        found = self._open.pop((shard, name), None)  # no thread sees another's half done: each step is one
+        if found is None:
+            path = shard_folder(self.path, shard) / f"{name}.npy"
             try:
-                self._open[path] = np.load(path, mmap_mode="r", allow_pickle=False)
+                found = np.load(path, mmap_mode="r", allow_pickle=False)
             except (OSError, ValueError) as error:
                 raise FovealError(
                     f"{path} cannot be read ({error}); foveal extract --verify names the damage"
                 ) from error
-            while len(self._open) > _MAX_OPEN_FILES:
-                self._open.popitem(last=False)
-        self._open.move_to_end(path)
-        return self._open[path]
+        self._open[shard, name] = found
+        while len(self._open) > _MAX_OPEN_FILES:
+            self._open.popitem(last=False)
+        return found
 
 
 def _contiguous(numbers: np.ndarray) -> np.ndarray | slice:
