@@ -72,6 +72,21 @@ def test_cosines_of_a_patch_and_of_any_vector(tmp_path: Path, dtype: str, pca: i
     assert maps.scan(maps.vector(7, 4)).patches[7] == 4
 
 
+def test_lengths_measured_ahead_by_part_or_whole_change_no_answer(tmp_path: Path) -> None:
+    store, _ = made(tmp_path / "store", "int8", 7)
+    query, ahead, none = np.ones(WIDTH, np.float32), HeatMaps(store), HeatMaps(store)
+    ahead._chunk = 2
+    steps = ahead.measure()
+    next(steps)
+    assert (ahead.num_measured, none.num_measured) == (2, 0)
+    ahead.maps(query, [8, 0])
+    assert ahead.num_measured == 3
+    for one in (ahead, none):
+        np.testing.assert_array_equal(one.scan(query).scores, HeatMaps(store).scan(query).scores)
+        assert one.num_measured == sum(COUNTS)
+    assert len(list(steps)) == 4  # five in three chunks, four in two
+
+
 def test_what_a_store_lacks_is_said(tmp_path: Path) -> None:
     store, _ = made(tmp_path / "store", "int8", 7)
     with pytest.raises(FovealError, match=r"no 'patches\.layer3', which heat maps need; make a store with"):

@@ -3,6 +3,8 @@
 import asyncio
 import io
 import json
+import shutil
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -46,10 +48,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def explorer_of(store: Path, out: Path) -> Explorer:
+    return Explorer(FeatureStore.open(store), Service(Loaded("tiny", tiny_model()), ServeSettings()), out)
+
+
 @asynccontextmanager
-async def page(store: Path, out: Path) -> AsyncIterator[httpx.AsyncClient]:
-    service = Service(Loaded("tiny", tiny_model()), ServeSettings())
-    app = create_app(service, [explore_page(Explorer(FeatureStore.open(store), service, out))])
+async def page(store: Path, out: Path, explorer: Explorer | None = None) -> AsyncIterator[httpx.AsyncClient]:
+    explorer = explorer or explorer_of(store, out)
+    app = create_app(explorer.service, [explore_page(explorer)])
     transport = httpx.ASGITransport(app)
     async with (
         app.router.lifespan_context(app),
@@ -100,6 +106,50 @@ async def test_heat_and_finding_agree_with_whole_vectors(client: httpx.AsyncClie
     assert [one["row"] for one in found] == np.argsort(-wanted.max(axis=1))[:5].tolist()
     assert (found[0]["row"], found[0]["patch"]) == (4, 9)
     np.testing.assert_allclose([one["score"] for one in found], np.sort(wanted.max(axis=1))[::-1][:5], atol=1e-4)
+
+
+def is_measuring() -> bool:
+    return any(thread.name == "measure" for thread in threading.enumerate())
+
+
+async def measured(explorer: Explorer) -> int:
+    """Wait until nothing is measured any more; return what is."""
+    async with asyncio.timeout(20):
+        while is_measuring():
+            await asyncio.sleep(0.01)
+    assert explorer.heat is not None
+    return explorer.heat.num_measured
+
+
+async def test_lengths_are_measured_ahead_while_nobody_asks(made: Path, tmp_path: Path) -> None:
+    explorer = explorer_of(made / "store", tmp_path)
+    admission = explorer.service.admission
+    assert explorer.heat is not None
+    explorer.heat._chunk = 2
+    admission.requests = 1
+    async with page(made / "store", tmp_path, explorer) as client:
+        await asyncio.sleep(0.2)
+        assert explorer.heat.num_measured <= 2  # it is looked after each chunk whether somebody waits
+        assert (await client.post(f"{API}/heat", json={"row": 1, "patch": 2, "rows": [8]})).status_code == 200
+        admission.requests = 0
+        assert await measured(explorer) == NUM_IMAGES
+    explorer = explorer_of(made / "store", tmp_path)
+    explorer.service.admission.requests = 1
+    async with page(made / "store", tmp_path, explorer):
+        assert is_measuring()
+    assert not is_measuring()  # it ends with the server
+
+
+async def test_what_keeps_lengths_from_being_measured_is_said_by_the_search(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "store", tmp_path / "store")
+    explorer = explorer_of(tmp_path / "store", tmp_path / "out")
+    (tmp_path / "store/shards/00000/patches.npy").write_bytes(b"damaged")
+    async with page(tmp_path / "store", tmp_path / "out", explorer) as client:
+        assert await measured(explorer) == 0
+        assert (await client.get(f"{API}/set")).status_code == 200
+        found = await client.post(f"{API}/find", json={"row": 1, "patch": 2})
+        assert found.status_code == 422
+        assert "patches.npy cannot be read" in found.json()["error"]["message"]
 
 
 async def test_neighbours_of_an_image_and_of_a_dropped_one(client: httpx.AsyncClient, made: Path) -> None:

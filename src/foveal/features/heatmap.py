@@ -14,9 +14,9 @@ Shapes: N rows of the store; grid_h x grid_w patches, P in all; D width; K store
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, cached_property
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -28,6 +28,7 @@ from foveal.features.store import FeatureStore
 
 _CHUNK = 16_384  # patches at a time: what is computed of them stays in the cache of a core
 _MOST_THREADS = 16
+_MAKING = threading.Lock()
 _DIGITS = (1.0, 1 / 254, 1 / 254**2)  # rounding leaves at most a half, which is 127 of the next digit
 
 
@@ -95,6 +96,21 @@ class HeatMaps:
             mean = self._projection.mean
             self._mean_codes, self._mean_square = self._projection.components @ mean, np.float32(mean @ mean)
         self.width = store.shape(name)[2] if self._projection is None else len(self._projection.mean)
+        # 1 / |v| of every patch, 1 KB an image of 256 patches, and of which rows it is known.
+        self._norms = np.empty((len(store), self._num_patches), np.float32)
+        self._is_measured = np.zeros(len(store), bool)
+
+    @property
+    def num_measured(self) -> int:
+        """Rows of whose patches the lengths are known."""
+        return int(self._is_measured.sum())
+
+    def measure(self) -> Iterator[None]:
+        """Measure the lengths of all patches, which the first scan does otherwise; whoever iterates may stop anywhere."""
+        for shard in self.store.as_stored(self.name):
+            for rows, codes, scale in self._chunks(*shard):
+                _workers().submit(self._measured, rows, codes, scale).result()
+                yield
 
     def vector(self, row: int, patch: int) -> np.ndarray:
         """Return one patch of the store, (D,) float32; FovealError where there is no such row or patch."""
@@ -107,64 +123,54 @@ class HeatMaps:
         """Return the cosines of a vector (D,) to the patches of some rows, (len(rows), grid_h, grid_w) float32."""
         query, wanted = self._query(vector), self.store.numbers(rows)
         found = np.empty((len(wanted), self._num_patches), np.float32)
-        known = self.__dict__.get("inverse_norms")  # for a few rows the others' need not be waited for
         for start, values, scale in self.store.as_stored(self.name):
             here = np.flatnonzero((wanted >= start) & (wanted < start + len(values)))
             for some in np.array_split(here, -(-len(here) // self._chunk)) if len(here) else ():
                 codes, scales = values[wanted[some] - start], None if scale is None else scale[wanted[some] - start]
-                norms = self._inverse_norms(codes, scales) if known is None else known[wanted[some]]
-                found[some] = self._cosines(query, codes, scales, norms).numpy()
+                found[some] = self._cosines(query, wanted[some], codes, scales).numpy()
         return found.reshape(-1, *self.grid)
 
     def scan(self, vector: np.ndarray) -> Found:
         """Return the most similar patch of every image of the store for a vector (D,)."""
-        query, norms = self._query(vector), self.inverse_norms
+        query = self._query(vector)
         found = Found(np.empty(len(self.store), np.float32), np.empty(len(self.store), np.int64))
 
         def compare(start: int, values: np.ndarray, scale: np.ndarray | None) -> None:
-            rows = slice(start, start + len(values))
-            best = self._cosines(query, values, scale, norms[rows]).max(dim=1)
-            found.scores[rows], found.patches[rows] = best.values.numpy(), best.indices.numpy()
+            for rows, codes, scales in self._chunks(start, values, scale):
+                best = self._cosines(query, rows, codes, scales).max(dim=1)
+                found.scores[rows], found.patches[rows] = best.values.numpy(), best.indices.numpy()
 
-        self._each_chunk(compare)
-        return found
-
-    @cached_property
-    def inverse_norms(self) -> np.ndarray:
-        """1 / |v| of every patch, (N, P) float32, zero where a patch is zero: 1 KB an image of 256 patches."""
-        norms = np.empty((len(self.store), self._num_patches), np.float32)
-
-        def measure(start: int, values: np.ndarray, scale: np.ndarray | None) -> None:
-            norms[start : start + len(values)] = self._inverse_norms(values, scale)
-
-        self._each_chunk(measure)
-        return norms
-
-    def _each_chunk(self, work: Callable[[int, np.ndarray, np.ndarray | None], None]) -> None:
-        """Call `work` with a first row, codes (n, ...) and scales of every chunk of the store, in several threads."""
-
-        def run(start: int, values: np.ndarray, scale: np.ndarray | None) -> None:
-            for first in range(0, len(values), self._chunk):
-                here = slice(first, first + self._chunk)
-                work(start + first, values[here], None if scale is None else scale[here])
-
-        for running in [_workers().submit(run, *part) for part in self.store.as_stored(self.name)]:
+        for running in [_workers().submit(compare, *shard) for shard in self.store.as_stored(self.name)]:
             running.result()
-
-    def _cosines(self, query: _Query, codes: np.ndarray, scale: np.ndarray | None, norms: np.ndarray) -> Tensor:
-        """Return the cosines of codes (n, grid_h, grid_w, K) whose inverse norms are known, (n, P)."""
-        found = query.products(codes, scale).view(norms.shape)
-        return found.mul_(torch.from_numpy(norms)).clamp_(-1, 1)
-
-    def _inverse_norms(self, codes: np.ndarray, scale: np.ndarray | None) -> np.ndarray:
-        """Return 1 / |v| of codes (n, grid_h, grid_w, K) with their scales, (n, P) float32; zero for a zero vector."""
-        wide = torch.from_dlpack(codes).reshape(-1, codes.shape[-1]).float()
-        s = torch.ones(len(wide)) if scale is None else torch.from_dlpack(scale).reshape(-1)
-        squares = torch.linalg.vector_norm(wide, dim=1).mul_(s).square_()
-        if self._projection is not None:
-            squares += (wide @ torch.from_numpy(self._mean_codes)).mul_(s).mul_(2).add_(float(self._mean_square))
-        found: np.ndarray = torch.where(squares > 0, squares.rsqrt(), 0.0).view(-1, self._num_patches).numpy()
         return found
+
+    def _chunks(
+        self, start: int, values: np.ndarray, scale: np.ndarray | None
+    ) -> Iterator[tuple[slice, np.ndarray, np.ndarray | None]]:
+        """Cut a shard into rows, codes (n, grid_h, grid_w, K) and scales that stay in the cache of a core."""
+        for first in range(0, len(values), self._chunk):
+            codes = values[first : first + self._chunk]
+            rows = slice(start + first, start + first + len(codes))
+            yield rows, codes, None if scale is None else scale[first : first + self._chunk]
+
+    def _cosines(
+        self, query: _Query, rows: slice | np.ndarray, codes: np.ndarray, scale: np.ndarray | None
+    ) -> Tensor:
+        """Return the cosines of the codes (n, grid_h, grid_w, K) of some rows, (n, P)."""
+        found = query.products(codes, scale).view(-1, self._num_patches)
+        return found.mul_(torch.from_numpy(self._measured(rows, codes, scale))).clamp_(-1, 1)
+
+    def _measured(self, rows: slice | np.ndarray, codes: np.ndarray, scale: np.ndarray | None) -> np.ndarray:
+        """Return 1 / |v| of the patches of some rows, (n, P) float32; zero for a zero vector. Measured where not known."""
+        if not self._is_measured[rows].all():
+            wide = torch.from_dlpack(codes).reshape(-1, codes.shape[-1]).float()
+            s = torch.ones(len(wide)) if scale is None else torch.from_dlpack(scale).reshape(-1)
+            squares = torch.linalg.vector_norm(wide, dim=1).mul_(s).square_()
+            if self._projection is not None:
+                squares += (wide @ torch.from_numpy(self._mean_codes)).mul_(s).mul_(2).add_(float(self._mean_square))
+            self._norms[rows] = torch.where(squares > 0, squares.rsqrt(), 0.0).view(-1, self._num_patches).numpy()
+            self._is_measured[rows] = True  # last: other threads then read the numbers
+        return self._norms[rows]
 
     def _query(self, vector: np.ndarray) -> _Query:
         vector = np.asarray(vector, np.float32)
@@ -188,9 +194,14 @@ def _multiplies_int8() -> bool:
     return all(bool((found == sign * 64 * 127**2).all()) for sign, found in zip((1, -1), products, strict=True))
 
 
-@cache
 def _workers() -> ThreadPoolExecutor:
     """Return threads of which each computes alone: threads that share a small product mostly wait for each other."""
+    with _MAKING:  # several threads may ask first
+        return _made_workers()
+
+
+@cache
+def _made_workers() -> ThreadPoolExecutor:
     count = min(os.cpu_count() or 1, _MOST_THREADS)
     together, before = threading.Barrier(count + 1), torch.get_num_threads()
 

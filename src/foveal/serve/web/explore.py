@@ -3,6 +3,9 @@
 import asyncio
 import json
 import re
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -62,7 +65,17 @@ class SelectionRequest(Part):
 
 def explore_page(explorer: Explorer) -> Page:
     """Return the page and its endpoints."""
-    router = APIRouter(prefix=API)
+
+    @asynccontextmanager
+    async def measuring(_: object) -> AsyncIterator[None]:
+        ended = threading.Event()
+        thread = threading.Thread(target=explorer.measure, args=(ended,), name="measure")
+        thread.start()
+        yield
+        ended.set()
+        await asyncio.to_thread(thread.join)
+
+    router = APIRouter(prefix=API, lifespan=measuring)
     _add_set(router, explorer)
     _add_patches(router, explorer)
     _add_neighbours(router, explorer)

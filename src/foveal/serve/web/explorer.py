@@ -4,6 +4,7 @@ Shapes: N rows of the store; grid_h x grid_w patches; D width.
 """
 
 import hashlib
+import logging
 import secrets
 import threading
 from collections import OrderedDict
@@ -17,7 +18,7 @@ import pyarrow.compute as pc
 import torch
 from PIL import Image
 
-from foveal.errors import BadImageError, ImageSetError
+from foveal.errors import BadImageError, FovealError, ImageSetError
 from foveal.features.geometry import Geometry
 from foveal.features.heatmap import HeatMaps
 from foveal.features.lookup import search_features, stored_images
@@ -35,7 +36,10 @@ from foveal.serve.problems import Problem
 from foveal.serve.service import Service
 from foveal.serve.web.encode import encoded
 
+logger = logging.getLogger(__name__)
+
 THUMBNAIL = 160  # pixels
+_PAUSE_S = 0.05  # between two looks whether requests are being answered
 _SAMPLE = 256  # images that the colours of components are scaled on
 _MOST_COMPONENTS = 12  # of which colours are made where the store has no PCA
 _ROWS_OF_MAP = 20_000  # on which the map's PCA is fitted
@@ -86,6 +90,20 @@ class Explorer:
                 "one with: foveal extract IMAGES --model MODEL --tokens cls,patches --pca 64 --dtype int8 --out STORE",
             )
         return self.heat
+
+    def measure(self, ended: threading.Event) -> None:
+        """Measure the lengths of patches ahead of the first search, whenever no request is being answered.
+
+        What is not measured when a search comes, or could not be, the search measures itself, and says what is wrong.
+        """
+        try:
+            for _ in () if self.heat is None else self.heat.measure():
+                while self.service.admission.requests and not ended.is_set():
+                    ended.wait(_PAUSE_S)
+                if ended.is_set():
+                    return
+        except FovealError as error:
+            logger.warning("the lengths of patches: %s", error)
 
     def check_row(self, row: int) -> None:
         """Refuse a row that the store does not have."""
