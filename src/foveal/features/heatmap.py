@@ -14,7 +14,7 @@ Shapes: N rows of the store; grid_h x grid_w patches, P in all; D width; K store
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import NamedTuple
@@ -106,7 +106,7 @@ class HeatMaps:
         return int(self._is_measured.sum())
 
     def measure(self) -> Iterator[None]:
-        """Measure the lengths of all patches, which the first scan does otherwise; whoever iterates may stop anywhere."""
+        """Measure the lengths of all patches, as the first scan would; whoever iterates may stop anywhere."""
         for shard in self.store.as_stored(self.name):
             for rows, codes, scale in self._chunks(*shard):
                 _workers().submit(self._measured, rows, codes, scale).result()
@@ -153,15 +153,13 @@ class HeatMaps:
             rows = slice(start + first, start + first + len(codes))
             yield rows, codes, None if scale is None else scale[first : first + self._chunk]
 
-    def _cosines(
-        self, query: _Query, rows: slice | np.ndarray, codes: np.ndarray, scale: np.ndarray | None
-    ) -> Tensor:
+    def _cosines(self, query: _Query, rows: slice | np.ndarray, codes: np.ndarray, scale: np.ndarray | None) -> Tensor:
         """Return the cosines of the codes (n, grid_h, grid_w, K) of some rows, (n, P)."""
         found = query.products(codes, scale).view(-1, self._num_patches)
         return found.mul_(torch.from_numpy(self._measured(rows, codes, scale))).clamp_(-1, 1)
 
     def _measured(self, rows: slice | np.ndarray, codes: np.ndarray, scale: np.ndarray | None) -> np.ndarray:
-        """Return 1 / |v| of the patches of some rows, (n, P) float32; zero for a zero vector. Measured where not known."""
+        """Return 1 / |v| of the patches of some rows, (n, P) float32, measured where unknown; zero for a zero vector."""
         if not self._is_measured[rows].all():
             wide = torch.from_dlpack(codes).reshape(-1, codes.shape[-1]).float()
             s = torch.ones(len(wide)) if scale is None else torch.from_dlpack(scale).reshape(-1)

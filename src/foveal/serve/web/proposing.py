@@ -62,7 +62,9 @@ def add_proposing(router: APIRouter, annotator: Annotator, spreader: Spreader) -
         outcome = await works.outcome(asked.request, partial(_propose, annotator, spreader, asked))
         if outcome is None:
             return JSONResponse({"looking": spreader.done}, 202)
-        return JSONResponse({**outcome, "project": await service.aside(partial(about_project, annotator, asked.client))})
+        return JSONResponse(
+            {**outcome, "project": await service.aside(partial(about_project, annotator, asked.client))}
+        )
 
 
 async def _propose(annotator: Annotator, spreader: Spreader, asked: words.ProposeRequest) -> dict[str, Any]:
