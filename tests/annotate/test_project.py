@@ -199,6 +199,15 @@ def test_the_same_answer_in_two_windows_is_no_conflict(project: Project) -> None
     assert said(project) == [("0.png", "dog", "accepted")]
 
 
+def test_a_label_chosen_late_takes_the_place_of_the_one_that_is_there_by_then(project: Project) -> None:
+    project.label("0.png", "cat", client="a")
+    [conflict] = project.label("0.png", "dog", seen=0, client="b").conflicts
+    project.label("0.png", None, client="a")
+    project.label("0.png", "cat", client="a")
+    project.settle(conflict.id, "wanted", client="b")
+    assert said(project) == [("0.png", "dog", "accepted")]
+
+
 def test_a_request_sent_twice_is_done_once(project: Project) -> None:
     first = project.write([Edit(Annotation("0.png", "cat"))], request="r1")
     assert project.write([Edit(Annotation("0.png", "cat"))], request="r1") == first
@@ -244,6 +253,36 @@ def test_classes_change_while_they_are_used(project: Project) -> None:
     project.undo(client="a")
     assert {state for *_, state in said(project)} == {"accepted"}
     assert len(said(project)) == 3
+
+
+def test_every_name_that_a_class_had_still_means_it(project: Project) -> None:
+    project.rename_class("cat", "lynx", client="a")
+    project.merge_class("lynx", "dog", client="b")
+    project.label("0.png", "cat")
+    project.undo(client="b")
+    project.label("1.png", "cat")
+    project.rename_class("cat", "puma", client="b")  # by a window that has not seen "lynx"
+    project.label("2.png", "lynx")
+    project.undo(client="b")
+    project.label("3.png", "puma")
+    assert [name for _, name, _ in said(project)] == ["dog", "lynx", "lynx", "lynx"]
+    project.add_class("\u00e9lan")
+    project.label("4.png", "e\u0301lan")
+    assert said(project)[-1] == ("4.png", "\u00e9lan", "accepted")
+    project.remove_class("lynx", with_annotations=True)
+    with pytest.raises(ProjectError, match=r"has no class 'puma'\. It has dog"):
+        project.label("3.png", "puma")
+
+
+def test_classes_that_become_one_leave_an_image_one_label(project: Project) -> None:
+    project.write([Edit(Annotation("0.png", "cat")), Edit(Annotation("0.png", "dog", state="rejected"))])
+    project.write([Edit(Annotation("1.png", "cat", state="unsure")), Edit(Annotation("1.png", "dog"))])
+    add_mask(project, "1.png")
+    project.merge_class("cat", "dog")
+    accepted = [("0.png", "dog", "accepted"), ("1.png", "dog", "accepted"), ("1.png", "dog", "accepted")]
+    assert said(project) == accepted
+    project.undo()
+    assert len(said(project)) == 5
 
 
 def test_undo_keeps_a_class_that_others_use(project: Project) -> None:

@@ -92,6 +92,15 @@ def test_a_set_that_does_not_fit_is_refused_and_nothing_added(
     assert (project.revision, project.annotations()) == (before, ())
 
 
+def test_a_label_from_outside_answers_what_was_proposed(project: Project) -> None:
+    [uri] = [one.uri for one in project.page(0, 1)]
+    project.propose([Annotation(uri, "cat", state="proposed", source="propagated")])
+    project.add(AnnotatedSet(("owl",), (), (Annotation(uri, "owl"),)))
+    assert [(one.annotation.class_name, one.annotation.state) for one in project.annotations(uri)] == [
+        ("owl", "accepted")
+    ]
+
+
 def test_labels_leave_as_an_image_set_that_is_split_as_the_project_is(project: Project, tmp_path: Path) -> None:
     for number in range(7):
         project.label(uri(number), ("cat", "dog")[number % 2])

@@ -1,10 +1,10 @@
 """Annotations into a project and out of it, as files of other tools hold them."""
 
-import unicodedata
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from foveal.annotate import classes
+from foveal.annotate.classes import plain_name
 from foveal.annotate.journal import Step
 from foveal.annotate.queries import index_of, records
 from foveal.annotate.records import Edit, columns_of
@@ -39,27 +39,33 @@ def check_images(project: "ProjectReader", found: AnnotatedSet) -> None:
 
 
 def add_set(step: Step, found: AnnotatedSet) -> int:
-    """Add the classes that are not there and the annotations that are not there yet.
+    """Add the classes that are not there and the annotations that are not there yet; labels answer what was proposed.
 
     Returns:
         How many annotations were there already.
     """
-    names = {_plain(one.name) for one in classes.list_classes(step.connection)}
+    names = {one.name for one in classes.list_classes(step.connection)}
     for name in dict.fromkeys(
-        _plain(name) for name in (*found.classes, *(one.class_name for one in found.annotations))
+        plain_name(name) for name in (*found.classes, *(one.class_name for one in found.annotations))
     ):
         if name not in names:
             classes.add_class(step, name, None)
     present = {_content(one.annotation) for one in records(step.connection)}
-    num_there = 0
-    for annotation in found.annotations:
-        if _content(annotation) in present:
-            num_there += 1
-            continue
-        class_id = classes.find_class(step.connection, _plain(annotation.class_name))
+    new = [one for one in found.annotations if _content(one) not in present]
+    _answer(step, {one.image for one in new if one.state == "accepted" and one.mask is None and one.box is None})
+    for annotation in new:
+        class_id = classes.find_class(step.connection, annotation.class_name)
         image = index_of(step.connection, annotation.image)
         step.add("annotations", **columns_of(Edit(annotation), image=image, class_id=class_id))
-    return num_there
+    return len(found.annotations) - len(new)
+
+
+def _answer(step: Step, uris: set[str]) -> None:
+    """Remove the undecided labels of images that get one, as a label by hand does."""
+    for record in records(step.connection, states=("proposed", "unsure")):
+        annotation = record.annotation
+        if annotation.image in uris and annotation.mask is None and annotation.box is None:
+            step.remove("annotations", cast(int, annotation.id))
 
 
 def to_set(project: "ProjectReader", states: Sequence[State]) -> AnnotatedSet:
@@ -75,13 +81,9 @@ def to_set(project: "ProjectReader", states: Sequence[State]) -> AnnotatedSet:
 def _content(annotation: Annotation) -> tuple[object, ...]:
     return (
         annotation.image,
-        _plain(annotation.class_name),
+        plain_name(annotation.class_name),
         annotation.mask,
         annotation.box,
         annotation.state,
         annotation.track,
     )
-
-
-def _plain(name: str) -> str:
-    return unicodedata.normalize("NFC", name).strip()

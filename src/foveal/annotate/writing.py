@@ -20,7 +20,7 @@ from foveal.annotate.types import Annotation
 
 def put(step: Step, edit: Edit, client: str) -> None:
     """Write a new annotation, or another version of one that was not changed since it was seen."""
-    annotation = edit.annotation
+    annotation = replace(edit.annotation, class_name=_present_name(step, edit.annotation.class_name))
     image = index_of(step.connection, annotation.image)
     columns = columns_of(edit, image=image, class_id=find_class(step.connection, annotation.class_name))
     if annotation.id is None:
@@ -48,7 +48,7 @@ def relabel(step: Step, uri: str, class_name: str | None, *, seen: int | None, c
     """Give an image one accepted label, in place of that which was seen and of proposed ones; None takes it away."""
     wanted = None if class_name is None else Edit(Annotation(uri, _present_name(step, class_name)))
     name = wanted.annotation.class_name if wanted else None
-    whole = [one for one in records(step.connection, uri=uri) if _is_whole(one)]
+    whole = [one for one in records(step.connection, uri=uri) if _is_label(one.annotation)]
     there = [one for one in whole if one.annotation.state == "accepted"]
     if seen is not None and there and there[0].revision != seen and there[0].annotation.class_name != name:
         _refuse(step, there[0].annotation.id, wanted, client)
@@ -68,7 +68,9 @@ def take_wanted(step: Step, conflict: Conflict) -> None:
     """Write the version of a conflict that was refused, over what is there now."""
     step.connection.execute("DELETE FROM conflicts WHERE id = ?", (conflict.id,))
     stored, wanted = conflict.stored, conflict.wanted
-    if wanted is not None:
+    if wanted is not None and _is_label(wanted.annotation) and wanted.annotation.state == "accepted":
+        relabel(step, wanted.annotation.image, wanted.annotation.class_name, seen=None, client=conflict.client)
+    elif wanted is not None:
         put(step, Edit(replace(wanted.annotation, id=_id(stored) if stored else None), wanted.prompts), conflict.client)
     elif stored is not None:
         step.remove("annotations", _id(stored))
@@ -98,8 +100,8 @@ def _present_name(step: Step, name: str) -> str:
     return str(step.connection.execute("SELECT name FROM classes WHERE id = ?", (found,)).fetchone()[0])
 
 
-def _is_whole(record: Record) -> bool:
-    return record.annotation.mask is None and record.annotation.box is None
+def _is_label(annotation: Annotation) -> bool:
+    return annotation.mask is None and annotation.box is None
 
 
 def _id(record: Record) -> int:
