@@ -399,6 +399,22 @@ def test_an_image_that_is_gone_keeps_its_annotations_and_takes_no_new_mask(proje
     assert said(project) == [("0.png", "cat", "accepted")]
 
 
+def test_a_picture_of_another_size_takes_masks_once_those_of_the_old_one_are_gone(project: Project) -> None:
+    found, _ = add_mask(project)
+    assert project.sizes(["0.png", "1.png"]) == {"0.png": (WIDTH, HEIGHT), "1.png": (WIDTH, HEIGHT)}
+    pixels = np.zeros((11, 9), bool)
+    pixels[2:5, 3:5] = True
+    for uri in ("0.png", "1.png"):
+        Image.new("RGB", (9, 11)).save(project.folder.parent / "photos" / uri)
+    new = [Edit(Annotation(uri, "cat", Mask.of(pixels))) for uri in ("0.png", "1.png")]
+    with pytest.raises(ProjectError, match=r"0.png 7 x 5; .* put it back or remove its masks"):
+        project.write(new)
+    assert (project.size("0.png"), project.size("1.png")) == ((WIDTH, HEIGHT), (9, 11))
+    project.write(remove=[(found, None)])
+    project.write(new)
+    assert len(said(project)) == 2
+
+
 def test_many_threads_and_another_process_lose_nothing(project: Project) -> None:
     code = (
         "import sys; from foveal.annotate.project import Project\n"
@@ -421,7 +437,7 @@ def test_many_threads_and_another_process_lose_nothing(project: Project) -> None
         thread.start()
     for thread in threads:
         thread.join(60)
-    _, errors = other.communicate(timeout=60)
+    _, errors = other.communicate(timeout=300)
     assert (other.returncode, failed) == (0, []), errors
     assert len(project.annotations("0.png")) == 30
     assert len(project.annotations("1.png")) == 20
@@ -463,6 +479,9 @@ def test_a_full_disk_refuses_a_change_in_words_and_keeps_all_before(project: Pro
     limit = max(path.stat().st_size for path in project.folder.glob("project.sqlite*"))
     with no_file_above(limit), pytest.raises(ProjectError, match="this change is not kept, all before it are"):
         fill(project, 20)
+    with no_file_above(1):
+        assert project.size("5.png") == (WIDTH, HEIGHT)  # what is only kept to be quicker hinders nobody
+        assert project.sizes(["4.png"]) == {"4.png": (WIDTH, HEIGHT)}
     before = said(project)
     project.label("2.png", "dog")  # there is room again
     assert [one for one in said(project) if one[0] != "2.png"] == before

@@ -55,7 +55,8 @@ def _check_mask(annotation: Annotation, size: Size) -> None:
     if (mask.width, mask.height) != size:
         raise ProjectError(
             f"the mask of '{annotation.class_name}' has {mask.width} x {mask.height} pixels, its picture "
-            f"{annotation.image} {size[0]} x {size[1]}; give a mask of the picture's size"
+            f"{annotation.image} {size[0]} x {size[1]}; give a mask of the picture's size, and where it was changed "
+            "since it was annotated, put it back or remove its masks and boxes"
         )
     check_mask(mask, where=f"the mask of '{annotation.class_name}' on {annotation.image}")
 

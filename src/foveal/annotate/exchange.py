@@ -31,7 +31,9 @@ def check_images(project: "ProjectReader", found: AnnotatedSet) -> None:
     sizes = project.sizes(sorted(marked))
     for image in found.images:
         size = sizes.get(image.uri)
-        if size is not None and image.width > 0 and size != (image.width, image.height):
+        if size is None or image.width == 0 or size == (image.width, image.height):
+            continue
+        if (size := project.size(image.uri)) != (image.width, image.height):  # it may be another picture by now
             raise ProjectError(
                 f"{image.uri} is annotated at {image.width} x {image.height} pixels, and the picture has {size[0]} x "
                 f"{size[1]}; give annotations of the picture as it is"

@@ -308,6 +308,9 @@ class Project(ProjectReader):
         marked = {one.annotation.image for one in edits if one.annotation.mask or one.annotation.box or one.prompts}
         sizes = self.sizes(sorted(marked))
         for edit in edits:
+            mask, uri = edit.annotation.mask, edit.annotation.image
+            if mask and (mask.width, mask.height) != sizes[uri]:  # the picture may be another one by now
+                sizes[uri] = self.size(uri)
             check_edit(edit, sizes.__getitem__)
 
     def _step(

@@ -11,7 +11,7 @@ from foveal.annotate import classes, exchange, queries, writing
 from foveal.annotate.checks import check_one_of
 from foveal.annotate.creation import IMAGES
 from foveal.annotate.database import Database
-from foveal.annotate.image_sizes import Size, sizes_of
+from foveal.annotate.image_sizes import Size, size_now, sizes_of
 from foveal.annotate.journal import (
     newest_revision,
     redo_target,
@@ -135,8 +135,12 @@ class ProjectReader:
         return tuple(uri for uri in dict.fromkeys(uris) if uri not in known)
 
     def size(self, uri: str) -> Size:
-        """Return width and height of an image in pixels, upright; see `sizes`."""
-        return self.sizes([uri])[uri]
+        """Return width and height of an image in pixels, upright: by now, or as it was when something was masked on it.
+
+        Raises:
+            ProjectError: an image that the project does not have, or that never could be read.
+        """
+        return size_now(self._database, lambda: self.image_set, uri)
 
     def sizes(self, uris: Sequence[str], *, missing: bool = False) -> dict[str, Size]:
         """Return width and height of images in pixels, upright; read once from their headers.
