@@ -109,6 +109,23 @@ async def test_labels_are_kept_counted_and_taken_back(made: Path, tmp_path: Path
         assert (shown["class_name"], shown["state"], shown["kind"]) == ("red", "accepted", "label")
 
 
+async def test_a_window_of_another_project_is_refused(made: Path, tmp_path: Path) -> None:
+    keys = []
+    for name in ("p", "q"):
+        async with page(made, tmp_path / name) as (client, project):
+            about = (await client.get(f"{API}/project", params={"client": "one"})).json()
+            keys.append(about["key"])
+            known = await client.get(f"{API}/pictures/0", params={"project": keys[-1]})
+            assert known.status_code == 200
+    assert keys[0] != keys[1]
+    async with page(made, tmp_path / "q") as (client, project):
+        change = {"client": "one", "request": "add-a-class", "action": {"act": "add_class", "name": "red"}}
+        for method, path, body in (("POST", "write", change), ("GET", "pictures/0", None), ("GET", "next", None)):
+            refused = await client.request(method, f"{API}/{path}", params={"project": keys[0]}, json=body)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (409, "other_project")
+        assert project.classes() == ()
+
+
 async def test_a_change_sent_again_is_done_once(made: Path, tmp_path: Path) -> None:
     async with page(made, tmp_path / "p") as (client, project):
         window = Window(client)

@@ -20,8 +20,8 @@ class PageServer:
         log: what it printed, of all starts.
     """
 
-    def __init__(self, folder: Path, *command: str | Path) -> None:
-        self.port = _free_port()
+    def __init__(self, folder: Path, *command: str | Path, port: int | None = None) -> None:
+        self.port = port or _free_port()
         self.log = folder / f"log-{self.port}"
         self._command = [sys.executable, *map(str, command), f"--port={self.port}"]
         self._process: subprocess.Popen[bytes] | None = None

@@ -1,8 +1,10 @@
 """A project as a window of the page of annotation needs it first, and after each change."""
 
+import hashlib
 from typing import Any, Literal
 
 from foveal.annotate.formats import WRITTEN
+from foveal.annotate.project import Project
 from foveal.annotate.queries import Filter
 from foveal.serve.web import annotate_words as words
 from foveal.serve.web.annotator import Annotator
@@ -13,13 +15,18 @@ IMAGE_SETS: dict[str, Literal["labels", "masks"]] = {
 }
 
 
+def key_of(project: Project) -> str:
+    """Return what tells projects at one address apart."""
+    return hashlib.sha256(f"{project.folder.name} {project.created}".encode()).hexdigest()[:16]
+
+
 def about_project(annotator: Annotator, client: str) -> dict[str, Any]:
     """Return what a window shows of the whole project."""
     project = annotator.project
     undo, redo = project.can(client=client)
     return {
         "name": project.folder.name,
-        "created": project.created,
+        "key": key_of(project),
         "model": annotator.service.loaded.name,
         "num_images": project.num_images,
         "revision": project.revision,

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any, Literal
 
 import numpy as np
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import JSONResponse, Response
 
 from foveal.annotate.formats import write_annotations
@@ -17,7 +17,7 @@ from foveal.errors import UnwritableProjectError
 from foveal.serve.limits import parse_json
 from foveal.serve.problems import Problem
 from foveal.serve.web import annotate_words as words
-from foveal.serve.web.about import IMAGE_SETS, about_project
+from foveal.serve.web.about import IMAGE_SETS, about_project, key_of
 from foveal.serve.web.annotator import Annotator, mask_png
 from foveal.serve.web.pages import Page
 from foveal.serve.web.proposing import add_proposing
@@ -31,7 +31,19 @@ _PRIVATE = {"cache-control": "private, max-age=600"}
 
 def annotate_page(annotator: Annotator) -> Page:
     """Return the page and its endpoints."""
-    router, spreader = APIRouter(prefix=API), Spreader(annotator)
+    key, spreader = key_of(annotator.project), Spreader(annotator)
+
+    async def of_this_project(project: str = Query(key, max_length=64)) -> None:
+        """Refuse a window of the project that was served at this address before."""
+        if project != key:
+            raise Problem(
+                409,
+                "other_project",
+                f"another project, '{annotator.project.folder.name}', is served at this address now; start the one of "
+                "this window again, or reload the window for the other",
+            )
+
+    router = APIRouter(prefix=API, dependencies=[Depends(of_this_project)])
     _add_reading(router, annotator, spreader)
     _add_pictures(router, annotator)
     _add_writing(router, annotator)

@@ -6,7 +6,6 @@ import { MaskMode } from "/static/masks.js";
 import { ReviewMode } from "/static/review.js";
 import { drawChart } from "/static/chart.js";
 
-const API = "/annotate/api";
 const FOLLOW_MS = 1500; // between looks at what other windows do
 const $ = (id) => document.getElementById(id);
 const client = windowName();
@@ -18,8 +17,10 @@ export const page = {
   mode: "classes",
   classNumber: 0,
   outbox: null,
-  json,
-  binary,
+  /** The address of something in this project; the server of another one refuses it. */
+  at: (path) => `/annotate/api/${path}${path.includes("?") ? "&" : "?"}project=${page.project.key}`,
+  json: (path, body) => json(page.at(path), body),
+  binary: (path, body) => binary(page.at(path), body),
   get className() {
     return this.project?.classes[this.classNumber]?.name ?? null;
   },
@@ -160,7 +161,7 @@ function setFace(found) {
   $("accept-guess").disabled = !found.guess;
   $("skip").disabled = !offered;
   if (offered) {
-    $("offered").src = `${API}/pictures/${offered.index}?side=1280`;
+    $("offered").src = page.at(`pictures/${offered.index}?side=1280`);
     $("offered").alt = `Image ${offered.uri}, to be labelled`;
     const guess = found.guess ? ` The head says ${found.guess.class_name}${found.learning.num_held_out ? `, ${Math.round(100 * found.guess.probability)} %` : ""}.` : "";
     $("offer").textContent = `${offered.uri}: ${found.why}.${guess}`;
@@ -173,7 +174,7 @@ function setFace(found) {
 
 async function offer() {
   const skip = skipped.slice(-100).map((index) => `skip=${index}`).join("&");
-  setFace(await json(`${API}/next?${skip}`));
+  setFace(await page.json(`next?${skip}`));
 }
 
 async function setMode(mode, load = true) {
@@ -191,7 +192,7 @@ async function setMode(mode, load = true) {
 }
 
 async function refresh() {
-  setProject(await json(`${API}/project?client=${client}`));
+  setProject(await page.json(`project?client=${client}`));
   if (page.mode === "masks") await masks.reload();
   if (page.mode === "review") await review.load();
 }
@@ -202,7 +203,7 @@ async function follow() {
     await new Promise((resolve) => setTimeout(resolve, FOLLOW_MS));
     if (document.hidden) continue;
     try {
-      const found = await json(`${API}/changes?since=${page.project.revision}`);
+      const found = await page.json(`changes?since=${page.project.revision}`);
       if (page.outbox.gone === null) page.onState({ waiting: page.outbox.keys().length, gone: null });
       review.progress(found.looking);
       if (found.revision !== page.project.revision) await page.run(refresh);
@@ -275,7 +276,7 @@ async function askExport() {
   dialog.showModal();
   await new Promise((resolve) => dialog.addEventListener("close", resolve, { once: true }));
   if (dialog.returnValue !== "go") return;
-  const found = await json(`${API}/export`, { name: $("export-name").value, format: $("export-format").value });
+  const found = await page.json("export", { name: $("export-name").value, format: $("export-format").value });
   $("export-name").value = "";
   $("saved").textContent = `Exported to ${found.folder}. ${found.notes.join(" ")}`;
 }
@@ -311,8 +312,8 @@ function connect() {
 
 async function begin() {
   connect();
-  setProject(await whenBack(() => json(`${API}/project?client=${client}`)));
-  page.outbox = new Outbox(`${page.project.name}-${page.project.created}`, client, {
+  setProject(await whenBack(() => json(`/annotate/api/project?client=${client}`)));
+  page.outbox = new Outbox(page.project.key, client, (change) => page.json("write", change), {
     onState: page.onState,
     onDone: (answer, action) => {
       setProject(answer.project);

@@ -45,9 +45,9 @@ export async function binary(path, body, options = {}) {
   return { header: JSON.parse(answer.headers.get("x-foveal-array") ?? "{}"), bytes: await answer.arrayBuffer() };
 }
 
-/** Whether the same request may be answered later: no server, one of another start, or none that has room. */
+/** Whether the same request may be answered later: no server, one of another start or project, or none that has room. */
 export function isPassing(error) {
-  return error instanceof ApiError && (error.code === "unreachable" || [401, 408, 429, 503, 504].includes(error.status));
+  return error instanceof ApiError && (["unreachable", "other_project"].includes(error.code) || [401, 408, 429, 503, 504].includes(error.status));
 }
 
 /** Call `again` until it is answered, once a second or so. */

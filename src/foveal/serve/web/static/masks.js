@@ -2,8 +2,6 @@
 
 import { MaskCanvas } from "/static/canvas.js";
 
-const API = "/annotate/api";
-
 export class MaskMode {
   constructor(page) {
     this.page = page;
@@ -37,8 +35,8 @@ export class MaskMode {
   }
 
   async show(index) {
-    this.image = await this.page.json(`${API}/images/${index}`);
-    const answer = await fetch(`${API}/pictures/${index}?side=1280`);
+    this.image = await this.page.json(`images/${index}`);
+    const answer = await fetch(this.page.at(`pictures/${index}?side=1280`));
     if (!answer.ok) throw new Error(`The image ${this.image.uri} cannot be shown: ${(await answer.json()).error?.message}`);
     this.corrects = null;
     this.canvas.show(await createImageBitmap(await answer.blob()), this.image.width, this.image.height);
@@ -49,7 +47,7 @@ export class MaskMode {
 
   async reload() {
     if (!this.image) return;
-    this.image = await this.page.json(`${API}/images/${this.image.index}`);
+    this.image = await this.page.json(`images/${this.image.index}`);
     await this.drawLayers();
   }
 
@@ -58,7 +56,7 @@ export class MaskMode {
     const masks = this.image.annotations.filter((one) => one.kind === "mask" && one.state !== "rejected" && one.id !== this.corrects?.id);
     this.canvas.layers = await Promise.all(
       masks.map(async (one) => ({
-        bitmap: await bitmapOf(await this.page.binary(`${API}/masks/${one.id}?side=1280`)),
+        bitmap: await bitmapOf(await this.page.binary(`masks/${one.id}?side=1280`)),
         colour: colours[one.class_name] ?? "#888888",
         name: one.state === "accepted" ? one.class_name : `${one.class_name}, ${one.state}`,
       })),
@@ -112,7 +110,7 @@ export class MaskMode {
     this.page.$("mask-words").textContent = "Looking for it …";
     let found;
     try {
-      found = await this.page.binary(`${API}/masks`, { image: this.image.index, prompts });
+      found = await this.page.binary("masks", { image: this.image.index, prompts });
     } catch (error) {
       if (asked === this.asked) this.say();
       throw error;

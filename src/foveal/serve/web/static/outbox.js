@@ -1,7 +1,7 @@
 // Changes on their way to the server. Each waits in the browser's storage until the server says that it is kept, and is
 // sent again under the same name as long as that is not so: the server does it once.
 
-import { isPassing, json } from "/static/api.js";
+import { isPassing } from "/static/api.js";
 
 /** A name that nothing else has, without the parts of crypto that only some addresses get. */
 export const newName = () => Array.from(crypto.getRandomValues(new Uint8Array(12)), (byte) => byte.toString(16).padStart(2, "0")).join("");
@@ -18,12 +18,14 @@ export function windowName() {
 export class Outbox {
   /**
    * @param {string} project tells projects at one address apart
+   * @param {string} client name of this window
+   * @param {(change: object) => Promise<object>} write sends one change
    * @param {(state: {waiting: number, gone: string|null}) => void} onState told of every change
    * @param {(answer: object, action: object) => void} onDone told what the server answered
    * @param {(error: ApiError, action: object) => void} onRefused told of what cannot be done
    */
-  constructor(project, client, { onState, onDone, onRefused }) {
-    Object.assign(this, { prefix: `foveal.outbox.${project}.`, client, onState, onDone, onRefused, gone: null, sending: false, waits: new Map() });
+  constructor(project, client, write, { onState, onDone, onRefused }) {
+    Object.assign(this, { prefix: `foveal.outbox.${project}.`, client, write, onState, onDone, onRefused, gone: null, sending: false, waits: new Map() });
   }
 
   keys() {
@@ -61,7 +63,7 @@ export class Outbox {
     const wait = this.waits.get(body.request);
     for (;;) {
       try {
-        const answer = await json("/annotate/api/write", body);
+        const answer = await this.write(body);
         this.gone = null;
         this.finish(key, body);
         this.onDone(answer, body.action);

@@ -4,7 +4,6 @@ import { drawMask } from "/static/canvas.js";
 import { isPassing, whenBack } from "/static/api.js";
 import { newName } from "/static/outbox.js";
 
-const API = "/annotate/api";
 const COUNT = 24;
 
 export class ReviewMode {
@@ -37,7 +36,7 @@ export class ReviewMode {
   }
 
   async load() {
-    const found = await this.page.json(`${API}/annotations?state=${this.state}&start=${this.start}&count=${COUNT}`);
+    const found = await this.page.json(`annotations?state=${this.state}&start=${this.start}&count=${COUNT}`);
     if (!found.annotations.length && this.start) {
       this.start = 0;
       return this.load();
@@ -59,7 +58,7 @@ export class ReviewMode {
   tile(one) {
     const tile = Object.assign(document.createElement("li"), { tabIndex: 0, className: one.state });
     const pictures = Object.assign(document.createElement("div"), { className: "pictures" });
-    pictures.append(Object.assign(new Image(), { src: `${API}/pictures/${one.image}?side=320`, alt: `Image ${one.uri}`, loading: "lazy" }));
+    pictures.append(Object.assign(new Image(), { src: this.page.at(`pictures/${one.image}?side=320`), alt: `Image ${one.uri}`, loading: "lazy" }));
     if (one.kind === "mask") {
       pictures.append(this.overlay(one));
     }
@@ -84,7 +83,7 @@ export class ReviewMode {
     canvas.setAttribute("aria-label", `Its mask of ${one.class_name}`);
     const colour = this.page.project.classes.find((found) => found.name === one.class_name)?.colour ?? "#888888";
     const draw = async () => {
-      const { bytes } = await this.page.binary(`${API}/masks/${one.id}?side=320`);
+      const { bytes } = await this.page.binary(`masks/${one.id}?side=320`);
       const bitmap = await createImageBitmap(new Blob([bytes], { type: "image/png" }));
       Object.assign(canvas, { width: bitmap.width, height: bitmap.height });
       drawMask(canvas.getContext("2d"), bitmap, colour, "");
@@ -142,7 +141,7 @@ export class ReviewMode {
       let found;
       do {
         this.progress(found?.looking);
-        found = await whenBack(() => this.page.json(`${API}/propose`, asked), isPassing);
+        found = await whenBack(() => this.page.json("propose", asked), isPassing);
       } while ("looking" in found); // the same request waits on for what goes on without it
       Object.assign(this, { start: 0, summary: found.summary });
       this.page.$("review-filter").value = found.num_proposed ? "proposed" : "unsure";
