@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import shlex
 import shutil
 import threading
 from collections.abc import AsyncIterator
@@ -228,6 +229,75 @@ async def test_a_selection_is_an_image_set(client: httpx.AsyncClient, made: Path
         assert (refused.status_code, refused.json()["error"]["code"]) == (422, "invalid_name")
     assert (await client.post(f"{API}/selection", json={"name": "z", "rows": [99]})).status_code == 404
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
+
+
+async def test_a_dropped_picture_is_shown_as_it_was_seen(client: httpx.AsyncClient) -> None:
+    data = encoded(pixels(3, 40, 60))
+    name = (await client.post(f"{API}/neighbours?count=3", content=data)).json()["upload"]
+    shown = await client.get(f"{API}/upload/{name}")
+    assert shown.headers["content-type"] == "image/jpeg"
+    seen = Image.open(io.BytesIO(shown.content))
+    assert seen.size == (36, 36)  # as of the set's own: see above
+    assert (
+        np.abs(np.asarray(seen, float).mean(axis=(0, 1)) - pixels(3, 40, 60)[2:38, 12:48].mean(axis=(0, 1))).max() < 6
+    )
+    gone = await client.get(f"{API}/upload/other")
+    assert (gone.status_code, gone.json()["error"]["code"]) == (404, "upload_gone")
+
+
+async def test_pictures_have_the_proportions_of_their_patches(made: Path, tmp_path: Path) -> None:
+    images, model = ImageSet.open(made / "pictures"), tiny_model()
+    settings = StoreSettings(tokens=("cls", "patches"), size=(28, 56), fit="resize")  # of pictures of 40 x 60
+    open_extraction(tmp_path / "store", model, images, settings).run()
+    async with page(tmp_path / "store", tmp_path / "out") as client:
+        assert (await client.get(f"{API}/set")).json()["patches"]["grid"] == [4, 8]
+        assert Image.open(io.BytesIO((await client.get(f"{API}/picture/0")).content)).size == (60, 30)
+        assert Image.open(io.BytesIO((await client.get(f"{API}/picture/0?side=16")).content)).size == (16, 8)
+
+
+async def test_images_of_the_set_may_be_larger_than_those_that_requests_bring(made: Path, tmp_path: Path) -> None:
+    service = Service(Loaded("tiny", tiny_model()), ServeSettings(max_pixels=2000, max_body_bytes=4000))
+    explorer = Explorer(FeatureStore.open(made / "store"), service, tmp_path)
+    async with page(made / "store", tmp_path, explorer) as client:
+        assert (await client.get(f"{API}/picture/0")).status_code == 200  # 2400 pixels, 7 KB
+        refused = await client.post(f"{API}/neighbours", content=encoded(np.zeros((40, 60, 3), np.uint8)))
+        assert (refused.status_code, refused.json()["error"]["code"]) == (413, "too_many_pixels")
+        assert (await client.get(f"{API}/set")).json()["most_bytes"] == 4000
+
+
+async def test_another_model_in_the_place_of_the_stores_is_refused(made: Path, tmp_path: Path) -> None:
+    explorer = explorer_of(made / "store", tmp_path)
+    async with page(made / "store", tmp_path, explorer) as client:
+        explorer.service.loaded = Loaded("other", tiny_model(5))  # as after SIGHUP
+        answer = await client.post(f"{API}/neighbours", content=encoded(pixels(3)))
+        assert answer.status_code == 422
+        assert "holds features of the model" in answer.json()["error"]["message"]
+
+
+async def test_the_scale_of_colours_is_made_once(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, model = ImageSet.open(made / "pictures"), tiny_model()
+    open_extraction(tmp_path / "store", model, images, StoreSettings(tokens=("cls", "patches"))).run()
+    explorer = explorer_of(tmp_path / "store", tmp_path)
+    read, sizes = explorer.store.read, []
+    monkeypatch.setattr(explorer.store, "read", lambda name, rows: sizes.append(len(rows)) or read(name, rows))
+    async with page(tmp_path / "store", tmp_path, explorer) as client:
+        found = await asyncio.gather(*(client.get(f"{API}/pca/{row}") for row in range(6)))
+    assert {array(one).shape for one in found} == {(4, 4, 3)}
+    assert sorted(sizes) == [1] * 6 + [NUM_IMAGES]
+
+
+async def test_a_selection_that_cannot_be_written_is_said(made: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("a file")
+    async with page(made / "store", tmp_path / "out") as client:
+        answer = await client.post(f"{API}/selection", json={"name": "mine", "rows": [1]})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "not_saved")
+        assert "check space and permissions" in answer.json()["error"]["message"]
+
+
+async def test_the_command_for_a_selection_can_be_pasted(made: Path, tmp_path: Path) -> None:
+    async with page(made / "store", tmp_path / "my out") as client:
+        answer = (await client.post(f"{API}/selection", json={"name": "mine", "rows": [1]})).json()
+    assert shlex.split(answer["command"])[4] == answer["path"]
 
 
 async def test_what_is_wrong_is_said(client: httpx.AsyncClient) -> None:

@@ -190,8 +190,8 @@ class ImageSet:
             raise ImageSetError(f"{folder} already exists and is not empty; save under another name or remove it first")
         temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
         try:
+            temporary.mkdir(parents=True)
             for part, start in enumerate(range(0, max(len(self), 1), _ROWS_PER_PART)):
                 pq.write_table(self.rows.slice(start, _ROWS_PER_PART), temporary / f"part-{part:05d}.parquet")
             (temporary / CARD_NAME).write_text(json.dumps(self._card(), indent=2) + "\n", encoding="utf-8")

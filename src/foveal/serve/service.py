@@ -140,12 +140,12 @@ class Service:
         with self.admission.admit(len(images)):
             return np.stack(await together(one(number, picture) for number, picture in enumerate(images)))
 
-    async def patches(self, loaded: Loaded, image: Picture, preprocess: Preprocess, *, field: str) -> np.ndarray:
-        """Return the patches of a picture that goes through a transform of its own, (grid_h, grid_w, D) float32."""
+    async def tokens(self, loaded: Loaded, image: Picture, preprocess: Preprocess, *, field: str) -> Encoded:
+        """Return the tokens of one picture that goes through a transform of its own."""
         with self.admission.admit(1):
             async with self._prepared(image, preprocess, field) as array:
                 found: Encoded = await self.batcher.submit(Work(loaded, "tokens", "", array.shape), array)
-        return found.patches.copy()
+        return Encoded(*(part.copy() for part in found))  # of a batch, which is not kept for one
 
     async def infer(
         self,

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import shlex
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -119,7 +120,7 @@ def _add_set(router: APIRouter, explorer: Explorer) -> None:
                 field="name",
             )
         folder = await aside(partial(explorer.save, asked.name, asked.rows))
-        command = f"foveal annotate PROJECT --images {folder} --model MODEL"
+        command = f"foveal annotate PROJECT --images {shlex.quote(str(folder))} --model MODEL"
         return JSONResponse({"path": str(folder), "images": len(set(asked.rows)), "command": command})
 
 
@@ -138,7 +139,7 @@ def _about(explorer: Explorer) -> dict[str, Any]:
         "patches": patches,
         "maps": ["pca", *(["umap"] if has_umap() else [])],
         "classes": explorer.classes,
-        "out": str(explorer.out),
+        "most_bytes": explorer.service.settings.max_body_bytes,
     }
 
 
@@ -202,9 +203,14 @@ def _add_neighbours(router: APIRouter, explorer: Explorer) -> None:
         """Return the images most similar to a picture, which is the body."""
         name, made = await explorer.upload(await request.body())
         found = await service.searched(partial(explorer.similar, made.vector, count))
-        grid = None if made.patches is None else list(made.patches.shape[:2])
+        grid = None if explorer.heat is None else list(made.patches.shape[:2])
         images = await service.aside(partial(_listed, explorer, found))
         return JSONResponse({"images": images, "upload": name, "grid": grid})
+
+    @router.get("/upload/{name}")
+    async def uploaded(name: str) -> Response:
+        """Return what the model saw of a picture that was sent, as a JPEG."""
+        return Response(explorer.uploaded(name).picture, media_type="image/jpeg", headers=_KEPT)
 
 
 def _listed(explorer: Explorer, found: Neighbours) -> list[dict[str, Any]]:

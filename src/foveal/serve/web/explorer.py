@@ -38,7 +38,7 @@ from foveal.serve.web.encode import encoded
 
 logger = logging.getLogger(__name__)
 
-THUMBNAIL = 160  # pixels
+THUMBNAIL, UPLOAD = 160, 640  # pixels
 _PAUSE_S = 0.05  # between two looks whether requests are being answered
 _SAMPLE = 256  # images that the colours of components are scaled on
 _MOST_COMPONENTS = 12  # of which colours are made where the store has no PCA
@@ -48,10 +48,11 @@ _MOST_THUMBNAILS = 64 * 1024 * 1024  # bytes
 
 
 class Upload(NamedTuple):
-    """A dropped picture: its vector (D,), and its patches (grid_h, grid_w, D) where the store has such."""
+    """A dropped picture as the model saw it, a JPEG; its vector (D,), its patches (grid_h, grid_w, D)."""
 
+    picture: bytes
     vector: np.ndarray
-    patches: np.ndarray | None
+    patches: np.ndarray
 
 
 class Explorer:
@@ -79,6 +80,7 @@ class Explorer:
         self._uploads: OrderedDict[str, Upload] = OrderedDict()
         self._thumbnails: OrderedDict[int, bytes] = OrderedDict()
         self._num_bytes, self._lock = 0, threading.Lock()
+        self._scaling = threading.Lock()
 
     def maps(self) -> HeatMaps:
         """Return what compares patches; Problem where the store has none."""
@@ -138,22 +140,21 @@ class Explorer:
             wanted = self.store.rows.column("sha256")[row].as_py()
             if wanted is not None and hashlib.sha256(data).hexdigest() != wanted:
                 raise BadImageError("changed", f"{uri} has changed since its features were made; make a new store")
-            pixels = decode(
-                data,
-                channels=self.preprocess.channels,
-                limits=decode_limits(self.service.settings),
-                min_short_side=2 * side,
-            )
+            # Within the limits of extraction, which has opened it; those of the server are for what others send.
+            pixels = decode(data, channels=self.preprocess.channels, min_short_side=2 * side)
         except BadImageError as error:
             raise Problem(410, error.reason, str(error), field="row") from error
-        return encoded(self._seen(displayed(pixels)), side)
+        return self._seen(pixels, side)
 
-    def _seen(self, pixels: np.ndarray) -> Image.Image:
-        """Cut out the part of a picture that the model saw, at the picture's own resolution."""
+    def _seen(self, pixels: np.ndarray, side: int) -> bytes:
+        """Return the part of a picture that the model saw, in the proportions of its patches, as a JPEG."""
         geometry = Geometry.of(self.preprocess, *pixels.shape[:2])
         corners = geometry.to_original(np.array([[-0.5, -0.5], np.subtract(geometry.seen[::-1], 0.5)])) + 0.5
         left, top, right, bottom = np.rint(corners).astype(int).ravel().tolist()
-        return Image.fromarray(pixels).crop((left, top, max(right, left + 1), max(bottom, top + 1)))
+        seen = Image.fromarray(displayed(pixels)).crop((left, top, max(right, left + 1), max(bottom, top + 1)))
+        scale = min(side, max(seen.size)) / max(geometry.seen)
+        height, width = (max(1, round(length * scale)) for length in geometry.seen)
+        return encoded(seen.resize((width, height), reducing_gap=2.0), side)
 
     def neighbours(self, row: int, count: int) -> Neighbours:
         """Return the images most similar to one of them, without itself."""
@@ -173,18 +174,33 @@ class Explorer:
         return found
 
     async def upload(self, data: bytes) -> tuple[str, Upload]:
-        """Encode a dropped picture as the store's own images were, and keep it under a name."""
-        model = self.service.loaded
-        vectors = await self.service.vectors(model, [data], self.preprocess, token=self.token, field="image")
-        patches = None
-        if self.heat is not None:
-            patches = await self.service.patches(model, data, self.preprocess, field="image")
-        made = Upload(vectors[0], patches)
+        """Encode a dropped picture as the store's own images were, and keep it under a name.
+
+        Raises:
+            Problem: it cannot be read, is too large, or another model was loaded since.
+        """
+        loaded = self.service.loaded
+        check_model(self.store, loaded.model)
+
+        def shown() -> bytes:
+            limits = decode_limits(self.service.settings)
+            return self._seen(decode(data, channels=self.preprocess.channels, limits=limits), UPLOAD)
+
+        tokens = await self.service.tokens(loaded, data, self.preprocess, field="image")
+        vector = tokens.cls if self.token == "cls" else tokens.patches.mean(axis=(0, 1))
+        made = Upload(await self.service.aside(shown), vector, tokens.patches)
         name = secrets.token_hex(8)
         self._uploads[name] = made
         while len(self._uploads) > _MOST_UPLOADS:
             self._uploads.popitem(last=False)
         return name, made
+
+    def uploaded(self, name: str) -> Upload:
+        """Return a dropped picture; Problem where it is not kept any more."""
+        found = self._uploads.get(name)
+        if found is None:
+            raise Problem(404, "upload_gone", "this picture is not kept any more; drop it again", field="upload")
+        return found
 
     def query(self, row: int | None, upload: str | None, patch: int) -> np.ndarray:
         """Return the vector (D,) of one patch of an image of the store, or of a dropped one."""
@@ -193,10 +209,7 @@ class Explorer:
             assert row is not None
             self.check_row(row)
             return maps.vector(row, patch)
-        if upload not in self._uploads:
-            raise Problem(404, "upload_gone", "this picture is not kept any more; drop it again", field="upload")
-        patches = self._uploads[upload].patches
-        assert patches is not None
+        patches = self.uploaded(upload).patches
         flat = patches.reshape(-1, patches.shape[-1])
         if patch >= len(flat):
             raise Problem(422, "invalid_value", f"patch {patch}; this picture has 0 to {len(flat) - 1}", field="patch")
@@ -209,7 +222,8 @@ class Explorer:
         The scale of each component is that of a sample of the store, so that colours mean the same on all images.
         """
         self.check_row(row)
-        low, high = self._ranges
+        with self._scaling:  # the first request makes it, and those beside it wait
+            low, high = self._ranges
         if first + 3 > len(low):
             raise Problem(
                 422, "invalid_value", f"components from {first}; there are {len(low)}, three at a time", field="first"
@@ -225,23 +239,26 @@ class Explorer:
         return min(self.store.shape("patches")[2], 64 if self.store.card.is_reduced("patches") else _MOST_COMPONENTS)
 
     def _components(self, patches: np.ndarray) -> np.ndarray:
-        if self.store.card.is_reduced("patches"):
+        if self._patch_pca is None:
             return patches[..., : self.num_components]
         return self._patch_pca.project(torch.from_numpy(patches)).float().numpy()
 
+    @cached_property
     def _sample(self) -> np.ndarray:
         self.maps()
         rows = np.unique(np.linspace(0, len(self.store) - 1, _SAMPLE).astype(np.int64))
         return self.store.read("patches", rows)
 
     @cached_property
-    def _patch_pca(self) -> PCA:
-        sample = self._sample()
-        return fit_pca(torch.from_numpy(sample.reshape(-1, sample.shape[-1])), num_components=self.num_components)
+    def _patch_pca(self) -> PCA | None:
+        if self.store.card.is_reduced("patches"):
+            return None
+        return fit_pca(torch.from_numpy(self._sample).flatten(0, 2), num_components=self.num_components)
 
     @cached_property
     def _ranges(self) -> tuple[np.ndarray, np.ndarray]:
-        values = self._components(self._sample()).reshape(-1, self.num_components)
+        values = self._components(self._sample).reshape(-1, self.num_components)
+        del self._sample  # hundreds of megabytes of a large model
         low, high = np.percentile(values, PERCENTILES, axis=0)
         return low, high
 
