@@ -119,6 +119,13 @@ def test_mask_files_are_those_of_the_pictures_with_their_names(images: ImageSet,
     (masks / "c.png").rename(masks / "d.png")
     with pytest.raises(FovealError, match=r"d\.png masks no picture of the image set"):
         read_given(masks, images)
+    (masks / "d.png").unlink()
+    (masks / "classes.txt").write_bytes(b"B\xe4r")
+    with pytest.raises(FovealError, match=r"classes.txt cannot be read .* in UTF-8"):
+        read_given(masks, images)
+    Image.new("RGB", (7, 5)).save(images.root / "a.webp")
+    with pytest.raises(FovealError, match=r"a.png masks a.jpg or a.webp; give pictures that have masks names"):
+        read_given(masks, ImageSet.open(images.root))
 
 
 def test_a_project_teaches_what_was_accepted_and_takes_proposals_again(images: ImageSet, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from foveal.annotate.project import Project
-from foveal.annotate.types import Mask
+from foveal.annotate.types import Annotation, Mask
 from foveal.cli.main import main
 from foveal.images.imageset import ImageSet
 
@@ -84,6 +84,14 @@ def test_in_and_out_of_a_project(
         assert (record.annotation.image, record.annotation.class_name) == ("a.png", "cat")
         assert record.annotation.source == "imported"
         project.add_class("dog")
+        project.propose([Annotation("a.png", "dog", state="unsure", source="propagated")])
+        Project.create(tmp_path / "second", project.image_set).close()
+    second = [str(tmp_path / "project"), str(tmp_path / "second"), "--to", "project"]
+    assert main(["annotations", *second, "--fields", "a"]) == 2
+    assert main(["annotations", *second, "--states", "accepted"]) == 0
+    assert "note: 1 annotations are left out, which are not accepted" in capsys.readouterr().out
+    with Project.open(tmp_path / "second") as project:
+        assert [one.annotation.image for one in project.annotations()] == ["a.png"]
     assert main(["annotations", str(tmp_path / "project"), str(tmp_path / "out"), "--to", "coco", "--copy-images"]) == 0
     written = json.loads((tmp_path / "out/annotations/instances_default.json").read_text())
     assert [one["name"] for one in written["categories"]] == ["cat", "dog"]
@@ -91,6 +99,8 @@ def test_in_and_out_of_a_project(
     runs = written["annotations"][0]["segmentation"]
     assert (Mask(5, 7, runs["counts"].encode()).pixels() == expected).all()
     assert (tmp_path / "out/images/default/b.png").is_file()
+    pictures.rename(tmp_path / "moved")
+    assert main(["annotations", str(tmp_path / "project"), str(tmp_path / "without pictures"), "--to", "voc"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -107,6 +117,11 @@ def test_in_and_out_of_a_project(
         (["coco.json", "out", "--to", "yolo", "--copy-images"], "name the image set too"),
         (["coco.json", "pictures", "--to", "yolo"], "pictures exists; choose another place"),
         (["coco.json", "pictures", "--to", "project"], "pictures is no annotation project"),
+        (["coco.json", "pictures", "--to", "project", "--polygons"], "--polygons has no effect on --to project"),
+        (
+            ["coco.json", "out", "--to", "yolo", "--fields", "cat"],
+            "fields are of FiftyOne's samples, and coco has none",
+        ),
     ],
 )
 def test_faults_are_said_in_words(

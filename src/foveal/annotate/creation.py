@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 from foveal.annotate.database import Database
-from foveal.errors import ProjectError
+from foveal.errors import ProjectError, UnwritableProjectError
 from foveal.features.extract import Model
 from foveal.features.origin import identity_of
 from foveal.features.store import FeatureStore
@@ -36,6 +36,8 @@ def create_folder(
                 connection.executemany("INSERT INTO facts VALUES (?, ?)", facts.items())
             database.close()
             created = publish_new(staging, folder)
+    except UnwritableProjectError as error:
+        raise UnwritableProjectError(str(error).replace(str(staging), str(folder))) from error
     except OSError as error:
         raise ProjectError(f"{folder} cannot be written ({error}); check space and permissions") from error
     if not created:

@@ -1,6 +1,7 @@
 """What people have said of an image set already, wherever it is kept: what is propagated from."""
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
@@ -169,30 +170,42 @@ def _of_table(path: Path) -> AnnotatedSet:
 
 def _of_masks(folder: Path, images: ImageSet) -> AnnotatedSet:
     """Read a folder of masks, each beside the picture that has its name."""
-    pictures = {str(Path(uri).with_suffix("")): row for row, uri in enumerate(images.rows.column("uri").to_pylist())}
-    masks: list[tuple[AnnotatedImage, np.ndarray]] = []
+    rows: dict[str, list[int]] = defaultdict(list)
+    for row, uri in enumerate(images.rows.column("uri").to_pylist()):
+        rows[str(Path(uri).with_suffix(""))].append(row)
+    masks: list[tuple[AnnotatedImage, dict[int, Mask]]] = []
     for path in sorted(folder.rglob("*.png")):
-        name = str(path.relative_to(folder).with_suffix(""))
-        if name not in pictures:
-            raise FovealError(
-                f"{path} masks no picture of the image set, whose names are like {next(iter(pictures))}; "
-                "give each mask the name of its picture"
-            )
-        masks.append((_picture(images, pictures[name]), read_ids(path)))
-        picture, ids = masks[-1]
+        picture, ids = _picture(images, _masked_row(path, rows, images, folder)), read_ids(path)
         if ids.shape != (picture.height, picture.width):
             raise FovealError(
                 f"{path} is of {ids.shape[1]} x {ids.shape[0]} pixels, and {picture.uri} of {picture.width} x "
                 f"{picture.height}; give masks of the size of their pictures"
             )
-    names = _names(folder, {int(number) for _, ids in masks for number in np.unique(ids)})
+        masks.append((picture, {int(number): Mask.of(ids == number) for number in np.unique(ids) if number}))
+    names = _names(folder, {number for _, here in masks for number in here})
     annotations = tuple(
-        Annotation(picture.uri, name, mask=Mask.of(ids == number), source="imported")
-        for picture, ids in masks
+        Annotation(picture.uri, name, mask=here[number], source="imported")
+        for picture, here in masks
         for number, name in names.items()
-        if (ids == number).any()
+        if number in here
     )
     return AnnotatedSet(tuple(names.values()), tuple(picture for picture, _ in masks), annotations)
+
+
+def _masked_row(path: Path, rows: Mapping[str, Sequence[int]], images: ImageSet, folder: Path) -> int:
+    """Return the row of the one picture that has the name of a mask."""
+    found = rows.get(str(path.relative_to(folder).with_suffix("")), ())
+    if not found:
+        raise FovealError(
+            f"{path} masks no picture of the image set, whose names are like {next(iter(rows))}; "
+            "give each mask the name of its picture"
+        )
+    if len(found) > 1:
+        raise FovealError(
+            f"{path} masks {' or '.join(images.uri(row) for row in found)}; give pictures that have masks names "
+            "of their own"
+        )
+    return found[0]
 
 
 def _picture(images: ImageSet, row: int) -> AnnotatedImage:
@@ -210,7 +223,14 @@ def _names(folder: Path, numbers: set[int]) -> dict[int, str]:
     shown = [number for number in shown if number != _IGNORED]
     if not (folder / _NAMES).is_file():
         return {number: str(number) for number in shown}
-    names = (folder / _NAMES).read_text(encoding="utf-8").splitlines()
+    try:
+        names = [name.strip() for name in (folder / _NAMES).read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise FovealError(f"{folder / _NAMES} cannot be read ({error}); give names in UTF-8, one a line") from error
     if shown and shown[-1] >= len(names):
         raise FovealError(f"a mask holds {shown[-1]}, and {folder / _NAMES} names 0 to {len(names) - 1}; name all")
-    return {number: names[number].strip() for number in shown}
+    if nameless := [number for number in shown if not names[number]]:
+        raise FovealError(
+            f"a mask holds {nameless[0]}, and line {nameless[0] + 1} of {folder / _NAMES} is empty; name it"
+        )
+    return {number: names[number] for number in shown}

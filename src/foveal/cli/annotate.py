@@ -38,8 +38,7 @@ def annotate(
     from foveal.serve.web.annotator import Annotator
 
     check_listening(host, port)
-    if images is None and not project.exists():
-        raise FovealError(f"{project} does not exist, and a new project needs its images: give --images SET")
+    _check_project(project, images)
     loaded = open_source(Source(model))
     opened = _open_project(project, loaded.model, images)
     with progress_of("features") as progress:
@@ -57,15 +56,34 @@ def annotate(
     )
 
 
+def _check_project(folder: Path, images: str | None) -> None:
+    """Refuse what can be neither opened nor made, before the model is loaded."""
+    from foveal.annotate.creation import DATABASE, check_new_folder
+    from foveal.annotate.project import Project
+
+    if (folder / DATABASE).is_file():
+        Project.open(folder).close()
+    elif images is not None:
+        check_outside(folder, Path(images))
+        check_new_folder(folder)
+    elif not folder.exists():
+        raise FovealError(f"{folder} does not exist, and a new project needs its images: give --images SET")
+    else:
+        raise FovealError(
+            f"{folder} is no annotation project, it has no {DATABASE}; give the folder of one, or a new one "
+            "and --images"
+        )
+
+
 def _open_project(folder: Path, model: "Model", images: str | None) -> "Project":
+    from foveal.annotate.creation import DATABASE
     from foveal.annotate.project import Project
     from foveal.images.imageset import ImageSet
 
     if images is None:
         return Project.open(folder, model=model)
-    check_outside(folder, Path(images))
     found = ImageSet.open(images)
-    if not folder.exists():
+    if not (folder / DATABASE).is_file():
         return Project.create(folder, found, model=model)
     opened = Project.open(folder, model=model)
     if opened.image_set.hash != found.hash:

@@ -42,6 +42,8 @@ def read_annotations(
     path = Path(path)
     name = format or _format_of(path)
     module = _module(name, READ, "read")
+    if fields and name != "fiftyone":
+        raise FovealError(f"fields are of FiftyOne's samples, and {name} has none; leave them out")
     pictures = Pictures(images)
     found: Found = module.read(path, pictures, fields) if name == "fiftyone" else module.read(path, pictures)
     pictures.check_found()
@@ -81,7 +83,7 @@ def write_annotations(
         raise FovealError(f"polygons=True is COCO's choice, and {format} has none; leave it out")
     _check_target(out)
     check_set(annotated, where="the annotations")
-    kept, notes = _in_states(annotated, states)
+    kept, notes = in_states(annotated, states)
     try:
         with staged(out) as staging:
             notes += module.write(kept, staging, **_options(format, polygons))
@@ -134,7 +136,8 @@ def _check_target(out: Path) -> None:
         raise FovealError(f"{out} exists; choose another place, or remove it first")
 
 
-def _in_states(annotated: AnnotatedSet, states: Sequence[str]) -> tuple[AnnotatedSet, list[str]]:
+def in_states(annotated: AnnotatedSet, states: Sequence[str]) -> tuple[AnnotatedSet, list[str]]:
+    """Return a set with its annotations in some states, and in words how many are left out."""
     for state in states:
         if state not in get_args(State):
             raise FovealError(
