@@ -138,6 +138,17 @@ def records(
     return tuple(found)
 
 
+def written(connection: sqlite3.Connection, client: str, request: str) -> dict[int, int]:
+    """Return ids and revisions of annotations that are as steps of a client left them whose requests begin so."""
+    rows = connection.execute(
+        "SELECT annotations.id, annotations.revision FROM steps JOIN changes USING (revision) JOIN annotations "
+        "ON annotations.id = changes.row AND annotations.revision = changes.after "
+        "WHERE steps.request >= ? AND steps.request < ? AND steps.client = ? AND changes.place = 'annotations'",
+        (request, request + chr(0x10FFFF), client),
+    )
+    return dict(rows.fetchall())
+
+
 def labels(connection: sqlite3.Connection) -> Labels:
     """Return the accepted labels of whole images, in the order of the set."""
     rows = connection.execute(

@@ -102,6 +102,11 @@ class ProjectReader:
         with self._database.reading() as connection:
             return queries.records(connection, uri=uri, class_name=class_name, states=states, track=track, ids=ids)
 
+    def written(self, client: str, request: str) -> dict[int, int]:
+        """Return the annotations that are as a client wrote them by requests whose names begin so: ids, revisions."""
+        with self._database.reading() as connection:
+            return queries.written(connection, client, request)
+
     def labels(self) -> Labels:
         """Return the accepted labels of whole images: what a head learns from, and is measured with."""
         with self._database.reading() as connection:

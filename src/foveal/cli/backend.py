@@ -48,6 +48,13 @@ def backend(
             lambda service: label_studio_page(LabelStudioBackend(taught), service),
             host=host,
             port=port,
-            told=lambda address, token: f"backend at {address}\nbasic authentication: user foveal, password {token}",
+            told=_told,
             timeout_s=TIMEOUT_S,
         )
+
+
+def _told(address: str, token: str) -> str:
+    return (
+        f"backend at {address}\nbasic authentication: user foveal, password {token}\n"
+        "webhook: in Label Studio, Settings, Webhooks, give it the header X-API-Key with that password"
+    )

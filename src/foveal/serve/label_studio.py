@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from foveal.annotate.adapters.label_studio import MOST_TASKS, LabelStudioBackend
 from foveal.serve.limits import parse_json
-from foveal.serve.service import Service
+from foveal.serve.service import Service, unawaited
 from foveal.serve.web.pages import Page
 
 NAME = "label-studio"
@@ -90,7 +90,8 @@ def label_studio_page(backend: LabelStudioBackend, service: Service) -> Page:
     async def webhook(request: Request) -> JSONResponse:
         """Learn from what people say."""
         asked = parse_json(EventRequest, await request.body())
-        return JSONResponse(await service.searched(lambda: backend.event(asked.action, asked.content)), 201)
+        # Label Studio waits for a second and does not come again: neither predictions nor its going away stop this.
+        return JSONResponse(await unawaited(lambda: backend.event(asked.action, asked.content)), 201)
 
     @router.api_route("/versions", methods=["GET", "POST"])
     async def versions() -> JSONResponse:

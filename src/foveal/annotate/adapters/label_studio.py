@@ -4,28 +4,26 @@ Source: the public protocol, labelstud.io/guide/ml_create: health, setup, predic
 """
 
 import logging
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+import secrets
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from foveal.annotate.adapters.label_studio_clicks import prompts_of
+from foveal.annotate.adapters.label_studio_events import Events
 from foveal.annotate.adapters.taught import Answers, Taught
-from foveal.annotate.formats.documents import field, parse_xml
-from foveal.annotate.formats.label_studio import image_of, read_task, result_of
+from foveal.annotate.formats.documents import parse_xml
+from foveal.annotate.formats.label_studio import image_of, result_of
 from foveal.annotate.formats.pictures import Pictures
 from foveal.annotate.formats.polygons import extent_of
 from foveal.annotate.prompts import PromptSession
-from foveal.annotate.records import Edit
 from foveal.annotate.types import AnnotatedImage, Annotation, Mask
 from foveal.errors import FovealError
 
 logger = logging.getLogger(__name__)
 
-CLIENT = "label-studio"  # in the log of the project
 MOST_TASKS = 1000  # of one question
 _LIKELY = 0.5  # of a pixel, above which it is part of a mask
-_LEARNT_FROM = ("ANNOTATION_CREATED", "ANNOTATION_UPDATED")
 _KINDS = {"Choices": "choices", "BrushLabels": "brushlabels", "RectangleLabels": "rectanglelabels"}
 
 
@@ -45,8 +43,9 @@ class LabelStudioBackend:
     """
 
     def __init__(self, taught: Taught) -> None:
-        self._taught, self._project = taught, taught.project
-        self._pictures = Pictures(self._project.image_set)
+        self._taught = taught
+        self._pictures = Pictures(taught.project.image_set)
+        self._events = Events(taught.project, self._pictures)
         self._session: tuple[str, PromptSession] | None = None  # of the picture that was clicked on last
 
     @property
@@ -79,10 +78,10 @@ class LabelStudioBackend:
         if len(tasks) > MOST_TASKS:
             raise FovealError(f"{len(tasks)} tasks at once; ask for at most {MOST_TASKS}")
         controls = self._controls(schema)
-        images = [image_of(task, [], self._pictures, where=_where(task)) for task in tasks]
+        images = [self._image(task, alone=len(tasks) == 1) for task in tasks]
         known = list(dict.fromkeys(image.uri for image in images if image is not None))
         if missing := images.count(None):
-            logger.warning("%d of %d tasks are of pictures that the project does not have", missing, len(tasks))
+            logger.warning("%d of %d tasks are of pictures that the project cannot show", missing, len(tasks))
         marks = bool({"brushlabels", "rectanglelabels"} & set(controls))
         answers = self._taught.of_images(known, labels="choices" in controls, masks=marks)
         found = dict(zip(known, answers, strict=True))
@@ -119,72 +118,33 @@ class LabelStudioBackend:
         return {"model_version": self.version, **_prediction(image, given, {"brushlabels": control})}
 
     def event(self, action: str, content: Mapping[str, Any]) -> dict[str, Any]:
-        """Learn from an event: an annotation that was made or changed becomes what the project has accepted.
-
-        Its label takes the place of that of the image, its masks and boxes that of those which came from another tool
-        before. What it says nothing about stays, and so does what is deleted there.
-
-        Args:
-            action: the name of the event; others than of annotations change nothing.
-            content: the event.
+        """Learn from an event; see `label_studio_events`.
 
         Returns:
-            The version from now on, and how many annotations were taken.
+            The version from now on, and how many annotations were taken and taken back.
         """
-        taken = 0
-        if action in _LEARNT_FROM:
-            annotation = field(content, "annotation", Mapping, where="the event")
-            task = {**field(content, "task", Mapping, where="the event"), "annotations": [annotation]}
-            taken = self._take({**task, "predictions": []})
-        return {"model_version": self.version, "num_taken": taken}
+        taken = self._events.take(action, content)
+        return {"model_version": self.version, **taken._asdict()}
 
-    def _take(self, task: Mapping[str, Any]) -> int:
-        counts: Counter[str] = Counter()
-        if (found := read_task(task, self._pictures, counts, where=_where(task))) is None:
-            raise FovealError(f"{_where(task)} is of a picture that the project does not have; make it of its images")
-        if counts:
-            logger.warning("%s: results are left out: %s", _where(task), ", ".join(sorted(counts)))
-        image, said = found
-        said = [replace(one, state="accepted", source="imported", score=None) for one in said]
-        self._add_classes([one.class_name for one in said])
-        labels = [one.class_name for one in said if one.mask is None and one.box is None]
-        marks = [one for one in said if one.mask is not None or one.box is not None]
-        if len(set(labels)) > 1:
-            raise FovealError(f"{_where(task)} has the labels {', '.join(labels)}; a project has one an image: choose")
-        if labels:
-            self._project.label(image.uri, labels[0], client=CLIENT)
-        if marks:
-            self._replace(image.uri, marks)
-        return len(said)
-
-    def _replace(self, uri: str, marks: Sequence[Annotation]) -> None:
-        """Write marks in place of those that came from another tool before; equal ones stay as they are."""
-        new = {(one.class_name, one.mask, one.box): one for one in marks}
-        remove = []
-        for record in self._project.annotations(uri, states=("accepted",)):
-            one = record.annotation
-            if one.mask is None and one.box is None:
-                continue
-            if new.pop((one.class_name, one.mask, one.box), None) is None and one.source == "imported":
-                assert one.id is not None
-                remove.append((one.id, record.revision))
-        if new or remove:
-            words = f"take {len(new)} marks on {uri} from Label Studio"
-            self._project.write([Edit(one) for one in new.values()], remove=remove, client=CLIENT, words=words)
-
-    def _add_classes(self, names: Collection[str]) -> None:
-        known = {one.name for one in self._project.classes()}
-        for name in dict.fromkeys(name.strip() for name in names):
-            if name not in known:
-                self._project.add_class(name, client=CLIENT)
+    def _image(self, task: Mapping[str, Any], *, alone: bool) -> AnnotatedImage | None:
+        """Return the picture of a task; one that is odd is refused alone, and does not stop the answers of others."""
+        try:
+            return image_of(task, [], self._pictures, where=_where(task))
+        except FovealError as error:
+            if alone:
+                raise
+            logger.warning("%s", error)
+            return None
 
     def _controls(self, schema: str) -> dict[str, Control]:
         """Return what of an interface can be answered, by kind; of several of a kind the first."""
         found: dict[str, Control] = {}
-        for element in parse_xml(schema.encode(), where="the labelling interface").iter():
+        content = schema.encode("utf-8", "surrogatepass")
+        for element in parse_xml(content, where="the labelling interface").iter():
             kind, name, to_name = _KINDS.get(element.tag), element.get("name"), element.get("toName")
-            if kind and name and to_name and kind not in found:
-                classes = frozenset(one.get("value", "") for one in element if one.tag in ("Label", "Choice"))
+            of_region = element.get("perRegion", "").lower() == "true"
+            if kind and name and to_name and kind not in found and not of_region:
+                classes = frozenset(one.get("value", "") for one in element.iter() if one.tag in ("Label", "Choice"))
                 found[kind] = Control(name, to_name, classes)
         if not found:
             raise FovealError(f"the labelling interface has none of {', '.join(_KINDS)}; add one, for answers to go to")
@@ -196,7 +156,7 @@ _NOTHING: dict[str, Any] = {"score": 0.0, "result": []}
 
 def _prediction(image: AnnotatedImage, answers: Answers, controls: Mapping[str, Control]) -> dict[str, Any]:
     results = []
-    for place, one in enumerate(answers.annotations):
+    for one in answers.annotations:
         kind = "choices" if one.mask is None else "brushlabels" if "brushlabels" in controls else "rectanglelabels"
         control = controls.get(kind)
         if control is None or one.class_name not in control.classes:
@@ -204,7 +164,8 @@ def _prediction(image: AnnotatedImage, answers: Answers, controls: Mapping[str, 
         if kind == "rectanglelabels" and one.mask is not None:
             one = replace(one, mask=None, box=extent_of(one.mask.pixels()))
         names = {"from_name": control.name, "to_name": control.to_name}
-        results.append({**result_of(one, image, place), **names})
+        # A region keeps its name when a prediction becomes part of an annotation, where names must differ.
+        results.append({**result_of(one, image, secrets.token_hex(5)), **names})
     return {"score": answers.score, "result": results}
 
 

@@ -17,6 +17,7 @@ from foveal.annotate.project import Project
 from foveal.annotate.propagate_masks import MaskPropagator, Trust
 from foveal.annotate.records import Record
 from foveal.annotate.types import Annotation, Mask
+from foveal.errors import BadImageError, FovealError
 from foveal.features.extract import Model
 from foveal.features.lookup import encode_queries, vector_name
 from foveal.features.seen import SeenImage, see
@@ -62,7 +63,7 @@ class Taught:
         self._places = {row: place for place, row in enumerate(store.rows.column("row").to_pylist())}
         self._told: dict[str, str] = {}
         self._seen: OrderedDict[int, SeenImage] = OrderedDict()
-        self._learnt: dict[str, tuple[object, MaskPropagator]] = {}
+        self._learnt: dict[str, tuple[object, MaskPropagator | None]] = {}
 
     @property
     def version(self) -> str:
@@ -80,7 +81,10 @@ class Taught:
             label = said.get(uri)
             considered = [] if label is None else [label]
             if masks and row in self._places:
-                considered += self._masks(uri, lambda row=row: self._look(row))  # type: ignore[misc]
+                try:
+                    considered += self._masks(uri, lambda row=row: self._look(row))  # type: ignore[misc]
+                except BadImageError as error:  # no mask is answered
+                    self._tell(f"{uri}: {error}")
             found.append(_answers(considered))
         return found
 
@@ -146,11 +150,32 @@ class Taught:
             newest = sorted(images, key=lambda row: -max(one.revision for one in images[row]))[:MOST_EXAMPLES]
             state = [(one.annotation.id, one.revision) for row in newest for one in images[row]]
             if class_name not in self._learnt or self._learnt[class_name][0] != state:
-                examples = [Example(self._see(row), _together(images[row])) for row in newest]
-                propagator = MaskPropagator(examples, trust=Trust(precision=self._precision))
-                self._learnt[class_name] = state, propagator
-                self._tell(f"masks of {class_name}: {propagator.calibration.summary}")
-        return {name: self._learnt[name][1] for name in accepted}
+                self._learnt[class_name] = state, self._propagator(class_name, {row: images[row] for row in newest})
+        return {name: found for name in accepted if (found := self._learnt[name][1]) is not None}
+
+    def _propagator(self, class_name: str, masks: dict[int, list[Record]]) -> MaskPropagator | None:
+        """Learn from masked pictures; those that are gone or of another size by now are named, and not learnt from."""
+        examples = []
+        for row, records in masks.items():
+            uri, mask = records[0].annotation.image, _together(records)
+            try:
+                seen = self._see(row)
+            except BadImageError as error:
+                self._tell(f"{uri}: {error}; its masks are not learnt from")
+                continue
+            if seen.geometry.original != mask.shape:
+                self._tell(f"{uri}: it is of another size than its masks by now, which are not learnt from")
+                continue
+            examples.append(Example(seen, mask))
+        if not examples:
+            return None
+        try:
+            propagator = MaskPropagator(examples, trust=Trust(precision=self._precision))
+        except FovealError as error:  # nothing is inside or outside of the masks, such as of one of a whole picture
+            self._tell(f"masks of {class_name}: {error}")
+            return None
+        self._tell(f"masks of {class_name}: {propagator.calibration.summary}")
+        return propagator
 
     def _tell(self, text: str) -> None:
         """Log what held-out answers say, where it is news: who gets no answers looks for the reason."""

@@ -78,17 +78,17 @@ def _task(image: AnnotatedImage, annotations: list[Annotation]) -> dict[str, Any
     return task
 
 
-def result_of(one: Annotation, image: AnnotatedImage, place: int) -> dict[str, Any]:
+def result_of(one: Annotation, image: AnnotatedImage, name: int | str) -> dict[str, Any]:
     """Return an annotation as a result of `label_config`'s interface.
 
     Args:
         one: the annotation.
         image: its picture.
-        place: a number of its own in the task.
+        name: what tells it from the others of the task.
     """
     sides = {"original_width": image.width, "original_height": image.height, "image_rotation": 0}
     value: dict[str, Any]
-    result: dict[str, Any] = {"id": f"foveal{place}", "to_name": "image", **sides}
+    result: dict[str, Any] = {"id": f"foveal{name}", "to_name": "image", **sides}
     if one.mask is not None:
         value = {"format": "rle", "rle": encode_brush(one.mask.pixels()), "brushlabels": [one.class_name]}
         result |= {"from_name": "mask", "type": "brushlabels", "value": value}
