@@ -168,6 +168,48 @@ def test_predictions_are_proposals_and_the_last_annotation_counts(tmp_path: Path
     assert found.notes == ("1 tasks have several annotations or predictions; the ground truth or the last was read",)
 
 
+@pytest.mark.parametrize(
+    ("address", "uri"),
+    [
+        ("/data/local-files/?d=photos/a%20b.png", "photos/a b.png"),
+        ("https://label.studio:8080/data/local-files/?d=photos/a.png", "photos/a.png"),  # as it makes them of a folder
+        ("https://label.studio/data/upload/7/0123abcd-a.png", "a.png"),
+        ("s3://bucket/photos/a.png", "photos/a.png"),
+        ("https://cdn.net/photos/a%20b.png?token=3/4#x", "photos/a b.png"),
+        ("photos/a%20b.png", "photos/a%20b.png"),
+    ],
+)
+def test_addresses_of_label_studio_are_names_of_pictures(tmp_path: Path, address: str, uri: str) -> None:
+    value = {"x": 0, "y": 0, "width": 1, "height": 1, "rectanglelabels": ["cat"]}
+    tasks = task({"type": "rectanglelabels", "value": value})
+    assert [one.uri for one in read_tasks(tmp_path, [tasks[0] | {"data": {"image": address}}]).images] == [uri]
+
+
+def test_what_label_studio_says_of_regions_is_not_said_of_the_picture(tmp_path: Path) -> None:
+    """Results as its documentation shows them: choices of a region, a relation, a point and a box without a label."""
+    place = {"x": 1, "y": 2, "width": 3, "height": 4, "rotation": 0}
+    tasks = task({"type": "rectanglelabels", "value": {**place, "rectanglelabels": ["cat"]}})
+    tasks[0]["annotations"][0]["result"] += [
+        {"id": "r", "type": "choices", "value": {**place, "choices": ["broken"]}},
+        {"type": "relation", "from_id": "r", "to_id": "r", "direction": "right"},
+        {"id": "s", "type": "labels", "value": {"x": 1, "y": 2, "width": 3, "labels": ["tip"]}},
+        {"id": "t", "type": "rectanglelabels", "value": {**place, "rectanglelabels": []}},
+    ]
+    (tmp_path / "export.json").write_text(json.dumps(tasks))
+    found = read_annotations(tmp_path / "export.json")
+    assert [(one.class_name, one.box) for one in found.annotated.annotations] == [("cat", Box(2, 2, 6, 4))]
+    kinds = "choices of a region, labels, rectanglelabels without a label, relation"
+    assert found.notes == (f"4 results are of kinds that are left out: {kinds}",)
+
+
+def test_the_annotation_that_was_changed_last_counts_whatever_their_order(tmp_path: Path) -> None:
+    result = {"type": "choices", "value": {"choices": ["new"]}, "original_width": 200, "original_height": 100}
+    old = {"updated_at": "2026-01-01T09:00:00Z", "result": [result | {"value": {"choices": ["old"]}}]}
+    new = {"updated_at": "2026-01-02T09:00:00Z", "result": [result]}
+    found = read_tasks(tmp_path, [{"data": {"image": "a.png"}, "annotations": [new, old]}])
+    assert [one.class_name for one in found.annotations] == ["new"]
+
+
 def octets(bits: str) -> list[int]:
     return [int(bits[place : place + 8].ljust(8, "0"), 2) for place in range(0, len(bits), 8)]
 

@@ -30,6 +30,7 @@ PICTURES = "images"
 LOCAL_FILES = "/data/local-files/?d="  # how the tool names files of its own disk
 _TASKS, _CONFIG = "tasks.json", "label_config.xml"
 _LABELS = ("rectanglelabels", "polygonlabels", "brushlabels", "labels", "choices")
+_PLACES = ("x", "points", "rle", "vertices")  # of these a region has one, and so has what is said of it
 _DECIMALS = 6  # of a pixel, below which a percentage is rounding
 
 
@@ -107,8 +108,9 @@ def result_of(one: Annotation, image: AnnotatedImage, name: int | str) -> dict[s
 def read(path: Path, pictures: Pictures) -> Found:
     """Read an export, or tasks.json of a folder.
 
-    Of several annotations of a task the ground truth is read, else the last; of several predictions the last. Polygons
-    and turned rectangles become pixels. A region of several labels becomes several annotations.
+    Of several annotations of a task the ground truth is read, else the one that was changed last; of several
+    predictions the last. Polygons and turned rectangles become pixels. A region of several labels becomes several
+    annotations.
     """
     path = path / _TASKS if path.is_dir() else path
     tasks = read_json(path)
@@ -178,7 +180,8 @@ def _results(task: Mapping[str, Any], counts: Counter[str], *, where: str) -> It
         if not found:
             continue
         counts["several"] += len(found) > 1
-        chosen = next((one for one in found if one.get("ground_truth")), found[-1])
+        newest = max(enumerate(found), key=lambda one: (str(one[1].get("updated_at") or ""), one[0]))[1]
+        chosen = next((one for one in found if one.get("ground_truth")), newest)
         defaults = {"state": state, "score": chosen.get("score")}
         yield from ((result, defaults) for result in field(chosen, "result", list, where=where))
 
@@ -207,28 +210,37 @@ def image_of(task: Mapping[str, Any], results: list[Any], pictures: Pictures, *,
 
 def _uri(address: str) -> str:
     """Return the path of a picture without what the tool puts before it: its addresses, and the mark of an upload."""
-    if address.startswith(LOCAL_FILES):
-        return unquote(address.removeprefix(LOCAL_FILES))
-    if found := re.fullmatch(r"/data/upload/\d+/[0-9a-f]{8}-(.+)", address):
+    path = re.sub(r"[\w+.-]+://[^/?#]*", "", address, count=1) if "://" in address else address
+    if path.startswith(LOCAL_FILES):
+        return unquote(path.removeprefix(LOCAL_FILES))
+    if found := re.fullmatch(r"/data/upload/\d+/[0-9a-f]{8}-(.+)", path):
         return unquote(found[1])
-    found = re.match(r"[\w+.-]+://[^/?#]*/([^?#]*)", address)
-    return unquote(found[1]) if found else address
+    return path if path == address else unquote(re.split("[?#]", path)[0].lstrip("/"))
 
 
 def _annotations(
     result: Any, image: AnnotatedImage, defaults: Mapping[str, Any], counts: Counter[str], *, where: str
 ) -> Iterator[Annotation]:
     """Yield one annotation for each label of a result."""
+    kind = str(result.get("type"))[:40] if isinstance(result, Mapping) else ""
+    if kind == "relation":  # of two regions; it has no value
+        counts[kind] += 1
+        return
     value = field(result, "value", Mapping, where=where)
     where = f"{where}: result {result.get('id', '')}"
     labels = next((value[name] for name in _LABELS if name in value), None)
-    known = "choices" in value or "rle" in value or "points" in value or "width" in value
+    is_region = any(name in value for name in _PLACES)
+    is_shape = any(name in value for name in ("rle", "points", "height", "rectanglelabels"))  # a point has no height
+    known = not is_region if "choices" in value else is_shape
     if labels is None or not known or result.get("image_rotation") or "ellipselabels" in value:
-        counts[str(result.get("type"))[:40]] += 1
+        counts[f"{kind} of a region" if "choices" in value else kind] += 1
         return
     if not isinstance(labels, list) or not all(isinstance(name, str) for name in labels):
         raise FovealError(f"{where}: labels that are no list of names; correct it")
-    mask, box = (None, None) if "choices" in value else _shape(value, image, where=where)
+    if not labels:
+        counts[f"{kind} without a label"] += 1
+        return
+    mask, box = _shape(value, image, where=where) if is_region else (None, None)
     score = result.get("score", defaults["score"])
     for name in labels:
         one = Annotation(
