@@ -154,7 +154,7 @@ def test_store_inside_the_folder_of_images_is_refused(
     for images, out in ((".", "features"), (str(photos), "cat/features")):
         assert main(["extract", images, *command[2:-1], out]) == 2
         said = capsys.readouterr().err
-        assert f"--out {out} lies inside {images}" in said
+        assert f"{out} lies inside {images}" in said
         assert f"choose another place: {photos.parent / 'features'}" in said
         assert not Path(out).exists()
 

@@ -5,21 +5,24 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from foveal.cli.loading import ModelOption
-from foveal.cli.pages import HostOption, PortOption, check_can_serve, check_listening, serve_page
+from foveal.cli.pages import HostOption, OpenOption, PortOption, check_can_serve, check_listening, serve_page, source_of
 from foveal.cli.terminal import check_outside, progress_of
 from foveal.errors import FovealError
 
 if TYPE_CHECKING:
     from foveal.annotate.project import Project
     from foveal.features.extract import Model
+    from foveal.images.imageset import ImageSet
 
 PORT = 8723  # the same each time: what a page could not send waits in the browser under this address
 
 
 def annotate(
     project: Annotated[Path, typer.Argument(help="Folder of the project; a new one is made.")],
-    model: ModelOption,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="Model folder, checkpoint, or name in `foveal models`.  [default: the project's]"),
+    ] = None,
     images: Annotated[
         str | None, typer.Option(help="Folder, .txt list, shards or saved image set; for a new project.")
     ] = None,
@@ -28,19 +31,19 @@ def annotate(
     ] = None,
     host: HostOption = "127.0.0.1",
     port: PortOption = PORT,
-    open_page: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+    open_page: OpenOption = True,
 ) -> None:
     """Annotate images on a page in the browser until Ctrl-C; every change is kept at once."""
     check_can_serve("serve,annotate")
-    from foveal.annotate.set_features import open_features
-    from foveal.serve.loaded import Source, open_source
+    from foveal.annotate.set_features import FEATURES, open_features
+    from foveal.serve.loaded import open_source
     from foveal.serve.web.annotate import annotate_page
     from foveal.serve.web.annotator import Annotator
 
     check_listening(host, port)
-    _check_project(project, images)
-    loaded = open_source(Source(model))
-    opened = _open_project(project, loaded.model, images)
+    found = _check_project(project, images)
+    loaded = open_source(source_of(model, store or project / FEATURES, of=str(project)))
+    opened = _open_project(project, loaded.model, found)
     with progress_of("features") as progress:
         features = open_features(opened, loaded.model, store, progress=progress)
     serve_page(
@@ -56,10 +59,11 @@ def annotate(
     )
 
 
-def _check_project(folder: Path, images: str | None) -> None:
-    """Refuse what can be neither opened nor made, before the model is loaded."""
+def _check_project(folder: Path, images: str | None) -> "ImageSet | None":
+    """Return the images as given; refuse what can be neither opened nor made, before the model is loaded."""
     from foveal.annotate.creation import DATABASE, check_new_folder
     from foveal.annotate.project import Project
+    from foveal.images.imageset import ImageSet
 
     if (folder / DATABASE).is_file():
         Project.open(folder).close()
@@ -73,22 +77,19 @@ def _check_project(folder: Path, images: str | None) -> None:
             f"{folder} is no annotation project, it has no {DATABASE}; give the folder of one, or a new one "
             "and --images"
         )
+    return None if images is None else ImageSet.open(images)
 
 
-def _open_project(folder: Path, model: "Model", images: str | None) -> "Project":
+def _open_project(folder: Path, model: "Model", images: "ImageSet | None") -> "Project":
     from foveal.annotate.creation import DATABASE
     from foveal.annotate.project import Project
-    from foveal.images.imageset import ImageSet
 
-    if images is None:
-        return Project.open(folder, model=model)
-    found = ImageSet.open(images)
-    if not (folder / DATABASE).is_file():
-        return Project.create(folder, found, model=model)
+    if images is not None and not (folder / DATABASE).is_file():
+        return Project.create(folder, images, model=model)
     opened = Project.open(folder, model=model)
-    if opened.image_set.hash != found.hash:
+    if images is not None and opened.image_set.hash != images.hash:
         raise FovealError(
-            f"{folder} is a project of {opened.num_images} images, and {images} are {len(found)} others, or they have "
+            f"{folder} is a project of {opened.num_images} images, and --images are {len(images)} others, or they have "
             "changed; leave --images out to go on with the project, or make another one"
         )
     return opened

@@ -1,18 +1,17 @@
-"""`foveal explore STORE`: look at images through their features, on a page in the browser."""
+"""`foveal explore SET`: look at images through their features, on a page in the browser."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from foveal.cli.pages import HostOption, PortOption, check_can_serve, check_listening, serve_page
+from foveal.cli.pages import HostOption, OpenOption, PortOption, check_can_serve, check_listening, serve_page, source_of
 from foveal.cli.terminal import check_outside, progress_of
-from foveal.errors import FovealError
 
 if TYPE_CHECKING:
     from foveal.features.extract import Model
     from foveal.features.store import FeatureStore
-    from foveal.serve.loaded import Source
+    from foveal.images.imageset import ImageSet
 
 PORT = 8724
 FEATURES, SELECTIONS = "features", "selections"
@@ -20,20 +19,24 @@ _CHANNELS = 64  # of patches; with int8, 16 KB an image of 256 patches
 
 
 def explore(
-    source: Annotated[str, typer.Argument(metavar="STORE", help="Feature store, or images: then features are made.")],
+    source: Annotated[
+        str, typer.Argument(metavar="SET", help="Images: a folder, list, shards or image set; or a feature store.")
+    ],
     model: Annotated[
-        str | None, typer.Option("--model", help="Model folder, checkpoint, or name.  [default: the store's]")
+        str | None,
+        typer.Option("--model", help="Model folder, checkpoint, or name in `foveal models`.  [default: the features']"),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for selections, and features made here.  [default: NAME-explore]")
     ] = None,
     host: HostOption = "127.0.0.1",
     port: PortOption = PORT,
-    open_page: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")] = True,
+    open_page: OpenOption = True,
 ) -> None:
     """Explore images through their features on a page in the browser, until Ctrl-C."""
     check_can_serve()
     from foveal.features.store import CARD, FeatureStore
+    from foveal.images.imageset import ImageSet
     from foveal.serve.loaded import open_source
     from foveal.serve.web.explore import explore_page
     from foveal.serve.web.explorer import Explorer
@@ -42,11 +45,14 @@ def explore(
     path = Path(source)
     folder = Path(f"{path.resolve().name}-explore") if out is None else out
     store = FeatureStore.open(path) if (path / CARD).is_file() else None
-    if store is None:
-        check_outside(folder, path)
-    loaded = open_source(_model_of(store, source, model))
-    features = _features(folder / FEATURES, source, loaded.model) if store is None else store
     selections = folder / SELECTIONS
+    if store is not None:
+        loaded, features = open_source(source_of(model, path, of=source)), store
+    else:
+        images = ImageSet.open(source)
+        check_outside(folder, path)
+        loaded = open_source(source_of(model, folder / FEATURES, of=source))
+        features = _features(folder / FEATURES, images, loaded.model)
     serve_page(
         loaded,
         folder,
@@ -60,27 +66,12 @@ def explore(
     )
 
 
-def _model_of(store: "FeatureStore | None", source: str, given: str | None) -> "Source":
-    """Return where the model lies; that of a store may be known."""
-    from foveal.serve.loaded import Source
-
-    if given is not None:
-        return Source(given)
-    if store is None:
-        raise FovealError(f"{source} is no feature store; to explore images name the model: --model MODEL")
-    if store.card.origin is None:
-        raise FovealError(f"{source} does not say where its model lies; give it by --model")
-    return Source(str(store.card.origin["model"]), num_heads=store.card.origin["num_heads"])
-
-
-def _features(folder: Path, source: str, model: "Model") -> "FeatureStore":
+def _features(folder: Path, images: "ImageSet", model: "Model") -> "FeatureStore":
     """Make features of images for the page, or go on with those that are there."""
     from foveal.features.extraction import open_extraction
     from foveal.features.stamp import StoreSettings
     from foveal.features.store import FeatureStore
-    from foveal.images.imageset import ImageSet
 
-    images = ImageSet.open(source)
     channels = min(_CHANNELS, model.card.backbone.width - 1)
     settings = StoreSettings(tokens=("cls", "patches"), dtype="int8", pca=channels)
     typer.echo(f"features of {len(images)} images into {folder}; Ctrl-C interrupts, the same command goes on")

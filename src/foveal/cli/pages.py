@@ -9,12 +9,13 @@ import typer
 from foveal.errors import FovealError
 
 if TYPE_CHECKING:
-    from foveal.serve.loaded import Loaded
+    from foveal.serve.loaded import Loaded, Source
     from foveal.serve.service import Service
     from foveal.serve.web.pages import Page
 
 HostOption = Annotated[str, typer.Option(help="Address to listen on.")]
 PortOption = Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)]
+OpenOption = Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")]
 
 _TOKEN = "token"
 
@@ -30,10 +31,34 @@ def check_can_serve(extras: str = "serve") -> None:
 
 
 def check_listening(host: str, port: int) -> None:
-    """Refuse what nobody can listen on, before anything is loaded."""
+    """Refuse what nobody can listen on, or somebody listens on already, before anything is loaded."""
+    from foveal.serve.server import listen
     from foveal.serve.settings import read_settings
 
     read_settings(given={"host": host, "port": port, "insecure": True}, environment={})
+    listen(host, port).close()
+
+
+def source_of(model: str | None, features: Path, *, of: str) -> "Source":
+    """Return where the model of a page lies: as given, or as whole features say.
+
+    Args:
+        model: as given.
+        features: folder of a store, which need not be there.
+        of: whose model it is, for the error.
+
+    Raises:
+        FovealError: neither says where it lies.
+    """
+    from foveal.features.store import SUMMARY, FeatureStore
+    from foveal.serve.loaded import Source
+
+    if model is not None:
+        return Source(model)
+    origin = FeatureStore.open(features).card.origin if (features / SUMMARY).is_file() else None
+    if origin is None:
+        raise FovealError(f"nothing says which model {of} is seen by; name one: --model MODEL")
+    return Source(str(origin["model"]), num_heads=origin["num_heads"])
 
 
 def serve_page(

@@ -97,9 +97,7 @@ def check_outside(out: Path, images: Path) -> None:
 
     if images.is_dir() and not (images / CARD_NAME).is_file() and out.resolve().is_relative_to(images.resolve()):
         place = images.resolve().parent / out.name
-        raise FovealError(
-            f"--out {out} lies inside {images}, which is searched for images; choose another place: {place}"
-        )
+        raise FovealError(f"{out} lies inside {images}, which is searched for images; choose another place: {place}")
 
 
 def write_file(path: Path, data: bytes) -> None:

@@ -159,7 +159,7 @@ class HeatMaps:
         return found.mul_(torch.from_numpy(self._measured(rows, codes, scale))).clamp_(-1, 1)
 
     def _measured(self, rows: slice | np.ndarray, codes: np.ndarray, scale: np.ndarray | None) -> np.ndarray:
-        """Return 1 / |v| of the patches of some rows, (n, P) float32, measured where unknown; zero for a zero vector."""
+        """Return 1 / |v| of the patches of some rows, (n, P) float32, measured if unknown; zero for a zero vector."""
         if not self._is_measured[rows].all():
             wide = torch.from_dlpack(codes).reshape(-1, codes.shape[-1]).float()
             s = torch.ones(len(wide)) if scale is None else torch.from_dlpack(scale).reshape(-1)

@@ -59,7 +59,8 @@ def _hears_sighup() -> bool:
     return hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread()
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens there, 0 being any free port; FovealError where nobody can or somebody does."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         # With the protocol named: asyncio switches Nagle's algorithm off (40 ms an answer) only where it says TCP.
@@ -73,7 +74,9 @@ def _listen(host: str, port: int) -> socket.socket:
             raise
         return line
     except (OSError, OverflowError) as error:
-        raise FovealError(f"cannot listen on {host}:{port}: {error}; choose another --port or --host") from error
+        raise FovealError(
+            f"cannot listen on {host}:{port}: {error}; choose another --port (0 takes a free one) or --host"
+        ) from error
 
 
 class Server(uvicorn.Server):
@@ -112,7 +115,7 @@ class Server(uvicorn.Server):
             raise FovealError(f"the TLS certificate or key cannot be read: {error}; give PEM files that fit") from error
         super().__init__(config)
         self._service = service
-        self._line = _listen(settings.host, settings.port)
+        self._line = listen(settings.host, settings.port)
         self._drain_ends = 0.0
         self._has_refused = False
         self._reloading: asyncio.Task[Any] | None = None

@@ -97,7 +97,7 @@ def soak(folder: Path, model: Path, pictures: Path, *, seconds: float, seed: int
     """Return what was done, in words; an assertion fails where something is lost."""
     generator = random.Random(seed)
     project = folder / "project"
-    command = ("-m", "foveal", "annotate", project, "--images", pictures, "--model", model)
+    command = ("-m", "foveal", "annotate", project, "--images", pictures, "--model", model, "--no-open")
     with PageServer(folder, *command) as server:
         clients = [
             Client(server, "one", list(range(0, 36, 2)), seed),

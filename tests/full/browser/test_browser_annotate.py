@@ -19,7 +19,7 @@ SAVED = "All changes are saved"
 
 @pytest.fixture
 def server(tmp_path: Path, pictures: Path, model: Path) -> Iterator[PageServer]:
-    command = ("-m", "foveal", "annotate", tmp_path / "project", "--images", pictures, "--model", model)
+    command = ("-m", "foveal", "annotate", tmp_path / "project", "--images", pictures, "--model", model, "--no-open")
     with PageServer(tmp_path, *command) as started:
         yield started
 
