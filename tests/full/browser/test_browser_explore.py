@@ -31,6 +31,13 @@ COVERED = """() => {
     return data.filter((value, at) => at % 4 === 3 && value > 0).length / (data.length / 4);
   });
 }"""
+# Where the first point of the map is, from the upper left corner of its canvas.
+FIRST_POINT = """async () => {
+  const points = new Float32Array(await (await fetch("/explore/api/map?method=pca")).arrayBuffer());
+  const { clientWidth, clientHeight } = document.querySelector("#points");
+  const size = Math.min(clientWidth, clientHeight) - 24;
+  return [clientWidth / 2 + (points[0] - 0.5) * size, clientHeight / 2 + (points[1] - 0.5) * size];
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +164,20 @@ def test_a_selection_on_the_map_becomes_an_image_set(
     page.get_by_role("button", name="Save as an image set").click()
     expect(page.get_by_text("36 images saved")).to_be_visible()
     assert len(ImageSet.open(out / "selections/mine")) == 36
+
+
+def test_the_map_shows_the_image_of_a_point(server: PageServer, windows: Open) -> None:
+    page = ready(windows(server.address))
+    page.get_by_role("button", name="Map", exact=True).click()
+    points = page.get_by_role("application", name=re.compile("^Map of the set"))
+    expect(points).to_be_visible()
+    page.wait_for_timeout(500)
+    box, (x, y) = points.bounding_box(), page.evaluate(FIRST_POINT)
+    assert box is not None
+    page.mouse.move(box["x"] + x, box["y"] + y)
+    expect(page.get_by_role("figure")).to_contain_text("chelsea-0.jpg")
+    page.mouse.move(box["x"] + box["width"] + 20, box["y"])
+    expect(page.get_by_role("figure")).to_be_hidden()
 
 
 def test_the_page_goes_on_when_a_killed_server_is_back(server: PageServer, windows: Open) -> None:

@@ -4,7 +4,8 @@ import { binary, json, upload, whenBack } from "/static/api.js";
 import { Colours } from "/static/colours.js";
 import { Grid } from "/static/grid.js";
 import { Heat, colourOf, cosineOf } from "/static/heat.js";
-import { Scatter } from "/static/scatter.js";
+import { Near } from "/static/near.js";
+import { COLOURS, Scatter } from "/static/scatter.js";
 import { Single, ringAround } from "/static/single.js";
 
 const API = "/explore/api";
@@ -24,7 +25,8 @@ let back = null; // a promise while the server is away
 const known = new Map(); // row -> what the server says of an image
 const asked = new Set(); // chunks
 
-const nameOf = (row) => known.get(row)?.uri.split("/").pop() ?? `image ${row + 1}`;
+const nameOf = (row) => known.get(row)?.uri.split("/").slice(-2).join("/") ?? `image ${row + 1}`;
+const thumbnailOf = (row) => `${API}/thumbnail/${row}?revision=${info.revision}`;
 const rowAt = (index) => (order ? order[index] : index);
 const hasPatches = () => Boolean(info?.patches?.grid);
 const plural = (count, word) => `${count.toLocaleString("en")} ${word}${count === 1 ? "" : "s"}`;
@@ -69,7 +71,7 @@ const grid = new Grid($("grid"), {
     const image = known.get(row);
     const score = scores.get(row) === undefined ? "" : ` ${scores.get(row).toFixed(2)}`;
     const label = [nameOf(row), image?.label, score && `cosine${score}`].filter(Boolean).join(", ");
-    return { row, src: `${API}/thumbnail/${row}?revision=${info.revision}`, label, caption: `${image?.label ?? ""}${score}`.trim() };
+    return { row, src: thumbnailOf(row), label, caption: `${image?.label ?? ""}${score}`.trim() };
   },
   onVisible: (cells) => { describe(cells); cover(cells); },
   onHover: (index, x, y) => look({ row: rowAt(index), patch: patchAt(x, y) }),
@@ -240,6 +242,7 @@ const single = new Single({
 function open(row, patch) {
   opened = { row };
   held = null;
+  scatter.mark(row);
   single.show(nameOf(row), `${API}/picture/${row}?side=640&revision=${info.revision}`, info.patches?.grid ?? null);
   $("like-image").disabled = false;
   if (patch === null) letGo();
@@ -257,7 +260,6 @@ function open(row, patch) {
 function showFound(images, words) {
   order = images.map(({ row }) => row);
   scores = new Map(images.map(({ row, score }) => [row, score]));
-  $("found").hidden = false;
   $("found-words").textContent = words;
   showView("grid");
   grid.show(order.length);
@@ -294,6 +296,7 @@ async function searchFile(file) {
   status();
   if (!answer) return;
   opened = { upload: answer.upload, file };
+  scatter.mark(null);
   letGo();
   single.show(file.name, file, answer.heat ? answer.grid : null);
   $("hint").hidden = true;
@@ -303,23 +306,31 @@ async function searchFile(file) {
 // --- the map
 
 const scatter = new Scatter($("points"), {
-  onNear: (row) => { if (row !== null) { pointed = null; describe([{ row }]); $("words").textContent = [nameOf(row), known.get(row)?.label].filter(Boolean).join(", "); } },
+  onNear: meet,
   onOpen: (row) => open(row, null),
   onSelect: (rows) => select(rows),
   onWords: say,
 });
+const near = new Near($("near"), $("points"));
 let selected = [];
+
+/** A point is near the pointer or the cross: show its image. */
+function meet(row, left, top) {
+  if (row === null) return near.hide();
+  pointed = null;
+  describe([{ row }]);
+  const words = [nameOf(row), known.get(row)?.label].filter(Boolean).join(", ");
+  $("words").textContent = words;
+  return near.show(thumbnailOf(row), words, left, top);
+}
 
 async function loadMap() {
   const method = $("method").value;
   const answer = await attempt(() => fetchMap(method));
-  if (!answer || method !== $("method").value) return;
-  if (answer.state) {
-    $("status").textContent = `Computing the map … ${Math.round(100 * (answer.done ?? 0))} %`;
-    setTimeout(loadMap, 1000);
-    return;
-  }
-  status();
+  if (method !== $("method").value) return;
+  $("map-words").textContent = answer?.state ? "Computing the map …" : "";
+  if (answer?.state) setTimeout(loadMap, 1000);
+  if (!answer || answer.state) return;
   scatter.show(new Float32Array(answer.bytes));
   if (info.classes && !scatter.groups && info.images <= MOST_COLOURED) await attempt(colourMap);
 }
@@ -333,6 +344,15 @@ async function colourMap() {
     for (const { label } of images) groups.push(places.get(label) ?? -1);
   }
   scatter.colour(groups);
+  if (places.size > COLOURS.length) return; // colours come again
+  $("classes").replaceChildren(...info.classes.map((name, index) => {
+    const item = Object.assign(document.createElement("li"), { textContent: name });
+    const swatch = Object.assign(document.createElement("span"), { className: "swatch" });
+    swatch.style.background = COLOURS[index];
+    item.prepend(swatch);
+    return item;
+  }));
+  $("classes").hidden = false;
 }
 
 /** A map that is still computed answers in JSON. */
@@ -346,6 +366,7 @@ function showView(name) {
     $({ grid: "images", map: "map" }[view]).hidden = view !== name;
     $(`view-${view}`).setAttribute("aria-pressed", String(view === name));
   }
+  $("found").hidden = name === "map" || order === null;
   if (name === "map" && scatter.points.length === 0) loadMap();
   if (name === "grid") grid.soon();
 }

@@ -5,19 +5,20 @@ const LARGE = 7; // where there are few
 const MANY = 3000;
 const NEAR = 14; // pixels within which a pointer means a point
 // Ten colours for classes, of a contrast of 3 or more to both grounds; the class is also said in words.
-const COLOURS = ["#3b7dd8", "#c4611a", "#3d8f4e", "#c0445c", "#8c62c8", "#1f8a8a", "#a8742a", "#b0559e", "#6f7f1f", "#6b7480"];
+export const COLOURS = ["#3b7dd8", "#c4611a", "#3d8f4e", "#c0445c", "#8c62c8", "#1f8a8a", "#a8742a", "#b0559e", "#6f7f1f", "#6b7480"];
 
 export class Scatter {
-  /** @param {object} told onNear(row or null), onOpen(row), onSelect(rows), onWords(text) */
+  /** @param {object} told onNear(row or null, left, top), onOpen(row), onSelect(rows), onWords(text) */
   constructor(canvas, told) {
-    Object.assign(this, { canvas, told, points: new Float32Array(0), groups: null, picked: new Set(), lasso: [], drawing: false, cross: null });
+    Object.assign(this, { canvas, told, points: new Float32Array(0), groups: null, picked: new Set(), lasso: [], drawing: false, cross: null, marked: null });
     Object.assign(this, { scale: 1, x: 0, y: 0, tool: "lasso", asked: 0 });
     canvas.addEventListener("pointerdown", (event) => this.onDown(event));
     canvas.addEventListener("pointermove", (event) => this.onMove(event));
     canvas.addEventListener("pointerup", (event) => this.onUp(event));
+    canvas.addEventListener("pointerleave", () => this.told.onNear(null));
     canvas.addEventListener("wheel", (event) => this.onWheel(event), { passive: false });
     canvas.addEventListener("keydown", (event) => this.onKey(event));
-    canvas.addEventListener("blur", () => { this.cross = null; this.soon(); });
+    canvas.addEventListener("blur", () => { this.cross = null; this.told.onNear(null); this.soon(); });
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.soon());
     new ResizeObserver(() => this.soon()).observe(canvas);
   }
@@ -38,6 +39,12 @@ export class Scatter {
     this.picked = new Set(rows);
     this.soon();
     this.told.onSelect(rows);
+  }
+
+  /** Draw a ring around the point of an image that is open, or around none. */
+  mark(row) {
+    this.marked = row;
+    this.soon();
   }
 
   soon() {
@@ -80,6 +87,11 @@ export class Scatter {
       const [left, top] = this.at(this.points[2 * row], this.points[2 * row + 1]);
       pen.strokeRect(left - size / 2 - 2, top - size / 2 - 2, size + 4, size + 4);
     }
+    if (this.marked !== null) {
+      pen.beginPath();
+      pen.arc(...this.at(this.points[2 * this.marked], this.points[2 * this.marked + 1]), size + 3, 0, 2 * Math.PI);
+      pen.stroke();
+    }
     this.drawLasso(pen, style.color);
   }
 
@@ -112,6 +124,13 @@ export class Scatter {
     return best;
   }
 
+  /** Say which point is near a place, and where that point is. */
+  near(left, top) {
+    const row = this.nearest(left, top);
+    if (row === null) this.told.onNear(null);
+    else this.told.onNear(row, ...this.at(this.points[2 * row], this.points[2 * row + 1]));
+  }
+
   /** Select what lies within the line that was drawn: a point is inside where a ray from it crosses the line an odd number of times. */
   close() {
     const line = this.lasso;
@@ -129,12 +148,13 @@ export class Scatter {
     this.canvas.setPointerCapture(event.pointerId);
     this.start = [event.offsetX, event.offsetY];
     this.drawing = true;
+    this.told.onNear(null);
     this.lasso = this.tool === "lasso" ? [this.back(...this.start)] : [];
   }
 
   onMove(event) {
     const here = [event.offsetX, event.offsetY];
-    if (!this.drawing) return this.told.onNear(this.nearest(...here));
+    if (!this.drawing) return this.near(...here);
     if (this.tool === "lasso") this.lasso.push(this.back(...here));
     else {
       this.x += event.movementX;
@@ -196,7 +216,7 @@ export class Scatter {
       Math.max(0, Math.min(this.canvas.clientWidth, left + dx)),
       Math.max(0, Math.min(this.canvas.clientHeight, top + dy)),
     ];
-    this.told.onNear(this.nearest(...this.cross));
+    this.near(...this.cross);
   }
 
   corner() {
