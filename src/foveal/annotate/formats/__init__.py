@@ -19,6 +19,8 @@ from foveal.images.imageset import ImageSet
 READ = {"coco": "coco", "label-studio": "label_studio", "cvat": "cvat", "fiftyone": "fiftyone_data"}
 WRITTEN = {**READ, "yolo": "yolo", "yolo-seg": "yolo", "voc": "voc"}
 
+_STATELESS = ("yolo", "yolo-seg", "voc")  # what is written there is true
+
 
 def read_annotations(
     path: str | Path, *, format: str | None = None, images: ImageSet | None = None, fields: Collection[str] = ()
@@ -83,7 +85,12 @@ def write_annotations(
         raise FovealError(f"polygons=True is COCO's choice, and {format} has none; leave it out")
     _check_target(out)
     check_set(annotated, where="the annotations")
-    kept, notes = in_states(annotated, states)
+    annotated, notes = _with_sizes(annotated)
+    states = [state for state in states if state != "rejected" or format not in _STATELESS]
+    kept, more = in_states(annotated, states)
+    notes += more
+    if format in _STATELESS and (undecided := sum(one.state != "accepted" for one in kept.annotations)):
+        notes.append(f"{undecided} annotations are written that nobody has accepted: {format} cannot tell them apart")
     try:
         with staged(out) as staging:
             notes += module.write(kept, staging, **_options(format, polygons))
@@ -134,6 +141,18 @@ def _check_target(out: Path) -> None:
         raise FovealError(f"{out} has no name to give to a new folder; name one, such as {out / 'annotations'}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FovealError(f"{out} exists; choose another place, or remove it first")
+
+
+def _with_sizes(annotated: AnnotatedSet) -> tuple[AnnotatedSet, list[str]]:
+    """Leave out pictures of which a project knows no size, since they cannot be read any more."""
+    gone = [image.uri for image in annotated.images if min(image.width, image.height) < 1]
+    if not gone:
+        return annotated, []
+    images = tuple(image for image in annotated.images if image.uri not in set(gone))
+    kept = tuple(one for one in annotated.annotations if one.image not in set(gone))
+    num = len(annotated.annotations) - len(kept)
+    note = f"{len(gone)} pictures cannot be read any more, and are left out with {num} annotations, first {gone[0]}"
+    return replace(annotated, images=images, annotations=kept), [note]
 
 
 def in_states(annotated: AnnotatedSet, states: Sequence[str]) -> tuple[AnnotatedSet, list[str]]:

@@ -15,11 +15,10 @@ from foveal.errors import FovealError
 from foveal.evaluate.video_metrics import region_similarity
 
 PICTURES = "images/train"
-_LABELS = "labels/train"
 
 
 def write(annotated: AnnotatedSet, folder: Path, *, masks: bool) -> list[str]:
-    """Write labels/train/NAME.txt for every picture and data.yaml, which takes the same pictures to train and validate.
+    """Write labels/train/NAME.txt for every picture, and data.yaml, which takes the same ones to train and validate.
 
     Args:
         annotated: a checked set.
@@ -39,15 +38,20 @@ def write(annotated: AnnotatedSet, folder: Path, *, masks: bool) -> list[str]:
     likeness: list[float] = []
     images = {image.uri: image for image in annotated.images}
     for one in annotated.annotations:
-        values = _outline(one, likeness) if masks else _box(one)
-        if values is None:
+        corners = _outline(one, likeness) if masks else _corners(one)
+        if corners is None:
             left["labels of whole pictures" if one.box is None and one.mask is None else "boxes or empty masks"] += 1
             continue
-        shares = np.clip(values / _size(images[one.image]), 0, 1)
+        shares = np.clip(corners / _size(images[one.image]), 0, 1)
+        if (np.ptp(shares, axis=0) == 0).any():
+            left["boxes without an area in their picture"] += 1
+            continue
+        if not masks:
+            shares = np.array([shares.mean(axis=0), np.ptp(shares, axis=0)])
         number = annotated.classes.index(one.class_name)
         lines[one.image].append(f"{number} " + " ".join(f"{share:.8g}" for share in shares.ravel()))
     for image in annotated.images:
-        path = folder / _LABELS / files[image.uri]
+        path = folder / files[image.uri]
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(f"{line}\n" for line in lines[image.uri]))
     content = {"train": PICTURES, "val": PICTURES, "names": dict(enumerate(annotated.classes))}
@@ -59,8 +63,11 @@ def write(annotated: AnnotatedSet, folder: Path, *, masks: bool) -> list[str]:
 
 
 def _files(annotated: AnnotatedSet) -> dict[str, PurePosixPath]:
-    """Return the text file of each picture."""
-    files = {image.uri: PurePosixPath(image.uri).with_suffix(".txt") for image in annotated.images}
+    """Return the text file of each picture, where it is looked for: `labels` for the last `images` of its path."""
+    files = {}
+    for image in annotated.images:
+        before, _, after = f"/{PICTURES}/{image.uri}".rpartition("/images/")
+        files[image.uri] = PurePosixPath(f"{before}/labels/{after}".lstrip("/")).with_suffix(".txt")
     for path, count in Counter(files.values()).items():
         if count > 1:
             same = [uri for uri, file in files.items() if file == path]
@@ -72,12 +79,12 @@ def _size(image: AnnotatedImage) -> np.ndarray:
     return np.array([image.width, image.height], np.float64)
 
 
-def _box(one: Annotation) -> np.ndarray | None:
-    """Return the centre and the size, (2, 2), or None."""
+def _corners(one: Annotation) -> np.ndarray | None:
+    """Return the upper left and the lower right corner of a box, (2, 2), or None."""
     box = one.box or (extent_of(one.mask.pixels()) if one.mask is not None else None)
     if box is None:
         return None
-    return np.array([[box.x + box.width / 2, box.y + box.height / 2], [box.width, box.height]])
+    return np.array([[box.x, box.y], [box.x + box.width, box.y + box.height]])
 
 
 def _outline(one: Annotation, likeness: list[float]) -> np.ndarray | None:
