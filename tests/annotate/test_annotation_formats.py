@@ -64,6 +64,52 @@ def test_yolo_boxes_are_shares_of_the_sides(annotated: AnnotatedSet, tmp_path: P
     assert notes[1] == "1 labels of whole pictures are left out: YOLO's files have no place for them"
 
 
+def test_yolo_boxes_end_where_their_picture_does(tmp_path: Path) -> None:
+    boxes = (Box(-2, 1, 6, 2), Box(9, 9, 3, 3), Box(1, 1, 0, 2))
+    annotated = AnnotatedSet(
+        ("cat",),
+        (AnnotatedImage("a.png", 8, 5),),
+        tuple(Annotation("a.png", "cat", None, box) for box in boxes),
+    )
+    notes = write_annotations(annotated, tmp_path / "out", format="yolo")
+    (line,) = (tmp_path / "out/labels/train/a.txt").read_text().splitlines()
+    assert [float(value) for value in line.split()] == [0, 0.25, 0.4, 0.5, 0.4]
+    assert notes[0] == "2 boxes without an area in their picture are left out: YOLO's files have no place for them"
+
+
+def test_yolo_labels_lie_where_they_are_looked_for(tmp_path: Path) -> None:
+    """Ultralytics takes the last folder `images` of a picture's path for `labels`."""
+    annotated = AnnotatedSet(("cat",), (AnnotatedImage("deep/images/a.png", 7, 5),), ())
+    write_annotations(annotated, tmp_path / "out", format="yolo")
+    assert [path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.txt")] == [
+        "images/train/deep/labels/a.txt"
+    ]
+
+
+@pytest.mark.parametrize("name", ["yolo", "voc"])
+def test_what_was_rejected_is_never_written_as_true(annotated: AnnotatedSet, tmp_path: Path, name: str) -> None:
+    notes = write_annotations(annotated, tmp_path / "out", format=name, states=ALL)
+    assert notes[:2] == [
+        "1 annotations are left out, which are not proposed or unsure or accepted",
+        f"2 annotations are written that nobody has accepted: {name} cannot tell them apart",
+    ]
+
+
+@pytest.mark.parametrize("name", sorted(WRITTEN))
+def test_pictures_that_are_gone_are_left_out_and_named(annotated: AnnotatedSet, tmp_path: Path, name: str) -> None:
+    """A project knows no size of a picture with a box that it can no longer read."""
+    boxes = tuple(Annotation(uri, "cat", None, Box(1, 1, 2, 2)) for uri in ("a.png", "gone.png"))
+    images = (*annotated.images, AnnotatedImage("gone.png", 0, 0))
+    notes = write_annotations(AnnotatedSet(("cat",), images, boxes), tmp_path / "out", format=name)
+    assert notes[0] == "1 pictures cannot be read any more, and are left out with 1 annotations, first gone.png"
+
+
+@pytest.mark.parametrize("name", ["a\nb", "\x1b[2J", "\ud800"])
+def test_names_that_no_file_holds_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(FovealError, match="cannot be the name of a class"):
+        write_annotations(AnnotatedSet((name,), (), ()), tmp_path / "out", format="cvat")
+
+
 def test_yolo_outlines_cover_the_masks(annotated: AnnotatedSet, tmp_path: Path) -> None:
     write_annotations(annotated, tmp_path / "out", format="yolo-seg")
     for uri, (width, height) in (("a.png", (7, 5)), ("deep/b.png", (11, 9))):
@@ -99,7 +145,7 @@ def test_voc_masks_show_the_smaller_of_two_and_say_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["yolo", "voc"])
 def test_pictures_that_would_share_a_file_are_refused(tmp_path: Path, name: str) -> None:
     images = (AnnotatedImage("a.png", 7, 5), AnnotatedImage("a.jpg", 7, 5))
-    with pytest.raises(FovealError, match=r"a\.png and a\.jpg would share a\."):
+    with pytest.raises(FovealError, match=r"a\.png and a\.jpg would share (labels/train/)?a\."):
         write_annotations(AnnotatedSet(("cat",), images, ()), tmp_path / "out", format=name)
 
 
@@ -287,6 +333,38 @@ def test_shapes_of_cvat(tmp_path: Path) -> None:
     assert (polygon.mask, mask.mask) == (Mask.of(square), Mask.of(runs))
     assert (box.box, box.state) == (Box(0.5, 1, 2.5, 1), "accepted")
     assert tag.box is tag.mask is None
+
+
+def test_a_turned_box_of_cvat_becomes_pixels(tmp_path: Path) -> None:
+    """A quarter around its middle: 4 x 2 pixels become 2 x 4."""
+    box = '<box label="cat" xtl="1" ytl="1" xbr="5" ybr="3" rotation="90"/>'
+    (one,) = read_xml(tmp_path, f"{HEAD}{IMAGE}{box}{END}").annotations
+    expected = np.zeros((5, 7), bool)
+    expected[0:4, 2:4] = True
+    assert (one.box, one.mask) == (None, Mask.of(expected))
+
+
+def test_attributes_that_a_person_left_empty_say_nothing(tmp_path: Path) -> None:
+    """CVAT gives all that our labels declare to what is drawn there, empty."""
+    empty = "".join(f'<attribute name="{name}"></attribute>' for name in ("state", "source", "track_id", "score"))
+    box = f'<box label="cat" xtl="1" ytl="1" xbr="5" ybr="3">{empty}<attribute name="breed">tabby</attribute></box>'
+    (tmp_path / "annotations.xml").write_text(f"{HEAD}{IMAGE}{box}{END}")
+    found = read_annotations(tmp_path)
+    (one,) = found.annotated.annotations
+    assert (one.state, one.source, one.track, one.score) == ("accepted", "imported", None, None)
+    assert found.notes == ("attributes of annotations are left out: breed (1)",)
+
+
+def test_blanks_around_a_class_are_kept_by_cvat(tmp_path: Path) -> None:
+    annotated = AnnotatedSet((" cat ",), (AnnotatedImage("a.png", 7, 5),), (Annotation("a.png", " cat "),))
+    write_annotations(annotated, tmp_path / "out", format="cvat")
+    assert read_annotations(tmp_path / "out").annotated.classes == (" cat ",)
+
+
+def test_tracks_of_several_tasks_of_cvat_are_refused(tmp_path: Path, photographs: Path) -> None:
+    tasks = "<meta><project><tasks><task/><task/></tasks></project></meta>"
+    with pytest.raises(FovealError, match="tracks of several tasks"):
+        read_xml(tmp_path, f'<annotations>{tasks}<track id="0" label="cat"/></annotations>', ImageSet.open(photographs))
 
 
 def test_tracks_of_cvat_are_annotations_of_frames(tmp_path: Path, photographs: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from pycocotools.coco import COCO
 
 from foveal.annotate.formats import read_annotations, write_annotations
-from foveal.annotate.types import AnnotatedSet, Box
+from foveal.annotate.types import AnnotatedImage, AnnotatedSet, Annotation, Box, Mask
 from foveal.errors import FovealError
 from foveal.images.imageset import ImageSet
 
@@ -83,6 +83,18 @@ def test_pycocotools_draws_the_same_masks(
             assert mark["area"] == one.mask.pixels().sum()
 
 
+def test_an_empty_mask_has_no_polygon_and_other_attributes_are_named(tmp_path: Path) -> None:
+    images = (AnnotatedImage("a.png", 7, 5),)
+    empty = Annotation("a.png", "cat", Mask.of(np.zeros((5, 7), bool)))
+    notes = write_annotations(AnnotatedSet(("cat",), images, (empty,)), tmp_path / "out", format="coco", polygons=True)
+    assert notes == ["1 empty masks are left out: they have no outline"]
+    assert read_annotations(tmp_path / "out").annotated.annotations == ()
+    mark = MARK | {"bbox": [0, 0, 1, 1], "attributes": {"occluded": False, "breed": "tabby", "track_id": 3}}
+    found = read_annotations(saved(tmp_path, content(annotations=[mark])))
+    assert found.annotated.annotations[0].track == "3"
+    assert found.notes == ("attributes of annotations are left out: breed (1)",)
+
+
 def test_only_accepted_annotations_are_written_unless_more_are_wanted(annotated: AnnotatedSet, tmp_path: Path) -> None:
     notes = write_annotations(annotated, tmp_path / "out", format="coco")
     assert notes[0] == "3 annotations are left out, which are not accepted"
@@ -152,6 +164,7 @@ MARK = {"id": 8, "image_id": 9, "category_id": 2}
         (content(more=[MARK | {"segmentation": {"size": [5, 7], "counts": [2**70]}}]), "no whole numbers"),
         (content(more=[MARK | {"segmentation": {"size": [99999, 99999], "counts": "0"}}]), "mask of 99999 x 99999"),
         (content(more=[MARK | {"segmentation": {"size": [5, 7], "counts": "PPPYP"}}]), "annotation 8: "),
+        (content(more=[MARK | {"segmentation": {"size": [5, 7], "counts": "\u00e90"}}]), "no COCO coding"),
         (content(more=[MARK | {"segmentation": [[0, 0, 1]]}]), "no list of x and y"),
         (content(more=[MARK | {"segmentation": [[0, 0, 1, 1, 1e12, 1]]}]), "points outside the picture"),
         (content(more=["text"]), "annotation 4 has no id"),

@@ -1,6 +1,7 @@
 """What every annotated set keeps to, whoever made it: checked after it was read, and before it is written."""
 
 import math
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from typing import get_args
@@ -24,8 +25,9 @@ def check_set(annotated: AnnotatedSet, *, where: str) -> None:
     """
     _check_once(annotated.classes, where=f"{where}: class")
     _check_once((image.uri for image in annotated.images), where=f"{where}: picture")
-    if any(not name.strip() for name in annotated.classes):
-        raise FovealError(f"{where}: a class has no name; name it")
+    for name in annotated.classes:
+        if not name.strip() or any(unicodedata.category(one) in ("Cc", "Cs") for one in name):
+            raise FovealError(f"{where}: {name[:50]!r} cannot be the name of a class; give characters on one line")
     images = {image.uri: image for image in annotated.images}
     for image in annotated.images:
         check_name(image.uri)

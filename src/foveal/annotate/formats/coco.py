@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from foveal.annotate.formats.attributes import kept_in, restored
+from foveal.annotate.formats.attributes import kept_in, left_out, others_in, restored
 from foveal.annotate.formats.documents import field, number, read_json
 from foveal.annotate.formats.found import Found
 from foveal.annotate.formats.pictures import Pictures
@@ -43,10 +43,13 @@ def write(annotated: AnnotatedSet, folder: Path, *, polygons: bool = False) -> l
     categories = {name: place + 1 for place, name in enumerate(annotated.classes)}
     marks: list[dict[str, Any]] = []
     likeness: list[float] = []
-    whole = 0
+    whole = empty = 0
     for one in annotated.annotations:
         if one.mask is None and one.box is None:
             whole += 1
+            continue
+        if polygons and one.mask is not None and one.mask.box() is None:
+            empty += 1
             continue
         mark: dict[str, Any] = {
             "id": len(marks) + 1,
@@ -68,6 +71,7 @@ def write(annotated: AnnotatedSet, folder: Path, *, polygons: bool = False) -> l
     (folder / _FILE).parent.mkdir()
     (folder / _FILE).write_text(json.dumps(content, allow_nan=False) + "\n")
     notes = [f"{whole} labels of whole pictures are left out: COCO has no place for them"] if whole else []
+    notes += [f"{empty} empty masks are left out: they have no outline"] if empty else []
     return notes + outline_notes(likeness)
 
 
@@ -98,6 +102,7 @@ def read(path: Path, pictures: Pictures) -> Found:
     content = read_json(path)
     categories, images = _categories(content, path), _images(content, path, pictures)
     counts: Counter[str] = Counter()
+    attributes: Counter[str] = Counter()
     found, seen = [], set()
     for place, mark in enumerate(field(content, "annotations", list, where=str(path))):
         where = f"{path}: annotation {mark.get('id', place) if isinstance(mark, Mapping) else place}"
@@ -114,8 +119,10 @@ def read(path: Path, pictures: Pictures) -> Found:
             counts["crowd"] += 1
         elif (image := images[image_id]) is not None:
             found.append(_annotation(mark, image, categories[category], counts, where=where))
+            attributes.update(others_in(mark.get("attributes")))
     known = tuple(image for image in images.values() if image is not None)
-    return Found(AnnotatedSet(tuple(categories.values()), known, tuple(found)), _notes(counts))
+    notes = (*_notes(counts), *left_out(attributes))
+    return Found(AnnotatedSet(tuple(categories.values()), known, tuple(found)), notes)
 
 
 def _notes(counts: Counter[str]) -> tuple[str, ...]:
@@ -173,7 +180,9 @@ def _mask_of_runs(runs: Mapping[str, Any], *, where: str) -> Mask:
     counts = field(runs, "counts", (str, list), where=where)
     height, width = size
     if isinstance(counts, str):
-        mask = Mask(height, width, counts.encode("ascii", "replace"))
+        if not counts.isascii():
+            raise FovealError(f"{where}: run lengths that are no COCO coding; it is damaged, export it again")
+        mask = Mask(height, width, counts.encode("ascii"))
         check_mask(mask, where=where)
         return mask
     try:

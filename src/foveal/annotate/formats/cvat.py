@@ -3,6 +3,7 @@
 Source: the public description of version 1.1, docs.cvat.ai. Masks are runs of the rows of a rectangle around them.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from xml.etree.ElementTree import Element, SubElement
 
 import numpy as np
 
-from foveal.annotate.formats.attributes import kept_in, restored
+from foveal.annotate.formats.attributes import kept_in, left_out, others_in, restored
 from foveal.annotate.formats.documents import number, read_xml
 from foveal.annotate.formats.found import Found
 from foveal.annotate.formats.pictures import Pictures
@@ -114,8 +115,8 @@ class _Shape(NamedTuple):
 def read(path: Path, pictures: Pictures) -> Found:
     """Read annotations.xml, or the one of a folder.
 
-    Polygons become pixels. Tracks name frames by their number: the pictures of the image set in its order; where a
-    track is outside, there is no annotation. Other shapes are left out.
+    Polygons and turned boxes become pixels. Tracks name frames by their number: the pictures of the image set in its
+    order; where a track is outside, there is no annotation. Other shapes are left out.
     """
     path = path / _FILE if path.is_dir() else path
     root = read_xml(path)
@@ -131,6 +132,7 @@ def read(path: Path, pictures: Pictures) -> Found:
                 raise FovealError(f"{shape.where} is of the label {shape.label!r}, which the file does not list")
             classes.append(shape.label)
     notes = [f"{count} shapes of the kind {kind} are left out" for kind, count in sorted(counts.items())]
+    notes += left_out(Counter(name for shape in shapes for name in others_in(_attributes(shape.element))))
     annotations = tuple(_annotation(shape) for shape in shapes)
     return Found(AnnotatedSet(tuple(classes), tuple(images.values()), annotations), tuple(notes))
 
@@ -140,7 +142,7 @@ def _classes(root: Element, path: Path) -> list[str]:
     for place, label in enumerate(root.iterfind("./meta//labels/label")):
         if label.find("parent") is not None:  # a point of a skeleton
             continue
-        if not (name := (label.findtext("name") or "").strip()):
+        if not (name := label.findtext("name") or "").strip():
             raise FovealError(f"{path}: label {place + 1} has no name; name it and export again")
         if name not in names:  # the labels of a project stand at each of its tasks
             names.append(name)
@@ -169,6 +171,10 @@ def _of_images(
 def _of_tracks(
     root: Element, path: Path, pictures: Pictures, images: dict[str, AnnotatedImage], counts: Counter[str]
 ) -> Iterator[_Shape]:
+    if root.find("track") is not None and len(root.findall("./meta/project/tasks/task")) > 1:
+        raise FovealError(
+            f"{path} has tracks of several tasks, each with frames from 0 on; export the tasks one by one"
+        )
     size = root.find("./meta//original_size")
     sides = [
         None if size is None else int(number(size.findtext(side), where=str(path))) for side in ("width", "height")
@@ -191,18 +197,22 @@ def _of_tracks(
 
 def _annotation(shape: _Shape) -> Annotation:
     element, image, where = shape.element, shape.image, shape.where
-    marks = {one.get("name", ""): (one.text or "") for one in element.iterfind("attribute")}
+    marks = _attributes(element)
     score = marks.get("score")
     one = Annotation(
         image.uri,
         shape.label,
         _mask(element, image, where),
-        _box(element, where) if element.tag == "box" else None,
+        _box(element, where) if element.tag == "box" and not _turn(element, where) else None,
         source="imported",
         score=_share(score),
         track=shape.track,
     )
     return restored(one, marks)
+
+
+def _attributes(element: Element) -> dict[str, str]:
+    return {one.get("name", ""): (one.text or "") for one in element.iterfind("attribute")}
 
 
 def _share(text: str | None) -> float | None:
@@ -216,12 +226,25 @@ def _share(text: str | None) -> float | None:
 
 def _box(element: Element, where: str) -> Box:
     left, top, right, bottom = (number(element.get(name), where=where) for name in ("xtl", "ytl", "xbr", "ybr"))
-    if number(element.get("rotation", "0"), where=where):
-        raise FovealError(f"{where}: a rotated box, which we do not hold; turn it into a polygon")
     return Box(left, top, round(right - left, _DECIMALS), round(bottom - top, _DECIMALS))
 
 
+def _turn(element: Element, where: str) -> float:
+    return number(element.get("rotation", "0"), where=where)
+
+
+def _turned(box: Box, degrees: float) -> np.ndarray:
+    """Return the corners (4, 2) of a box, turned clockwise around its middle."""
+    middle, half = np.array([box.x + box.width / 2, box.y + box.height / 2]), np.array([box.width, box.height]) / 2
+    cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * half
+    found: np.ndarray = corners @ np.array([[cosine, sine], [-sine, cosine]]) + middle
+    return found
+
+
 def _mask(element: Element, image: AnnotatedImage, where: str) -> Mask | None:
+    if element.tag == "box" and (degrees := _turn(element, where)):
+        return mask_of([_turned(_box(element, where), degrees)], image.height, image.width, where=where)
     if element.tag == "polygon":
         pairs = [pair.split(",") for pair in _text(element, "points", where).split(";")]
         if len(pairs) < 3 or any(len(pair) != 2 for pair in pairs):
