@@ -304,8 +304,11 @@ def test_undo_keeps_a_class_that_others_use(project: Project) -> None:
         (lambda p: p.rename_class("cat", "dog"), "merge 'cat' into it"),
         (lambda p: p.merge_class("cat", "cat"), "are one class; name two"),
         (lambda p: p.write(states={"0.png": "closed"}), "state='closed'; give one of open, done, skipped"),
-        (lambda p: p.write([Edit(Annotation("0.png", "cat", state="maybe"))]), "state='maybe'; give one of proposed"),
-        (lambda p: p.write([Edit(Annotation("0.png", "cat", score=float("nan")))]), "score=nan of 0.png"),
+        (
+            lambda p: p.write([Edit(Annotation("0.png", "cat", state="maybe"))]),
+            "'cat' on 0.png: state 'maybe', .* allowed are proposed",
+        ),
+        (lambda p: p.write([Edit(Annotation("0.png", "cat", score=float("nan")))]), "'cat' on 0.png: a score of nan"),
         (
             lambda p: p.write([Edit(Annotation("0.png", "cat", Mask.of(np.ones((WIDTH, HEIGHT), bool))))]),
             "the mask of 'cat' has 5 x 7 pixels, its picture 0.png 7 x 5",

@@ -80,7 +80,7 @@ def test_a_set_goes_in_once_and_comes_out_as_it_was(project: Project) -> None:
             annotated(Annotation(uri(0), "cat", box=Box(0, 0, 9, 9)), size=(70, 50)),
             "garden/0.png is annotated at 70 x 50 pixels, and the picture has 7 x 5",
         ),
-        (annotated(Annotation(uri(0), "cat", Mask(HEIGHT, WIDTH, b"o"))), "mask of 'cat' on garden/0.png"),
+        (annotated(Annotation(uri(0), "cat", Mask(HEIGHT, WIDTH, b"o"))), "'cat' on garden/0.png: run lengths"),
     ],
 )
 def test_a_set_that_does_not_fit_is_refused_and_nothing_added(

@@ -1,13 +1,12 @@
-"""What may be written into a project: sizes, ranges and words, looked at before anything is."""
+"""What may be written into a project: what `formats.check` asks of every annotation, and that it is on its picture."""
 
 import math
 from collections.abc import Callable
-from typing import get_args
 
-from foveal.annotate.formats.runs import check_mask
+from foveal.annotate.formats.check import check_annotation
 from foveal.annotate.records import Edit
-from foveal.annotate.types import Annotation, Box, Prompt, Source, State
-from foveal.errors import ProjectError
+from foveal.annotate.types import Annotation, Box, Prompt
+from foveal.errors import FovealError, ProjectError
 
 _MOST_CHARACTERS = 200
 _MOST_POINTS = 10_000
@@ -23,19 +22,19 @@ def check_edit(edit: Edit, size_of: Callable[[str], Size]) -> None:
         size_of: width and height of a picture by its uri; asked where there is a mask, box or prompt.
 
     Raises:
-        FovealError: says what was seen and what is allowed.
+        ProjectError: says what was seen and what is allowed.
     """
     annotation = edit.annotation
-    check_one_of("state", annotation.state, get_args(State))
-    check_one_of("source", annotation.source, get_args(Source))
-    if annotation.score is not None and not 0 <= annotation.score <= 1:
-        raise ProjectError(f"score={annotation.score} of {annotation.image}; give 0 to 1, or none")
+    try:
+        check_annotation(annotation, where=f"'{annotation.class_name}' on {annotation.image}")
+    except FovealError as error:
+        raise ProjectError(str(error)) from error
     if annotation.track is not None and not 0 < len(annotation.track) <= _MOST_CHARACTERS:
         raise ProjectError(f"a track of {len(annotation.track)} characters; give 1 to {_MOST_CHARACTERS}, or none")
     if annotation.mask is None and annotation.box is None and not edit.prompts:
         return
     size = size_of(annotation.image)
-    _check_mask(annotation, size)
+    _check_size(annotation, size)
     if annotation.box is not None:
         _check_box(annotation.image, annotation.box, size)
     for prompt in edit.prompts:
@@ -48,7 +47,7 @@ def check_one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
         raise ProjectError(f"{name}={value!r}; give one of {', '.join(allowed)}")
 
 
-def _check_mask(annotation: Annotation, size: Size) -> None:
+def _check_size(annotation: Annotation, size: Size) -> None:
     mask = annotation.mask
     if mask is None:
         return
@@ -58,7 +57,6 @@ def _check_mask(annotation: Annotation, size: Size) -> None:
             f"{annotation.image} {size[0]} x {size[1]}; give a mask of the picture's size, and where it was changed "
             "since it was annotated, put it back or remove its masks and boxes"
         )
-    check_mask(mask, where=f"the mask of '{annotation.class_name}' on {annotation.image}")
 
 
 def _check_box(uri: str, box: Box, size: Size) -> None:

@@ -48,12 +48,21 @@ def _check(one: Annotation, image: AnnotatedImage | None, classes: tuple[str, ..
         raise FovealError(
             f"{where}: {one.class_name!r} is no class{nearest(one.class_name, classes)}; add it, or rename"
         )
+    if one.mask is not None and (one.mask.width, one.mask.height) != (image.width, image.height):
+        raise FovealError(
+            f"{where}: a mask of {one.mask.width} x {one.mask.height} pixels, the picture has {image.width} x "
+            f"{image.height}; correct it"
+        )
+    check_annotation(one, where=where)
+
+
+def check_annotation(one: Annotation, *, where: str) -> None:
+    """Refuse an annotation that nowhere can be one: of a set or of a project, whatever its picture.
+
+    Raises:
+        FovealError: a damaged mask, a box or score that is none, or a state or source that is not known.
+    """
     if one.mask is not None:
-        if (one.mask.width, one.mask.height) != (image.width, image.height):
-            raise FovealError(
-                f"{where}: a mask of {one.mask.width} x {one.mask.height} pixels, the picture has {image.width} x "
-                f"{image.height}; correct it"
-            )
         check_mask(one.mask, where=where)
     if one.box is not None and (not all(map(math.isfinite, one.box)) or min(one.box[2:]) < 0):
         raise FovealError(f"{where}: {tuple(one.box)} is no box (x, y, width, height in pixels); correct it")
