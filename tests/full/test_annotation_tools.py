@@ -125,7 +125,9 @@ def test_label_studios_client_is_answered_and_its_sdk_takes_answers_and_files(
     assert found["webhook"]["num_taken"] == 2
     assert found["train"]["model_version"] == found["versions"]["versions"][0] == found["webhook"]["model_version"]
     assert found["webhook"]["model_version"] != found["setup"]["model_version"]
+    assert (found["again"]["num_taken"], found["deleted"]["num_removed"]) == (2, 2)
     with Project.open(made.folder / "project") as project:
+        assert project.annotations("blue/18.png") == ()
         taken = [one.annotation for one in project.annotations("red/18.png")]
     assert [(one.class_name, one.state, one.mask is None) for one in taken] == [
         ("red", "accepted", True),
