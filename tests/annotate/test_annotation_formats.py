@@ -490,6 +490,14 @@ def test_bad_samples_of_fiftyone_are_refused(tmp_path: Path, sample: dict[str, A
         read_samples(tmp_path, **sample)
 
 
+def test_masks_of_fiftyone_in_files_are_missed_aloud(tmp_path: Path) -> None:
+    sample = {"filepath": "a.png", "metadata": {"width": 7, "height": 5}, "x": detection() | {"mask_path": "/etc/x"}}
+    (tmp_path / "samples.json").write_text(json.dumps({"samples": [sample]}))
+    found = read_annotations(tmp_path)
+    assert found.annotated.annotations[0].box == Box(0, 0, 7, 5)
+    assert found.notes == ("1 masks are in files of their own, and only their boxes are read",)
+
+
 def test_masks_of_fiftyone_lie_between_the_rounded_corners_of_their_box(tmp_path: Path) -> None:
     """A box from 1.5 to 7 of 7 pixels: its width, rounded by itself, would leave the picture."""
     (one,) = read_samples(tmp_path, truth=detection(ARRAY, box=(1.5 / 7, 0, 5.5 / 7, 1))).annotations

@@ -77,3 +77,9 @@ def test_runs_that_would_leave_the_mask_are_refused_before_decoding(mask: Mask) 
 def test_polygons_far_outside_are_refused(bad: float) -> None:
     with pytest.raises(FovealError, match="one: a polygon with points outside the picture of 7 x 5 pixels"):
         mask_of([np.array([[0, 0], [bad, 1], [2, 2]])], 5, 7, where="one")
+
+
+def test_outlines_that_take_all_memory_together_are_refused() -> None:
+    zigzag = np.tile(np.array([[0.0, 0.0], [7.0, 5.0]]), (30_000, 1))
+    with pytest.raises(FovealError, match="longer than 10000000 pixels"):
+        mask_of([zigzag] * 20, 5, 7, where="x")

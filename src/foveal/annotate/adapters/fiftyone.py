@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from foveal.annotate.formats.fiftyone_data import labels_in, sample_of
+from foveal.annotate.formats.fiftyone_data import labels_in, notes_of, sample_of
 from foveal.annotate.formats.found import Found
 from foveal.annotate.formats.pictures import Pictures
 from foveal.annotate.types import AnnotatedImage, AnnotatedSet, Annotation
@@ -123,8 +123,7 @@ def read_dataset(dataset: Any, fields: Collection[str], *, images: ImageSet) -> 
     declared = [str(one) for name in fields for one in dataset.classes.get(name, [])]
     classes = dict.fromkeys([*declared, *(one.class_name for one in annotations)])
     notes = [f"{num} samples are of other pictures, and left out" for num in [counts.pop("other", 0)] if num]
-    notes += [f"{num} labels of the kind {kind} are left out" for kind, num in sorted(counts.items())]
-    return Found(AnnotatedSet(tuple(classes), tuple(found.values()), tuple(annotations)), tuple(notes))
+    return Found(AnnotatedSet(tuple(classes), tuple(found.values()), tuple(annotations)), (*notes, *notes_of(counts)))
 
 
 def _rows(dataset: Any, pictures: Pictures | None) -> Iterator[tuple[str, str, int | None]]:

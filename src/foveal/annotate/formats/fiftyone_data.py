@@ -30,6 +30,7 @@ PICTURES = "data"
 _SAMPLES, _METADATA = "samples.json", "metadata.json"
 _KINDS = {"Detections": "detections", "Classifications": "classifications", "Polylines": "polylines"}
 _SINGLE = ("Detection", "Classification", "Polyline")
+_FILES = "mask_path"  # of a detection, instead of the mask
 _DECIMALS = 6  # of a pixel, below which a share is rounding
 _MOST_BYTES = 128_000_000  # of one mask
 _FIELDS = {
@@ -143,8 +144,14 @@ def read(path: Path, pictures: Pictures, fields: Collection[str] = ()) -> Found:
         for one in chosen:
             annotations += labels_in(sample.get(one), image, counts, where=f"{where}: {one}")
     names = dict.fromkeys([*_classes(path.with_name(_METADATA), chosen), *(one.class_name for one in annotations)])
-    notes = tuple(f"{count} labels of the kind {kind} are left out" for kind, count in sorted(counts.items()))
-    return Found(AnnotatedSet(tuple(names), tuple(images.values()), tuple(annotations)), notes)
+    return Found(AnnotatedSet(tuple(names), tuple(images.values()), tuple(annotations)), tuple(notes_of(counts)))
+
+
+def notes_of(counts: Counter[str]) -> list[str]:
+    """Say what `labels_in` has left out."""
+    kinds = [f"{num} labels of the kind {kind} are left out" for kind, num in sorted(counts.items()) if kind != _FILES]
+    files = counts[_FILES]
+    return kinds + ([f"{files} masks are in files of their own, and only their boxes are read"] if files else [])
 
 
 def _size(metadata: Any, *, where: str) -> tuple[int | None, int | None]:
@@ -194,6 +201,7 @@ def labels_in(value: Any, image: AnnotatedImage, counts: Counter[str], *, where:
         if kind not in _SINGLE or (kind == "Polyline" and not label.get("closed")):
             counts[kind] += 1
             continue
+        counts.update([_FILES] if label.get("mask") is None and label.get(_FILES) else [])
         mask, box = _shape(kind, label, image, where=here)
         score = label.get("confidence")
         one = Annotation(

@@ -11,7 +11,7 @@ import numpy as np
 from foveal.annotate.types import Box, Mask
 from foveal.errors import FovealError
 
-_MOST_EDGE = 50_000_000  # pixels of outline in one shape
+_MOST_EDGE = 10_000_000  # pixels of outline in one shape; some 400 MB while it is drawn
 
 
 def mask_of(polygons: Sequence[np.ndarray], height: int, width: int, *, where: str) -> Mask:
@@ -26,23 +26,22 @@ def mask_of(polygons: Sequence[np.ndarray], height: int, width: int, *, where: s
     Raises:
         FovealError: coordinates that are not finite or far outside the picture.
     """
-    for points in polygons:
-        _check(points, height, width, where=where)
+    _check(polygons, height, width, where=where)
     from pycocotools import mask as coco
 
     drawn = coco.frPyObjects([points.ravel().tolist() for points in polygons], height, width)
     return Mask(height, width, coco.merge(drawn)["counts"])
 
 
-def _check(points: np.ndarray, height: int, width: int, *, where: str) -> None:
-    size = np.array([width, height])
+def _check(polygons: Sequence[np.ndarray], height: int, width: int, *, where: str) -> None:
+    size, points = np.array([width, height]), np.concatenate(polygons)
     if not np.isfinite(points).all() or (points < -size).any() or (points > 2 * size).any():
         raise FovealError(
             f"{where}: a polygon with points outside the picture of {width} x {height} pixels, or that are no numbers; "
             "correct it"
         )
-    if np.abs(np.diff(points, axis=0)).sum() > _MOST_EDGE:
-        raise FovealError(f"{where}: a polygon whose outline is longer than {_MOST_EDGE} pixels; correct it")
+    if sum(np.abs(np.diff(one, axis=0, append=one[:1])).sum() for one in polygons) > _MOST_EDGE:
+        raise FovealError(f"{where}: polygons whose outline is longer than {_MOST_EDGE} pixels; correct it")
 
 
 def rings_of(pixels: np.ndarray) -> list[np.ndarray]:
