@@ -6,6 +6,7 @@ from typing import Any
 from playwright.sync_api import Page
 
 ENOUGH = 4.5  # contrast of text to its ground, WCAG 2.2, 1.4.3
+SMALLEST = 24  # pixels of what a finger has to hit, WCAG 2.2, 2.5.8
 NAMED = frozenset(
     {"button", "checkbox", "combobox", "dialog", "grid", "img", "image", "link", "listbox", "menuitem", "option"}
     | {"radio", "searchbox", "slider", "spinbutton", "switch", "tab", "textbox", "toolbar", "application"}
@@ -47,6 +48,30 @@ FOCUSED = """() => {
   return { number, name: name.slice(0, 60), tag: at.tagName, shown };
 }"""
 
+# Controls and texts of which a corner or the middle is not seen even when they are scrolled to, and small controls.
+UNREACHED = """(smallest) => {
+  const controls = "button, input, select, a[href], [tabindex='0']";
+  const at = document.querySelector("dialog[open]") ?? document.body;
+  const found = [];
+  for (const element of at.querySelectorAll(`${controls}, p, h1, h2, dt, dd`)) {
+    if (!element.checkVisibility() || element.closest(".hidden") || !element.getClientRects().length) continue;
+    element.scrollIntoView({ block: "nearest", inline: "nearest" });
+    const box = element.getBoundingClientRect();
+    if (!box.width || !box.height) continue;
+    const name = `${element.tagName} ${element.id || element.textContent.trim().slice(0, 40)}`;
+    const [left, right, top, bottom] = [box.left + 3, box.right - 3, box.top + 3, box.bottom - 3];
+    const middle = [(left + right) / 2, (top + bottom) / 2];
+    const places = [[left, top], [right, top], [left, bottom], [right, bottom], middle];
+    const hits = places.map(([x, y]) => document.elementFromPoint(x, y));
+    const over = hits.find((hit) => !element.contains(hit));
+    if (over !== undefined) found.push(`${name} is under ${over?.id || over?.tagName || "the edge"}`);
+    if (element.matches(controls) && Math.min(box.width, box.height) < smallest) found.push(`${name} is small`);
+  }
+  const { scrollWidth, scrollHeight } = document.documentElement;
+  if (scrollWidth > innerWidth || scrollHeight > innerHeight) found.push(`all is ${scrollWidth} x ${scrollHeight}`);
+  return found;
+}"""
+
 
 def unnamed(page: Page) -> list[str]:
     """Return the controls and pictures of a page that have no accessible name, as the browser works it out."""
@@ -86,3 +111,9 @@ def walked(page: Page, *, most: int = 60) -> list[str]:
         assert at["shown"], f"nothing shows that {at['tag']} {at['name']!r} has the focus"
         found[at["number"]] = at["name"]
     return list(found.values())
+
+
+def unreached(page: Page) -> list[str]:
+    """Return what nobody can get at in this window: hidden under something, cut off, or too small for a finger."""
+    found: list[str] = page.evaluate(UNREACHED, SMALLEST)
+    return found

@@ -9,7 +9,7 @@ import pytest
 import torch
 from page_window import Window, opened
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, ViewportSize, expect, sync_playwright
 
 from foveal.backbone.card import Card
 from foveal.backbone.licence import OWN
@@ -38,18 +38,23 @@ def chromium() -> Iterator[Browser]:
 
 @pytest.fixture
 def windows(chromium: Browser) -> Iterator[Callable[..., Window]]:
-    """Opens windows of a page, as one person's browser does; they share cookies and storage."""
+    """Opens windows of a page, as one person's browser does; those of one size share cookies and storage."""
     made: list[Window] = []
-    context = chromium.new_context(viewport={"width": 1280, "height": 800}, locale="en-GB")
-    context.set_default_timeout(15_000)
+    contexts: dict[tuple[int, int, bool], BrowserContext] = {}
 
-    def open_window(address: str) -> Window:
-        made.append(opened(context.new_page(), address))
+    def open_window(address: str, *, width: int = 1280, height: int = 800, touch: bool = False) -> Window:
+        size = (width, height, touch)
+        if size not in contexts:
+            viewport = ViewportSize(width=width, height=height)
+            contexts[size] = chromium.new_context(viewport=viewport, locale="en-GB", has_touch=touch)
+            contexts[size].set_default_timeout(15_000)
+        made.append(opened(contexts[size].new_page(), address))
         return made[-1]
 
     yield open_window
     complaints = [one for window in made for one in window.complaints]
-    context.close()
+    for context in contexts.values():
+        context.close()
     assert not complaints, complaints
 
 

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-READY_WITHIN_S = 60
+READY_WITHIN_S = 120  # machines of tests are busy
 ADDRESS = re.compile(r"http://\S+?\?token=[\w-]+")
 
 
@@ -59,7 +59,11 @@ class PageServer:
             self._process.wait()
 
     def __enter__(self) -> "PageServer":
-        return self.start()
+        try:
+            return self.start()
+        except BaseException:
+            self.kill()
+            raise
 
     def __exit__(self, *_: object) -> None:
         self.kill()

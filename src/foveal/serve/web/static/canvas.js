@@ -13,6 +13,10 @@ export class MaskCanvas {
     element.addEventListener("pointerdown", (event) => this.down(event));
     element.addEventListener("pointermove", (event) => this.move(event));
     element.addEventListener("pointerup", (event) => this.up(event));
+    element.addEventListener("pointercancel", () => {
+      this.path = null;
+      this.draw();
+    });
     element.addEventListener("contextmenu", (event) => event.preventDefault());
   }
 
@@ -74,24 +78,25 @@ export class MaskCanvas {
     if (!this.picture) return;
     context.drawImage(this.picture, 0, 0, this.element.width, this.element.height);
     const scale = this.element.width / this.width;
-    for (const layer of this.layers) drawMask(context, layer.bitmap, layer.colour, layer.name);
-    if (this.preview) drawMask(context, this.preview, "#00c2ff", "new");
+    const size = this.element.width / (this.element.clientWidth || this.element.width); // of one pixel on the screen
+    for (const layer of this.layers) drawMask(context, layer.bitmap, layer.colour, layer.name, size);
+    if (this.preview) drawMask(context, this.preview, "#00c2ff", "new", size);
     const marks = [...this.prompts, ...(this.path ? [{ ...this.path, kind: this.tool, radius: this.radius }] : [])];
-    for (const one of marks) drawPrompt(context, one, scale);
-    if (document.activeElement === this.element) drawCross(context, (this.cross.x + 0.5) * scale, (this.cross.y + 0.5) * scale);
+    for (const one of marks) drawPrompt(context, one, scale, size);
+    if (document.activeElement === this.element) drawCross(context, (this.cross.x + 0.5) * scale, (this.cross.y + 0.5) * scale, size);
   }
 }
 
 const painted = new WeakMap(); // bitmap -> what was painted of it, since moving the pointer draws all again
 
 /** Stripes inside, a line around, and the name: no mask is told by its colour alone. */
-export function drawMask(context, bitmap, colour, name) {
+export function drawMask(context, bitmap, colour, name, size = 1) {
   const { width, height } = context.canvas;
   const key = `${colour} ${width} ${height}`;
   if (painted.get(bitmap)?.key !== key) painted.set(bitmap, { key, ...paint(bitmap, colour, width, height) });
   const { layer, top } = painted.get(bitmap);
   context.drawImage(layer, 0, 0);
-  if (top) label(context, name, Math.min(top[0] + 3, width - 60), Math.max(top[1] - 4, 14));
+  if (top) label(context, name, Math.min(top[0] + 3 * size, width - 60 * size), Math.max(top[1] - 4 * size, 14 * size), size);
 }
 
 function paint(bitmap, colour, width, height) {
@@ -115,19 +120,19 @@ function paint(bitmap, colour, width, height) {
   return { layer, top };
 }
 
-function label(context, text, x, y) {
-  context.font = "bold 13px system-ui, sans-serif";
-  context.lineWidth = 3;
+function label(context, text, x, y, size) {
+  context.font = `bold ${13 * size}px system-ui, sans-serif`;
+  context.lineWidth = 3 * size;
   context.strokeStyle = "#000000";
   context.fillStyle = "#ffffff";
   context.strokeText(text, x, y);
   context.fillText(text, x, y);
 }
 
-function drawPrompt(context, { kind, points, positive, radius }, scale) {
+function drawPrompt(context, { kind, points, positive, radius }, scale, size) {
   const places = points.map(([x, y]) => [(x + 0.5) * scale, (y + 0.5) * scale]);
   context.strokeStyle = positive ? "#ffffff" : "#ffd000";
-  context.lineWidth = kind === "stroke" ? Math.max(2, 2 * radius * scale) : 2;
+  context.lineWidth = kind === "stroke" ? Math.max(2, 2 * radius * scale) : 2 * size;
   context.globalAlpha = kind === "stroke" ? 0.6 : 1;
   context.beginPath();
   if (kind === "box" && places.length > 1) context.rect(...places[0], places[1][0] - places[0][0], places[1][1] - places[0][1]);
@@ -136,31 +141,31 @@ function drawPrompt(context, { kind, points, positive, radius }, scale) {
   context.globalAlpha = 1;
   const [x, y] = places[0];
   context.beginPath();
-  context.arc(x, y, 8, 0, 2 * Math.PI);
+  context.arc(x, y, 8 * size, 0, 2 * Math.PI);
   context.fillStyle = positive ? "#0b6b2a" : "#8a1010";
   context.fill();
-  context.lineWidth = 2;
+  context.lineWidth = 2 * size;
   context.strokeStyle = "#ffffff";
   context.stroke();
   context.beginPath();
-  context.moveTo(x - 4, y);
-  context.lineTo(x + 4, y);
+  context.moveTo(x - 4 * size, y);
+  context.lineTo(x + 4 * size, y);
   if (positive) {
-    context.moveTo(x, y - 4);
-    context.lineTo(x, y + 4);
+    context.moveTo(x, y - 4 * size);
+    context.lineTo(x, y + 4 * size);
   }
   context.stroke();
 }
 
-function drawCross(context, x, y) {
+function drawCross(context, x, y, size) {
   for (const [colour, width] of [["#000000", 3], ["#ffffff", 1]]) {
     context.strokeStyle = colour;
-    context.lineWidth = width;
+    context.lineWidth = width * size;
     context.beginPath();
-    context.moveTo(x - 12, y);
-    context.lineTo(x + 12, y);
-    context.moveTo(x, y - 12);
-    context.lineTo(x, y + 12);
+    context.moveTo(x - 12 * size, y);
+    context.lineTo(x + 12 * size, y);
+    context.moveTo(x, y - 12 * size);
+    context.lineTo(x, y + 12 * size);
     context.stroke();
   }
 }

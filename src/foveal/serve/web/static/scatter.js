@@ -16,6 +16,7 @@ export class Scatter {
     canvas.addEventListener("pointermove", (event) => this.onMove(event));
     canvas.addEventListener("pointerup", (event) => this.onUp(event));
     canvas.addEventListener("pointerleave", () => this.told.onNear(null));
+    canvas.addEventListener("pointercancel", () => { Object.assign(this, { drawing: false, lasso: [] }); this.soon(); });
     canvas.addEventListener("wheel", (event) => this.onWheel(event), { passive: false });
     canvas.addEventListener("keydown", (event) => this.onKey(event));
     canvas.addEventListener("blur", () => { this.cross = null; this.told.onNear(null); this.soon(); });
