@@ -7,14 +7,12 @@ from pathlib import Path
 
 import pytest
 from accessible import faint, unnamed, walked
+from annotate_steps import add_classes, button, labels, masks, saved
 from page_server import PageServer
 from page_window import GONE, Window
-from playwright.sync_api import Locator, Page, expect
-
-from foveal.annotate.project import Project
+from playwright.sync_api import Page, expect
 
 Open = Callable[[str], Window]
-SAVED = "All changes are saved"
 
 
 @pytest.fixture
@@ -24,41 +22,12 @@ def server(tmp_path: Path, pictures: Path, model: Path) -> Iterator[PageServer]:
         yield started
 
 
-def button(page: Page, name: str) -> Locator:
-    return page.get_by_role("button", name=re.compile(name)).locator("visible=true").first
-
-
-def saved(page: Page) -> None:
-    expect(page.get_by_role("status").first).to_contain_text(SAVED)
-
-
-def labels(project: Path) -> dict[str, str]:
-    """Image -> its accepted label, as the database has it."""
-    with Project.open(project) as opened:
-        found = opened.to_set().annotations
-        return {one.image: one.class_name for one in found if one.state == "accepted" and one.mask is None}
-
-
-def masks(project: Path) -> list[tuple[str, str]]:
-    """(image, class) of each accepted mask."""
-    with Project.open(project) as opened:
-        found = opened.to_set().annotations
-        return [(one.image, one.class_name) for one in found if one.state == "accepted" and one.mask is not None]
-
-
 def labels_when(project: Path, said: dict[str, str]) -> dict[str, str]:
     """The labels of a project, as soon as they are those, or after ten seconds."""
     ends = time.monotonic() + 10
     while (found := labels(project)) != said and time.monotonic() < ends:
         time.sleep(0.1)
     return found
-
-
-def add_classes(page: Page, *names: str) -> None:
-    for name in names:
-        page.get_by_label("Name of a new class").fill(name)
-        page.keyboard.press("Enter")
-        expect(button(page, name)).to_be_visible()
 
 
 def offered(page: Page) -> str:

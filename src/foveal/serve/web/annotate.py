@@ -1,5 +1,6 @@
 """`/annotate`: the endpoints of the page of annotation. Every change goes through `/annotate/api/write`."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -142,7 +143,9 @@ def _add_pictures(router: APIRouter, annotator: Annotator) -> None:
         asked = parse_json(words.MaskRequest, await request.body())
         pixels = await _mask(annotator, asked.image, asked.prompts)
         png = await annotator.service.aside(lambda: mask_png(pixels, _LARGEST))
-        return Response(png, media_type="image/png", headers={"x-mask-share": f"{pixels.mean():.6f}"})
+        return Response(
+            png, media_type="image/png", headers={"x-foveal-array": json.dumps({"num_pixels": int(pixels.sum())})}
+        )
 
 
 def _add_writing(router: APIRouter, annotator: Annotator) -> None:

@@ -117,7 +117,7 @@ export class MaskMode {
     }
     const bitmap = await bitmapOf(found);
     if (asked !== this.asked) return; // a later click is being answered
-    this.canvas.preview = bitmap;
+    this.canvas.preview = found.header.num_pixels > 0 && bitmap; // false where nothing is found
     this.canvas.draw();
     this.say();
   }
@@ -128,7 +128,8 @@ export class MaskMode {
     $("take-mask").disabled = !preview;
     $("clear-mask").disabled = !prompts.length;
     const what = className ? `Class: ${className}. ` : "Add a class first. ";
-    const next = preview ? "Enter keeps the mask; more clicks improve it." : "Click on what it is.";
+    const nothing = preview === false ? "Nothing is found so. " : "";
+    const next = preview ? "Enter keeps the mask; more clicks improve it." : `${nothing}Click on what it is.`;
     $("mask-words").textContent = `${what}${prompts.length} shown. ${next}${positive ? "" : " Clicks say what does not belong to it."}`;
   }
 
@@ -137,17 +138,22 @@ export class MaskMode {
     if (!preview) return;
     const replaces = this.corrects ? { id: this.corrects.id, seen: this.corrects.revision } : {};
     const sent = this.page.change({ act: "mask", image: this.image.index, class_name: this.page.nameClass(), prompts: [...prompts], ...replaces });
+    this.corrects = null;
     this.clear();
     await sent;
     await this.page.back();
   }
 
+  /** Start again; what is corrected stays so, until there is nothing to start again. */
   clear() {
+    const shown = this.canvas.prompts.length;
     this.asked++;
     Object.assign(this.canvas, { prompts: [], preview: null, path: null });
-    this.corrects = null;
     this.canvas.draw();
     this.say();
+    if (shown || !this.corrects) return undefined;
+    this.corrects = null;
+    return this.drawLayers();
   }
 
   /** Take the last click back, where there is one. */

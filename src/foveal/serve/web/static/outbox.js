@@ -37,9 +37,16 @@ export class Outbox {
     const request = newName();
     const number = String(Date.now()).padStart(15, "0") + String((this.count = (this.count ?? 0) + 1)).padStart(6, "0");
     localStorage.setItem(this.prefix + number + request, JSON.stringify({ client: this.client, request, action }));
-    const answered = new Promise((resolve, reject) => this.waits.set(request, { resolve, reject }));
+    const wait = {};
+    wait.answered = new Promise((resolve, reject) => Object.assign(wait, { resolve, reject }));
+    this.waits.set(request, wait);
     this.send();
-    return answered;
+    return wait.answered;
+  }
+
+  /** Resolves when each change of this window so far has its answer. */
+  async answered() {
+    await Promise.allSettled([...this.waits.values()].map((one) => one.answered));
   }
 
   /** Send what waits, in its order, until nothing does. */

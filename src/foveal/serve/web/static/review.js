@@ -138,6 +138,7 @@ export class ReviewMode {
     this.looking = true;
     const asked = { client: this.page.client, request: newName(), wanted };
     try {
+      await this.page.outbox.answered(); // a mask that was just kept teaches too
       let found;
       do {
         this.progress(found?.looking);
