@@ -31,12 +31,16 @@ COVERED = """() => {
     return data.filter((value, at) => at % 4 === 3 && value > 0).length / (data.length / 4);
   });
 }"""
-# Where the first point of the map is, from the upper left corner of its canvas.
-FIRST_POINT = """async () => {
-  const points = new Float32Array(await (await fetch("/explore/api/map?method=pca")).arrayBuffer());
-  const { clientWidth, clientHeight } = document.querySelector("#points");
-  const size = Math.min(clientWidth, clientHeight) - 24;
-  return [clientWidth / 2 + (points[0] - 0.5) * size, clientHeight / 2 + (points[1] - 0.5) * size];
+# What the map shows, as soon as it is computed: addresses, its width and height, and where their points are on it.
+MAP = """async () => {
+  let answer;
+  do answer = await fetch("/explore/api/map?method=pca"); while (!answer.headers.has("x-foveal-array"));
+  const points = new Float32Array(await answer.arrayBuffer());
+  const { images } = await (await fetch(`/explore/api/images?start=0&count=${points.length / 2}`)).json();
+  const { clientWidth: width, clientHeight: height } = document.querySelector("#points");
+  const edge = Math.min(width, height) - 24;
+  const place = (row) => [width / 2 + (points[2 * row] - 0.5) * edge, height / 2 + (points[2 * row + 1] - 0.5) * edge];
+  return [images.map((one) => one.uri), width, height, images.map((one) => place(one.row))];
 }"""
 
 
@@ -172,12 +176,46 @@ def test_the_map_shows_the_image_of_a_point(server: PageServer, windows: Open) -
     points = page.get_by_role("application", name=re.compile("^Map of the set"))
     expect(points).to_be_visible()
     page.wait_for_timeout(500)
-    box, (x, y) = points.bounding_box(), page.evaluate(FIRST_POINT)
+    box, (x, y) = points.bounding_box(), page.evaluate(MAP)[3][0]
     assert box is not None
     page.mouse.move(box["x"] + x, box["y"] + y)
     expect(page.get_by_role("figure")).to_contain_text("chelsea-0.jpg")
     page.mouse.move(box["x"] + box["width"] + 20, box["y"])
     expect(page.get_by_role("figure")).to_be_hidden()
+
+
+def tab_to(page: Page, wanted: Locator) -> None:
+    """Press Tab until something has the focus."""
+    for _ in range(40):
+        if wanted.evaluate("(element) => element === document.activeElement"):
+            return
+        page.keyboard.press("Tab")
+    raise AssertionError(f"Tab does not reach {wanted}")
+
+
+def test_a_corner_of_the_map_is_selected_and_saved_by_keys_alone(server: PageServer, windows: Open, out: Path) -> None:
+    page = ready(windows(server.address))
+    tab_to(page, page.get_by_role("button", name="Map", exact=True))
+    page.keyboard.press("Enter")
+    tab_to(page, page.get_by_role("application", name=re.compile("^Map of the set")))
+    uris, width, height, places = page.evaluate(MAP)
+    # The cross begins in the middle and stops at the edges: up, to the left, and down along the edge is a triangle.
+    inside = [uri for uri, (x, y) in zip(uris, places, strict=True) if x / (width / 2) + y / height < 1]
+    assert 0 < len(inside) < 36
+    page.wait_for_timeout(300)
+    expect(page.get_by_role("status")).to_contain_text("36 images")
+    for key in ("ArrowUp", "ArrowLeft", "ArrowDown"):
+        for _ in range(25):
+            page.keyboard.press(f"Shift+{key}")
+        page.keyboard.press("Space")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name=f"{len(inside)} images selected")).to_be_visible()
+    tab_to(page, page.get_by_label("Name"))
+    page.keyboard.type("corner")
+    page.keyboard.press("Enter")
+    expect(page.get_by_text(f"{len(inside)} images saved")).to_be_visible()
+    kept = ImageSet.open(out / "selections/corner").rows.column("uri").to_pylist()
+    assert sorted(Path(uri).name for uri in kept) == sorted(Path(uri).name for uri in inside)
 
 
 def test_the_page_goes_on_when_a_killed_server_is_back(server: PageServer, windows: Open) -> None:
