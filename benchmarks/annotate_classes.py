@@ -6,8 +6,9 @@
     python benchmarks/annotate_classes.py refit
 
 A simulated annotator gives the true label of one image after the other: of those that `FewShot.next_image` offers, or
-of images drawn at random; after each the head is fitted anew. The pool is drawn from the train images; accuracy is that
-on the test images. Baselines are the same networks untrained, and histograms of colour. One seed a model.
+of images drawn at random; after each the head is fitted anew. The pool is drawn from the train images, several times a
+network; accuracy is that on the test images. Baselines are the same networks untrained, and histograms of colour. One
+seed a model.
 """
 
 import argparse
@@ -37,6 +38,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", default=["grocery", "caltech101"])
     parser.add_argument("--sources", nargs="+", default=["trained", "untrained", "colour"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--draws", type=int, default=3, help="of the pool, for each network")
     parser.add_argument("--pool", type=int, default=1500, help="images that may be labelled")
     arguments = parser.parse_args()
     {"extract": extract, "offers": offers, "one-to-many": one_to_many, "refit": refit}[arguments.part](arguments)
@@ -97,40 +99,50 @@ def offers(arguments: argparse.Namespace) -> None:
     """Print the labels needed for 90 % of the fully labelled accuracy, offered and random."""
     for name in arguments.sets:
         for source in arguments.sources:
-            needed: dict[str, list[int]] = {"offered": [], "random": []}
+            needed: dict[str, list[list[int]]] = {"offered": [], "random": []}
             for seed in arguments.seeds:
-                pool, test = (read(arguments.features, f"{name}.{part}", source, seed) for part in ("train", "test"))
-                chosen = np.random.default_rng(seed).permutation(len(pool[0]))[: arguments.pool]
-                pool = pool[0][chosen], pool[1][chosen]
-                full = accuracy(pool, test, np.arange(len(chosen)))
-                for way, found in needed.items():
-                    curve = learning_curve(pool, test, offered=way == "offered", seed=seed, enough=0.9 * full)
-                    found.append(max(curve))
-                    points = " ".join(f"{at}:{100 * curve[at]:.1f}" for at in SHOWN if at in curve)
-                    print(
-                        f"{name} {source}{seed} {way}: full {100 * full:.1f} %, {max(curve)} labels; {points}",
-                        flush=True,
-                    )
-            print_row(name, source, needed)
+                found = [draw_pool(arguments, name, source, seed, draw) for draw in range(arguments.draws)]
+                for way, counts in needed.items():
+                    counts.append([one[way] for one in found])
+            print_row(name, source, {way: np.array(counts) for way, counts in needed.items()})
 
 
-def print_row(name: str, source: str, needed: dict[str, list[int]]) -> None:
+def draw_pool(arguments: argparse.Namespace, name: str, source: str, seed: int, draw: int) -> dict[str, int]:
+    """Draw a pool, and return the labels of it that are needed, offered and random."""
+    pool, test = (read(arguments.features, f"{name}.{part}", source, seed) for part in ("train", "test"))
+    generator = np.random.default_rng([seed, draw])
+    chosen = generator.permutation(len(pool[0]))[: arguments.pool]
+    order = generator.permutation(len(chosen)).tolist()
+    pool = pool[0][chosen], pool[1][chosen]
+    full = accuracy(pool, test, np.arange(len(chosen)))
+    found = {}
+    for way in ("offered", "random"):
+        curve = learning_curve(pool, test, None if way == "offered" else order, seed=seed, enough=0.9 * full)
+        found[way] = max(curve)
+        points = " ".join(f"{at}:{100 * curve[at]:.1f}" for at in SHOWN if at in curve)
+        print(f"{name} {source}{seed}.{draw} {way}: full {100 * full:.1f} %, {max(curve)} labels; {points}", flush=True)
+    return found
+
+
+def print_row(name: str, source: str, needed: dict[str, np.ndarray]) -> None:
     """Print the means, and the share of the random labels that the offered ones are, with its interval over seeds."""
-    shares = np.array(needed["offered"]) / np.array(needed["random"])
-    means = " | ".join(f"{np.mean(needed[way]):.0f}" for way in ("random", "offered"))
+    shares = (needed["offered"] / needed["random"]).mean(axis=1)  # needed is seeds x draws
+    means = " | ".join(f"{needed[way].mean():.0f}" for way in ("random", "offered"))
     spread = 4.303 * shares.std(ddof=1) / np.sqrt(len(shares)) if len(shares) == 3 else float("nan")  # t of 2 degrees
-    print(f"| {name} | {source} | {means} | {shares.mean():.2f} +- {spread:.2f} |", flush=True)
+    each = ", ".join(f"{share:.2f}" for share in shares)
+    print(f"| {name} | {source} | {means} | {each} | {shares.mean():.2f} +- {spread:.2f} |", flush=True)
 
 
-def learning_curve(pool: Vectors, test: Vectors, *, offered: bool, seed: int, enough: float) -> dict[int, float]:
-    """Label one image after the other until the test accuracy is enough; return it by the number of labels."""
+def learning_curve(
+    pool: Vectors, test: Vectors, order: list[int] | None, *, seed: int, enough: float
+) -> dict[int, float]:
+    """Label images in some order, or as they are offered, until the test accuracy is enough; return it by labels."""
     few_shot, rows, curve = FewShot(pool[0], seed=seed), list[int](), dict[int, float]()
-    order = np.random.default_rng(1000 + seed).permutation(len(pool[0])).tolist()
     fit = None
     while len(rows) < len(pool[0]):
-        rows.append(few_shot.next_image(rows, fit).row if offered else order[len(rows)])
+        rows.append(few_shot.next_image(rows, fit).row if order is None else order[len(rows)])
         labels = {row: str(pool[1][row]) for row in rows}
-        if offered and len(set(labels.values())) > 1:
+        if order is None and len(set(labels.values())) > 1:
             fit = few_shot.fit(labels)
         if len(rows) % EVERY == 0:
             curve[len(rows)] = accuracy(pool, test, np.array(rows))

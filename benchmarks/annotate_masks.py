@@ -1,16 +1,16 @@
 """Clicks that a mask takes, and objects followed from one mask, by a simulated annotator who knows the truth.
 
-    python benchmarks/annotate_masks.py clicks --data FOLDER --models MODEL [MODEL ...] [--peers] [--trust 0.003]
-    python benchmarks/annotate_masks.py track --data FOLDER --models MODEL [MODEL ...]
-    python benchmarks/annotate_masks.py propagate --data FOLDER --models MODEL [MODEL ...]
+    python benchmarks/annotate_masks.py clicks --data FOLDER --models MODEL ... --untrained MODEL ... [--peers]
+    python benchmarks/annotate_masks.py track --data FOLDER --models MODEL ... --untrained MODEL ...
+    python benchmarks/annotate_masks.py propagate --data FOLDER --models MODEL ... --untrained MODEL ...
     python benchmarks/annotate_masks.py time --data FOLDER --models MODEL
 
 FOLDER holds camvid and davis. A click goes to the middle of the largest part that is wrong; clicks are counted
 until the mask reaches an intersection over union of 0.7 and of 0.8, at most 20 (20 where it never does). An object is a
 connected part of one class in camvid (at least 1 % of the picture, one a picture), or that of every tenth frame in
-davis. Beside the models: the same method on raw colour in the place of features, and, with the same rule for clicks,
-the random walker of scikit-image and GrabCut of OpenCV. Differences are paired, with a bootstrap over pictures (camvid)
-or sequences (davis).
+davis. Beside the models, one a seed: the same networks untrained; the same method on raw colour in the place of
+features; and, with the same rule for clicks, the random walker of scikit-image and GrabCut of OpenCV. Counts are
+averaged over seeds. Differences are paired, with a bootstrap over pictures (camvid) or sequences (davis).
 """
 
 import argparse
@@ -47,6 +47,7 @@ VOID = 11  # of camvid
 CLASSES = {"sky": 0, "building": 1, "road": 3, "tree": 5, "car": 8}  # of camvid
 SIDE = 360  # pixels of the short side that models see
 Segment = Callable[[Sequence[Prompt]], np.ndarray]
+Seeds = Sequence[Sequence[tuple[list[float], list[float]]]]  # by seed and object: IoU and seconds, click by click
 
 
 class Case(NamedTuple):
@@ -64,6 +65,7 @@ def main() -> None:
     parser.add_argument("what", choices=["clicks", "track", "propagate", "time"])
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--models", type=Path, nargs="+", required=True)
+    parser.add_argument("--untrained", type=Path, nargs="*", default=[])
     parser.add_argument("--images", type=int, default=40, help="pictures of camvid")
     parser.add_argument("--examples", type=int, default=40, help="pictures with masks that teach a class")
     parser.add_argument("--part", default="test", help="of camvid")
@@ -81,30 +83,35 @@ def main() -> None:
 def clicks(arguments: argparse.Namespace) -> None:
     """Count clicks, method by method."""
     settings = PromptSettings(sharpness=Sharpness(trust=arguments.trust))
-    methods: dict[str, Callable[[Case], Segment]] = {
-        name: (lambda case, make=make: by_features(make(case.pixels), settings))
-        for name, make in makers(arguments).items()
+    methods: dict[str, list[Callable[[Case], Segment]]] = {
+        name: [lambda case, see=see: by_features(see(case.pixels), settings) for see in seeds]
+        for name, seeds in makers(arguments).items()
     }
     if arguments.peers:
-        methods |= {"random walker (scikit-image)": by_random_walker, "GrabCut (OpenCV)": by_grabcut}
+        methods |= {"random walker (scikit-image)": [by_random_walker], "GrabCut (OpenCV)": [by_grabcut]}
     for name in arguments.sets:
         cases = camvid(arguments) if name == "camvid" else davis(arguments.data / "davis")
-        table(name, cases, {method: [annotate(c, make(c)) for c in cases] for method, make in methods.items()})
+        print(f"{name}: {len(cases)} objects in {len({case.group for case in cases})} groups")
+        first = None
+        for method, seeds in methods.items():
+            counts = click_row(method, cases, [[annotate(c, make(c)) for c in cases] for make in seeds], first)
+            first = counts if first is None else first
 
 
-def makers(arguments: argparse.Namespace) -> dict[str, Callable[[np.ndarray], SeenImage]]:
-    """Return what sees a picture, by name: each model, and raw colour."""
-    models = {str(path): load(path) for path in arguments.models}
-    found = {
-        name: (lambda pixels, model=model: see(model, pixels, size=arguments.side)) for name, model in models.items()
-    }
-    return {**found, "raw colour": lambda pixels: colour_of(pixels, arguments.side)}
+def makers(arguments: argparse.Namespace) -> dict[str, list[Callable[[np.ndarray], SeenImage]]]:
+    """Return what sees a picture, one a seed, by name: the trained and the untrained models, and raw colour."""
+    found: dict[str, list[Callable[[np.ndarray], SeenImage]]] = {}
+    for name, paths in (("trained", arguments.models), ("untrained", arguments.untrained)):
+        models = [load(path) for path in paths]
+        if models:
+            found[name] = [lambda pixels, model=model: see(model, pixels, size=arguments.side) for model in models]
+    return found | {"raw colour": [lambda pixels: colour_of(pixels, arguments.side)]}
 
 
 def answer_times(arguments: argparse.Namespace) -> None:
     """Print how long a mask takes after a click, and before the first one, the features at hand."""
     cases = [*camvid(arguments)[:4], *davis(arguments.data / "davis")[:4]]
-    for name, make in makers(arguments).items():
+    for name, (make, *_) in makers(arguments).items():
         for group in (cases[:4], cases[4:]):
             begun, answers = [], []
             for case in group:
@@ -118,23 +125,20 @@ def answer_times(arguments: argparse.Namespace) -> None:
             print(f"| {name} | {shape} | {1000 * np.median(begun):.0f} | {middle:.0f} | {slow:.0f} |", flush=True)
 
 
-def table(name: str, cases: Sequence[Case], found: dict[str, list[tuple[list[float], list[float]]]]) -> None:
-    """Print a row a method, and how it differs from the first."""
-    first = np.array([[reached(curve, goal) for goal in GOALS] for curve, _ in next(iter(found.values()))])
-    groups = [case.group for case in cases]
-    print(f"{name}: {len(cases)} objects in {len(set(groups))} groups")
-    for method, answers in found.items():
-        counts = np.array([[reached(curve, goal) for goal in GOALS] for curve, _ in answers])
-        failed = [np.mean([max(curve) < goal for curve, _ in answers]) for goal in GOALS]
-        after = [np.mean([curve[min(n, len(curve)) - 1] for curve, _ in answers]) for n in (1, 3, 5)]
-        parts = [f"{m:.1f} (never {100 * f:.0f} %)" for m, f in zip(counts.mean(axis=0), failed, strict=True)]
-        changes = []
-        for column in range(len(GOALS)):
-            change = by_group(counts[:, column] - first[:, column], groups)
-            changes.append(f"{change.value:+.1f} ({change.low:+.1f} to {change.high:+.1f})")
-        times = np.median([one for _, seconds in answers for one in seconds])
-        iou = " / ".join(f"{100 * value:.0f}" for value in after)
-        print(f"| {method} | {' | '.join(parts)} | {iou} | {1000 * times:.0f} | {' | '.join(changes)} |", flush=True)
+def click_row(name: str, cases: Sequence[Case], seeds: Seeds, first: np.ndarray | None) -> np.ndarray:
+    """Print the clicks of a method and how they differ from the first; return them, objects x goals."""
+    each = np.array([[[reached(curve, goal) for goal in GOALS] for curve, _ in answers] for answers in seeds])
+    failed = [np.mean([max(curve) < goal for answers in seeds for curve, _ in answers]) for goal in GOALS]
+    counts = each.mean(axis=0)
+    parts = [f"{m:.1f} (never {100 * f:.0f} %)" for m, f in zip(counts.mean(axis=0), failed, strict=True)]
+    by_seed = ", ".join(" / ".join(f"{value:.1f}" for value in one) for one in each.mean(axis=1))
+    changes = []
+    for column in range(len(GOALS) if first is not None else 0):
+        change = by_group(counts[:, column] - first[:, column], [case.group for case in cases])
+        changes.append(f"{change.value:+.1f} ({change.low:+.1f} to {change.high:+.1f})")
+    times = np.median([one for answers in seeds for _, seconds in answers for one in seconds])
+    print(f"| {name} | {' | '.join(parts)} | {by_seed} | {1000 * times:.0f} | {' | '.join(changes)} |", flush=True)
+    return counts
 
 
 def by_group(values: np.ndarray, groups: Sequence[str]):
@@ -274,7 +278,8 @@ def propagate(arguments: argparse.Namespace) -> None:
     for part, count in (("train", arguments.examples), ("test", arguments.images)):
         paths = sorted((arguments.data / "camvid" / part).glob("*.jpg"))
         parts[part] = [paths[number] for number in generator.permutation(len(paths))[:count]]
-    for method, make in makers(arguments).items():
+    named = [(f"{kind} {seed}", make) for kind, seeds in makers(arguments).items() for seed, make in enumerate(seeds)]
+    for method, make in named:
         shown = {
             part: [(make(np.asarray(Image.open(path).convert("RGB"))), ids_of(path)) for path in paths]
             for part, paths in parts.items()
@@ -310,15 +315,17 @@ def ids_of(path: Path) -> np.ndarray:
 def track(arguments: argparse.Namespace) -> None:
     """Follow the objects of davis from the first mask alone."""
     videos = open_davis(arguments.data / "davis")
+    kinds = (("trained", arguments.models), ("untrained", arguments.untrained))
+    methods = [
+        (f"{kind} {seed}", frames_of(load(path), arguments.side))
+        for kind, paths in kinds
+        for seed, path in enumerate(paths)
+    ]
+    methods.append(("raw colour", lambda video: lambda index: colour_of(video.frame(index), arguments.side)))
     for sharpness in (None, Following().sharpness):
-        following = replace(Following(), sharpness=sharpness)
-        for path in arguments.models:
-            model = load(path)
-            show_track(
-                f"{path}, {'sharpened' if sharpness else 'plain'}", videos, following, frames_of(model, arguments.side)
-            )
-        show_track(f"raw colour, {'sharpened' if sharpness else 'plain'}", videos, following,
-                   lambda video: lambda index: colour_of(video.frame(index), arguments.side))  # fmt: skip
+        for name, frames in methods:
+            words = f"{name}, {'sharpened' if sharpness else 'plain'}"
+            show_track(words, videos, replace(Following(), sharpness=sharpness), frames)
 
 
 def frames_of(model: Model, side: int) -> Callable[[Video], Callable[[int], SeenImage]]:
