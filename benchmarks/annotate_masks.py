@@ -17,7 +17,6 @@ import argparse
 import contextlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,6 +72,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=SIDE)
     parser.add_argument("--sets", nargs="+", default=["camvid", "davis"], help="where clicks are counted")
     parser.add_argument("--peers", action="store_true", help="count the clicks of the other libraries too")
+    parser.add_argument("--plain", action="store_true", help="leave masks of videos as smooth as patches are")
     parser.add_argument("--trust", type=float, default=PromptSettings().sharpness.trust)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -322,10 +322,8 @@ def track(arguments: argparse.Namespace) -> None:
         for seed, path in enumerate(paths)
     ]
     methods.append(("raw colour", lambda video: lambda index: colour_of(video.frame(index), arguments.side)))
-    for sharpness in (None, Following().sharpness):
-        for name, frames in methods:
-            words = f"{name}, {'sharpened' if sharpness else 'plain'}"
-            show_track(words, videos, replace(Following(), sharpness=sharpness), frames)
+    for name, frames in methods:
+        show_track(name, videos, Following(sharpness=None) if arguments.plain else Following(), frames)
 
 
 def frames_of(model: Model, side: int) -> Callable[[Video], Callable[[int], SeenImage]]:
