@@ -4,9 +4,11 @@ Shapes: H W pixels of the original picture.
 """
 
 import asyncio
+import math
+import os
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -19,7 +21,6 @@ from foveal.features.geometry import Geometry
 from foveal.features.pictures import displayed
 from foveal.features.seen import SeenImage, denormalise
 from foveal.features.store import FeatureStore
-from foveal.serve.limits import decode_limits
 from foveal.serve.loaded import check_searchable
 from foveal.serve.problems import Problem
 from foveal.serve.service import Service
@@ -28,29 +29,38 @@ from foveal.serve.web.learning import ClassLearner
 
 _MOST_SESSIONS = 4  # pictures that prompts are answered for at once, tens of megabytes each
 _MOST_SEEN = 32  # pictures whose patches stay at hand, megabytes each
+_SHARE = 0.9  # of the patches that a picture may have; sides are rounded to whole ones
 _FINER = 2  # times the side that the model was made for, for masks
 
 _Value = TypeVar("_Value")
 
 
+class Version(NamedTuple):
+    """An image as its file is now: another one once the file has changed."""
+
+    row: int
+    mtime_ns: int
+
+
 class Kept(Generic[_Value]):
-    """The last few things that were made, by a number; several who ask for one wait for the same work."""
+    """The last few things that were made of images; several who ask for one wait for the same work."""
 
-    def __init__(self, make: Callable[[int], Awaitable[_Value]], most: int) -> None:
+    def __init__(self, make: Callable[[Version], Awaitable[_Value]], most: int) -> None:
         self._make, self._most = make, most
-        self._tasks: OrderedDict[int, asyncio.Task[_Value]] = OrderedDict()
+        self._tasks: OrderedDict[Version, asyncio.Task[_Value]] = OrderedDict()
 
-    async def get(self, key: int) -> _Value:
-        """Return what belongs to a number; what failed is tried again."""
+    async def get(self, key: Version) -> _Value:
+        """Return what belongs to an image; what failed is tried again."""
         found = self._tasks.get(key)
         if found is None or (found.done() and (found.cancelled() or found.exception() is not None)):
             found = self._tasks[key] = asyncio.create_task(self._made(key))
+            found.add_done_callback(lambda task: task.cancelled() or task.exception())  # also where nobody waits
             while len(self._tasks) > self._most:
                 self._tasks.popitem(last=False)
         self._tasks.move_to_end(key)
         return await asyncio.shield(found)
 
-    async def _made(self, key: int) -> _Value:
+    async def _made(self, key: Version) -> _Value:
         return await self._make(key)
 
 
@@ -78,22 +88,22 @@ class Annotator:
 
     async def seen(self, index: int) -> SeenImage:
         """Return an image with its patches, as fine as masks need them."""
-        return await self._seen.get(index)
+        return await self._seen.get(self._version(index))
 
     async def mask_of(self, index: int, prompts: list[Prompt]) -> np.ndarray:
         """Return what prompts make of an image, (H, W) bool."""
-        session = await self._sessions.get(index)
+        session = await self._sessions.get(self._version(index))
         return await self.service.aside(lambda: session.mask(prompts) > 0.5)
 
-    async def _open(self, index: int) -> PromptSession:
-        seen = await self.seen(index)
+    async def _open(self, version: Version) -> PromptSession:
+        seen = await self._seen.get(version)
         return await self.service.aside(lambda: PromptSession(seen))
 
-    async def _see(self, index: int) -> SeenImage:
-        model = self.service.loaded.model
-        size = _FINER * model.card.crop_size
-        preprocess = model.preprocessing(size=size, fit="resize")
+    async def _see(self, version: Version) -> SeenImage:
+        index, model = version.row, self.service.loaded.model
         pixels = await self.service.aside(lambda: self._pixels(index))
+        size = self._size(*pixels.shape[:2])
+        preprocess = model.preprocessing(size=size, fit="resize")
         [tokens] = await self.service.features([pixels], patches=True, size=size, fit="resize", field="image")
 
         def seen() -> SeenImage:
@@ -104,9 +114,22 @@ class Annotator:
         return await self.service.aside(seen)
 
     def _pixels(self, index: int, side: int | None = None) -> np.ndarray:
+        # The person's own images: the limits of those that strangers send are not theirs.
         channels = self.service.loaded.model.card.backbone.channels
-        limits = decode_limits(self.service.settings)
-        return self.images.decode(index, channels=channels, limits=limits, min_short_side=side)
+        return self.images.decode(index, channels=channels, min_short_side=side)
+
+    def _size(self, height: int, width: int) -> int:
+        """Return the short side at which masks see a picture: finer than others, as far as patches are allowed."""
+        card, longer = self.service.loaded.model.card, max(height, width) / min(height, width)
+        patch_size = card.backbone.patch_size
+        most = int(math.sqrt(_SHARE * self.service.settings.max_patches / longer)) * patch_size
+        return max(min(_FINER * card.crop_size, most), patch_size)
+
+    def _version(self, index: int) -> Version:
+        try:
+            return Version(index, os.stat(self.images.root / self.images.uri(index)).st_mtime_ns)
+        except OSError:
+            return Version(index, 0)  # in a tar or Parquet file, or gone
 
     def uri(self, index: int) -> str:
         """Return the uri of an image; Problem where the project does not have it."""

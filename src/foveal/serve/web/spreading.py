@@ -15,15 +15,15 @@ from foveal.annotate.propagate_masks import MaskPropagator
 from foveal.annotate.records import Record
 from foveal.annotate.track import follow
 from foveal.annotate.types import Annotation, Mask
-from foveal.errors import ProjectError
+from foveal.errors import FovealError, ProjectError
 from foveal.features.seen import SeenImage
-from foveal.serve.problems import Problem
+from foveal.serve.problems import problem_of
 from foveal.serve.service import unawaited
 from foveal.serve.web.annotator import Annotator
 
 _MOST_EXAMPLES = 24
 _MOST_FRAMES = 300
-_UNREADABLE = 422
+_UNREADABLE = (413, 422)
 
 
 class Spread(NamedTuple):
@@ -62,7 +62,7 @@ class Spreader:
                 indices = list(masks)[-_MOST_EXAMPLES:]
                 rest = await annotator.service.searched(lambda: self._similar(class_name, list(masks), count))
                 self.done = (0, len(rest))
-                examples = [Example(await self._frame(index, masks[index]), masks[index]) for index in indices]
+                examples = [await self._example(index, masks[index]) for index in indices]
                 propagator = await annotator.service.searched(lambda: MaskPropagator(examples))
                 return await self._answers(propagator, class_name, rest)
             finally:
@@ -83,13 +83,15 @@ class Spreader:
             try:
                 masks = await annotator.service.aside(lambda: self._masks(class_name))
                 frames = await annotator.service.searched(lambda: self._frames(index))
-                given = {frames.index(one): mask for one, mask in masks.items() if one in frames}
-                if not given:
+                places = [place for place, frame in enumerate(frames) if frame in masks]
+                if not places:
                     raise ProjectError(f"no frame of this folder has a mask of '{class_name}'; keep one first")
-                frames = frames[: min(given) + _MOST_FRAMES]
-                given = {place: mask for place, mask in given.items() if place < len(frames)}
-                for place, mask in given.items():
-                    await self._frame(frames[place], mask)
+                frames = frames[: places[0] + _MOST_FRAMES]
+                given = {
+                    place: (await self._example(frames[place], masks[frames[place]])).mask
+                    for place in places
+                    if place < len(frames)
+                }
                 self.done = (0, len(frames) - min(given) - 1)
                 loop = asyncio.get_running_loop()
                 # Minutes for a long video: neither searches wait for it, nor the end of the server.
@@ -102,8 +104,8 @@ class Spreader:
         for number, index in enumerate(rest, 1):
             try:
                 seen = await annotator.seen(index)
-            except Problem as problem:
-                if problem.status != _UNREADABLE:
+            except FovealError as error:
+                if problem_of(error).status not in _UNREADABLE:
                     raise
                 unreadable += 1
                 continue
@@ -136,14 +138,13 @@ class Spreader:
         words = f"'{class_name}' is followed through {len(frames) - start - len(given)} frames and seen in {len(found)}"
         return Spread(found, f"{words}. No frame was held out, so each is unsure until somebody has looked.")
 
-    def _masks(self, class_name: str) -> dict[int, np.ndarray]:
+    def _masks(self, class_name: str) -> dict[int, list[Mask]]:
         """Return what is accepted of a class on each image, the image that was worked on last at the end."""
-        masks: dict[int, np.ndarray] = {}
+        masks: dict[int, list[Mask]] = {}  # encoded: the pixels of thousands have no room in memory
         accepted = self._annotator.project.annotations(class_name=class_name, states=["accepted"])
         for record in sorted(accepted, key=lambda one: one.revision):
             if (mask := record.annotation.mask) is not None:
-                pixels, before = mask.pixels(), masks.pop(record.index, None)
-                masks[record.index] = pixels if before is None else pixels | before
+                masks[record.index] = [*masks.pop(record.index, []), mask]
         if not masks:
             raise ProjectError(f"no mask of '{class_name}' is accepted yet; keep one first")
         return masks
@@ -171,16 +172,18 @@ class Spreader:
         folders = [uri.rpartition("/")[0] for uri in self._annotator.images.rows.column("uri").to_pylist()]
         return [number for number, folder in enumerate(folders) if folder == folders[index]]
 
-    async def _frame(self, index: int, mask: np.ndarray) -> SeenImage:
-        """Return an image whose mask is known; it must still be the picture that was masked."""
+    async def _example(self, index: int, masks: Sequence[Mask]) -> Example:
+        """Return an image whose masks are known; it must still be the picture that was masked."""
         seen = await self._annotator.seen(index)
-        if seen.geometry.original != mask.shape:
-            now, then = seen.geometry.original, mask.shape
-            raise ProjectError(
-                f"{seen.name} has {now[1]} x {now[0]} pixels, and its mask {then[1]} x {then[0]}: it was changed "
-                "since; put the picture back, or remove the mask"
-            )
-        return seen
+        for mask in masks:
+            if (mask.height, mask.width) != seen.geometry.original:
+                height, width = seen.geometry.original
+                raise ProjectError(
+                    f"{seen.name} has {width} x {height} pixels, and its mask {mask.width} x {mask.height}: it was "
+                    "changed since; put the picture back, or remove the mask"
+                )
+        pixels = await self._annotator.service.aside(lambda: np.logical_or.reduce([mask.pixels() for mask in masks]))
+        return Example(seen, pixels)
 
 
 def _is_mark(record: Record) -> bool:
