@@ -160,8 +160,8 @@ def test_an_older_revision_is_refused_and_both_versions_kept(project: Project) -
     assert said(project) == [("0.png", "dog", "accepted"), ("1.png", "cat", "accepted")]
     [conflict] = written.conflicts
     assert conflict.words == (
-        "0.png was changed elsewhere meanwhile: there it is a mask of 'dog', accepted, here a mask of 'cat', accepted; "
-        "both are kept, choose one"
+        "0.png was changed twice at once: first it is a mask of 'dog', accepted, then a mask of 'cat', accepted; both "
+        "are kept, choose one"
     )
     project.close()
     with Project.open(project.folder) as again:
@@ -179,7 +179,7 @@ def test_a_removal_and_a_change_of_the_same_meet(project: Project) -> None:
     found, seen = add_mask(project)
     project.write(remove=[(found, seen)], client="a")
     written = project.write([Edit(Annotation("0.png", "dog", mask(), id=found), seen=seen)], client="b")
-    assert "there it is removed, here a mask of 'dog'" in written.conflicts[0].words
+    assert "first it is removed, then a mask of 'dog'" in written.conflicts[0].words
     project.settle(written.conflicts[0].id, "wanted")
     assert said(project) == [("0.png", "dog", "accepted")]
     [here] = project.annotations()

@@ -137,6 +137,26 @@ async def test_a_change_sent_again_is_done_once(made: Path, tmp_path: Path) -> N
         assert len(project.annotations("01.png")) == 1
 
 
+async def test_a_change_of_classes_sent_again_is_not_done_after_it_was_taken_back(made: Path, tmp_path: Path) -> None:
+    async with page(made, tmp_path / "p") as (client, project):
+        window = Window(client)
+        await window.done(act="add_class", name="red", request="the-same-name")
+        await window.done(act="undo")
+        await window.done(act="add_class", name="red", request="the-same-name")
+        assert project.classes() == ()
+
+
+async def test_classes_are_merged(made: Path, tmp_path: Path) -> None:
+    async with page(made, tmp_path / "p") as (client, project):
+        window = Window(client)
+        for name in ("red", "rot"):
+            await window.done(act="add_class", name=name)
+        await window.done(act="label", image=0, class_name="rot")
+        merged = await window.done(act="merge_class", name="rot", into="red")
+        assert [(one["id"], one["name"]) for one in merged["project"]["classes"]] == [(1, "red")]
+        assert project.labels().names == ("red",)
+
+
 async def test_prompts_make_the_mask_that_is_shown_kept_and_corrected(made: Path, tmp_path: Path) -> None:
     async with page(made, tmp_path / "p") as (client, project):
         window = Window(client)
@@ -172,6 +192,7 @@ async def test_two_windows_keep_both_versions(made: Path, tmp_path: Path) -> Non
         refused = await two.done(act="label", image=3, class_name="blue", seen=0)
         [conflict] = refused["conflicts"]
         assert "both are kept" in conflict["words"]
+        assert (conflict["stored"], conflict["wanted"]) == ("'red', accepted", "'blue', accepted")
         assert project.labels().names == ("red",)
         settled = await two.done(act="settle", conflict=conflict["id"], take="wanted")
         assert (project.labels().names, settled["project"]["conflicts"]) == (("blue",), [])
@@ -271,12 +292,39 @@ async def test_exports_stay_in_the_project(made: Path, tmp_path: Path, name: str
         assert not (tmp_path / "p/exports").exists()
 
 
-async def test_an_image_that_is_gone_is_said_and_its_labels_stay(made: Path, tmp_path: Path) -> None:
-    own = tmp_path / "own"
-    own.mkdir()
+def own_pictures(made: Path, folder: Path) -> Path:
+    """Copy the pictures, and make a project of the copies."""
+    (folder / "own").mkdir()
     for path in (made / "pictures").iterdir():
-        (own / path.name).write_bytes(path.read_bytes())
-    Project.create(tmp_path / "p", ImageSet.open(own), model=tiny_model()).close()
+        (folder / "own" / path.name).write_bytes(path.read_bytes())
+    Project.create(folder / "p", ImageSet.open(folder / "own"), model=tiny_model()).close()
+    return folder / "own"
+
+
+async def test_masks_of_long_strips_and_of_changed_files_are_of_what_is_there(made: Path, tmp_path: Path) -> None:
+    own = own_pictures(made, tmp_path)
+    Image.new("RGB", (4000, 4)).save(own / "00.png")
+    async with page(made, tmp_path / "p") as (client, _):
+        strip = await client.post(f"{API}/masks", json={"image": 0, "prompts": [{**CLICK, "points": [[9.0, 2.0]]}]})
+        assert strip.status_code == 200, strip.text
+        asked = {"image": 1, "prompts": [CLICK]}
+        first = (await client.post(f"{API}/masks", json=asked)).content
+        pixels = np.asarray(Image.open(own / "01.png"))
+        Image.fromarray(np.roll(pixels, 30, axis=1)).save(own / "01.png")  # the click is beside the square now
+        assert (await client.post(f"{API}/masks", json=asked)).content != first
+        (own / "01.png").unlink()
+        assert (await client.post(f"{API}/masks", json=asked)).status_code == 422
+
+
+async def test_large_pictures_of_the_person_are_shown(made: Path, tmp_path: Path) -> None:
+    own = own_pictures(made, tmp_path)
+    Image.new("L", (6000, 4200)).save(own / "00.png")
+    async with page(made, tmp_path / "p") as (client, _):
+        assert (await client.get(f"{API}/pictures/0")).status_code == 200
+
+
+async def test_an_image_that_is_gone_is_said_and_its_labels_stay(made: Path, tmp_path: Path) -> None:
+    own = own_pictures(made, tmp_path)
     async with page(made, tmp_path / "p") as (client, project):
         window = Window(client)
         await window.done(act="add_class", name="red")
@@ -284,6 +332,8 @@ async def test_an_image_that_is_gone_is_said_and_its_labels_stay(made: Path, tmp
         (own / "00.png").unlink()
         answer = await client.get(f"{API}/pictures/0")
         assert (answer.status_code, answer.json()["error"]["code"]) == (422, "unreadable")
+        shown = (await client.get(f"{API}/images/0")).json()
+        assert (shown["width"], [one["class_name"] for one in shown["annotations"]]) == (None, ["red"])
         assert project.labels().names == ("red",)
 
 
@@ -349,11 +399,7 @@ async def test_a_mask_is_followed_through_the_frames_after_it(made: Path, tmp_pa
 
 
 async def test_a_masked_image_that_has_changed_is_named(made: Path, tmp_path: Path) -> None:
-    own = tmp_path / "own"
-    own.mkdir()
-    for path in (made / "pictures").iterdir():
-        (own / path.name).write_bytes(path.read_bytes())
-    Project.create(tmp_path / "p", ImageSet.open(own), model=tiny_model()).close()
+    own = own_pictures(made, tmp_path)
     async with page(made, tmp_path / "p") as (client, _):
         window = Window(client)
         await window.done(act="add_class", name="square")
@@ -363,6 +409,18 @@ async def test_a_masked_image_that_has_changed_is_named(made: Path, tmp_path: Pa
         answer = await propose(client, "propose-1", what="similar", class_name="square", count=5)
         assert "00.png has 50 x 44 pixels, and its mask 60 x 40" in answer.json()["error"]["message"]
         assert len(project.annotations("00.png")) == 1
+
+
+async def test_one_image_that_is_too_large_does_not_stop_the_others(made: Path, tmp_path: Path) -> None:
+    own = own_pictures(made, tmp_path)
+    Image.new("1", (10_001, 10_000)).save(own / "03.png")
+    async with page(made, tmp_path / "p") as (client, _):
+        window = Window(client)
+        await window.done(act="add_class", name="square")
+        await window.done(act="mask", image=0, class_name="square", prompts=[SQUARE])
+        found = (await propose(client, "propose-1", what="similar", class_name="square", count=12)).json()
+        assert "1 could not be read" in found["summary"]
+        assert found["num_unsure"] >= 8
 
 
 async def test_exports_are_written_once_and_image_sets_among_them(made: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ _GOLDEN = 0.618034  # of the way round the circle of hues: each new colour falls
 def list_classes(connection: sqlite3.Connection) -> tuple[Class, ...]:
     """Return the classes in the order in which they were added, with their numbers of annotations."""
     rows = connection.execute(
-        "SELECT name, colour, (SELECT count(*) FROM annotations WHERE class = classes.id AND state != 'rejected') "
+        "SELECT name, colour, (SELECT count(*) FROM annotations WHERE class = classes.id AND state != 'rejected'), id "
         "FROM classes ORDER BY id"
     )
     return tuple(Class(*row) for row in rows)

@@ -237,16 +237,24 @@ class Project(ProjectReader):
             request=request,
         )
 
-    def add_class(self, name: str, colour: str | None = None, *, client: str = ANYBODY) -> Written:
+    def add_class(
+        self, name: str, colour: str | None = None, *, client: str = ANYBODY, request: str | None = None
+    ) -> Written:
         """Add a class, with a colour #rrggbb or one far from the others; ProjectError where the name is taken."""
         return self._step(
-            lambda opened: classes.add_class(opened, name, colour), client=client, words=f"add the class '{name}'"
+            lambda opened: classes.add_class(opened, name, colour),
+            client=client,
+            request=request,
+            words=f"add the class '{name}'",
         )
 
-    def rename_class(self, name: str, new: str, *, client: str = ANYBODY) -> Written:
+    def rename_class(self, name: str, new: str, *, client: str = ANYBODY, request: str | None = None) -> Written:
         """Give a class another name. A window that still writes the old name means the same class."""
         return self._step(
-            lambda opened: classes.rename_class(opened, name, new), client=client, words=f"rename '{name}' '{new}'"
+            lambda opened: classes.rename_class(opened, name, new),
+            client=client,
+            request=request,
+            words=f"rename '{name}' '{new}'",
         )
 
     def recolour_class(self, name: str, colour: str, *, client: str = ANYBODY) -> Written:
@@ -258,19 +266,31 @@ class Project(ProjectReader):
 
         return self._step(change, client=client, words=f"give '{name}' another colour")
 
-    def merge_class(self, name: str, into: str, *, client: str = ANYBODY) -> Written:
+    def merge_class(self, name: str, into: str, *, client: str = ANYBODY, request: str | None = None) -> Written:
         """Give all annotations of one class to another, and remove the first."""
         return self._step(
-            lambda opened: classes.merge_class(opened, name, into), client=client, words=f"merge '{name}' into '{into}'"
+            lambda opened: classes.merge_class(opened, name, into),
+            client=client,
+            request=request,
+            words=f"merge '{name}' into '{into}'",
         )
 
-    def remove_class(self, name: str, *, with_annotations: bool = False, client: str = ANYBODY) -> Written:
+    def remove_class(
+        self, name: str, *, with_annotations: bool = False, client: str = ANYBODY, request: str | None = None
+    ) -> Written:
         """Remove a class. One with accepted annotations is refused unless they are to go too; undo brings all back."""
         return self._step(
             lambda opened: classes.remove_class(opened, name, with_annotations=with_annotations),
             client=client,
+            request=request,
             words=f"remove the class '{name}'",
         )
+
+    def done_already(self, request: str) -> Written | None:
+        """Return what became of a request that was done before, however often it is sent."""
+        with self._database.reading() as connection:
+            done = step_of_request(connection, request)
+        return None if done is None else self._outcome(done)
 
     # What is taken back.
 

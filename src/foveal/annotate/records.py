@@ -60,14 +60,22 @@ class Conflict:
 
     @property
     def words(self) -> str:
-        """What happened and what can be done, for the person who wrote second."""
-        known = self.stored.annotation if self.stored else self.wanted.annotation if self.wanted else None
-        theirs = _said(self.stored.annotation) if self.stored else "removed"
-        yours = _said(self.wanted.annotation) if self.wanted else "removed"
+        """What happened and what can be done, the same for both people."""
+        known = self.stored or self.wanted
         return (
-            f"{known.image if known else 'an annotation'} was changed elsewhere meanwhile: there it is {theirs}, here "
-            f"{yours}; both are kept, choose one"
+            f"{known.annotation.image if known else 'an annotation'} was changed twice at once: first it is "
+            f"{self.said_first}, then {self.said_second}; both are kept, choose one"
         )
+
+    @property
+    def said_first(self) -> str:
+        """What the project holds, in words."""
+        return _said(self.stored.annotation) if self.stored else "removed"
+
+    @property
+    def said_second(self) -> str:
+        """What was refused, in words."""
+        return _said(self.wanted.annotation) if self.wanted else "removed"
 
 
 @dataclass(frozen=True)
@@ -91,11 +99,12 @@ class Written:
 
 @dataclass(frozen=True)
 class Class:
-    """A class: its name, its colour as #rrggbb, and how many annotations it has, rejected ones not counted."""
+    """A class: its name, its colour as #rrggbb, how many annotations it has, rejected ones not counted, and its id."""
 
     name: str
     colour: str
     num_annotations: int = 0
+    id: int = 0
 
 
 @dataclass(frozen=True)

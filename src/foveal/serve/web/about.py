@@ -31,7 +31,7 @@ def about_project(annotator: Annotator, client: str) -> dict[str, Any]:
         "num_images": project.num_images,
         "revision": project.revision,
         "classes": [
-            {"name": one.name, "colour": one.colour, "num_annotations": one.num_annotations}
+            {"id": one.id, "name": one.name, "colour": one.colour, "num_annotations": one.num_annotations}
             for one in project.classes()
         ],
         "undo": undo,

@@ -21,7 +21,7 @@ from foveal.serve.web import annotate_words as words
 from foveal.serve.web.about import IMAGE_SETS, about_project, key_of
 from foveal.serve.web.annotator import Annotator, mask_png
 from foveal.serve.web.pages import Page
-from foveal.serve.web.proposing import add_proposing
+from foveal.serve.web.proposing import Works, add_proposing
 from foveal.serve.web.spreading import Spreader
 
 API = "/annotate/api"
@@ -111,7 +111,8 @@ def _add_reading(router: APIRouter, annotator: Annotator, spreader: Spreader) ->
 
         def read() -> dict[str, Any]:
             [found] = project.images([index])
-            width, height = project.size(found.uri)
+            # One that cannot be read has none, unless it was known before: what is said of it is shown all the same.
+            width, height = project.sizes([found.uri], missing=True).get(found.uri, (None, None))
             records = [words.record_json(one) for one in project.annotations(found.uri)]
             return {**words.image_json(found), "width": width, "height": height, "annotations": records}
 
@@ -149,16 +150,17 @@ def _add_pictures(router: APIRouter, annotator: Annotator) -> None:
 
 
 def _add_writing(router: APIRouter, annotator: Annotator) -> None:
+    works = Works()
+
     @router.post("/write")
     async def write(request: Request) -> JSONResponse:
         """Make one change; it is durable once this is answered, and done once however often it is sent."""
         asked = parse_json(words.WriteRequest, await request.body())
-        action = asked.action
-        mask = None
-        if isinstance(action, words.PutMask):
-            mask = Mask.of(await _mask(annotator, action.image, action.prompts))
         try:
-            written = await annotator.service.aside(lambda: _write(annotator, asked, mask))
+            written = await annotator.service.aside(lambda: annotator.project.done_already(asked.request))
+            if written is None:
+                mask = await _mask_of(annotator, asked.action)
+                written = await annotator.service.aside(lambda: _write(annotator, asked, mask))
         except UnwritableProjectError as error:  # the window keeps the change and sends it again
             raise Problem(503, "not_written", str(error), retry_after_s=1) from error
         about = await annotator.service.aside(partial(about_project, annotator, asked.client))
@@ -168,7 +170,16 @@ def _add_writing(router: APIRouter, annotator: Annotator) -> None:
     async def export(request: Request) -> JSONResponse:
         """Write what was accepted into a new folder of the project."""
         asked = parse_json(words.ExportRequest, await request.body())
-        return JSONResponse(await annotator.service.searched(lambda: _export(annotator, asked)))
+        outcome = await works.outcome(
+            asked.request, lambda: annotator.service.searched(lambda: _export(annotator, asked))
+        )
+        return JSONResponse({"looking": None}, 202) if outcome is None else JSONResponse(outcome)
+
+
+async def _mask_of(annotator: Annotator, action: words.Action) -> Mask | None:
+    if not isinstance(action, words.PutMask):
+        return None
+    return Mask.of(await _mask(annotator, action.image, action.prompts))
 
 
 def _write(annotator: Annotator, asked: words.WriteRequest, mask: Mask | None) -> Written:
@@ -194,21 +205,15 @@ def _write(annotator: Annotator, asked: words.WriteRequest, mask: Mask | None) -
             return take_back(**by) or Written(project.revision, words="")
         case words.Settle():
             return project.settle(action.conflict, action.take, client=asked.client)
-        case _:
-            return _change_classes(annotator, asked)
-
-
-def _change_classes(annotator: Annotator, asked: words.WriteRequest) -> Written:
-    """Change the classes; what is so already stays so, since a window may send a change again."""
-    project, action, client = annotator.project, asked.action, asked.client
-    names = {one.name for one in project.classes()}
-    if isinstance(action, words.AddClass) and action.name.strip() not in names:
-        return project.add_class(action.name, client=client)
-    if isinstance(action, words.RenameClass):
-        return project.rename_class(action.name, action.new, client=client)
-    if isinstance(action, words.RemoveClass) and action.name in names:
-        return project.remove_class(action.name, with_annotations=action.with_annotations, client=client)
-    return Written(project.revision)
+        case words.AddClass():
+            there = any(one.name == action.name.strip() for one in project.classes())  # by another window, as wanted
+            return Written(project.revision) if there else project.add_class(action.name, **by)
+        case words.RenameClass():
+            return project.rename_class(action.name, action.new, **by)
+        case words.MergeClass():
+            return project.merge_class(action.name, action.into, **by)
+        case words.RemoveClass():
+            return project.remove_class(action.name, with_annotations=action.with_annotations, **by)
 
 
 def _judged(annotator: Annotator, action: words.Judge) -> list[Edit]:

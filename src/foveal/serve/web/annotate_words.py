@@ -1,5 +1,6 @@
 """What the page of annotation and the server say to each other, as JSON."""
 
+import secrets
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -103,6 +104,14 @@ class RenameClass(Part):
     new: Name
 
 
+class MergeClass(Part):
+    """All annotations of a class are of another one from now on."""
+
+    act: Literal["merge_class"]
+    name: Name
+    into: Name
+
+
 class RemoveClass(Part):
     """A class goes, and all that was said of it where this is wanted."""
 
@@ -120,7 +129,7 @@ class Settle(Part):
 
 
 Action = Annotated[
-    Label | PutMask | Judge | Remove | SetState | TakeBack | AddClass | RenameClass | RemoveClass | Settle,
+    Label | PutMask | Judge | Remove | SetState | TakeBack | AddClass | RenameClass | MergeClass | RemoveClass | Settle,
     Field(discriminator="act"),
 ]
 
@@ -167,6 +176,7 @@ class ProposeRequest(Part):
 class ExportRequest(Part):
     """What was accepted is written into a folder of the project."""
 
+    request: Request = Field(default_factory=lambda: secrets.token_hex(12))
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")
     format: str = Field(max_length=40)
 
@@ -219,7 +229,12 @@ def written_json(written: Written) -> dict[str, Any]:
 
 def conflict_json(conflict: Conflict) -> dict[str, Any]:
     """Return two versions of one thing, in words."""
-    return {"id": conflict.id, "words": conflict.words}
+    return {
+        "id": conflict.id,
+        "words": conflict.words,
+        "stored": conflict.said_first,
+        "wanted": conflict.said_second,
+    }
 
 
 def edit_of(action: PutMask, *, uri: str, mask: Mask) -> Edit:

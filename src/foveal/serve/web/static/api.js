@@ -17,37 +17,42 @@ async function ask(path, options = {}) {
     throw new ApiError("unreachable", "The server does not answer. Start it again; this page goes on by itself.");
   }
   if (answer.ok) return answer;
-  let said = {};
+  const said = (await whole(answer.json()))?.error;
+  throw new ApiError(said?.code ?? "failed", said?.message ?? `The server said ${answer.status}.`, answer.status, said?.field);
+}
+
+/** Wait for the rest of an answer; one that was cut short, or that something else gave, is none. */
+async function whole(body) {
   try {
-    said = (await answer.json()).error ?? {};
-  } catch {
-    // no JSON: the status has to do
+    return await body;
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new ApiError("unreachable", "The answer was cut short, or is not of this server. This page asks again by itself.");
   }
-  throw new ApiError(said.code ?? "failed", said.message ?? `The server said ${answer.status}.`, answer.status, said.field);
 }
 
 /** GET or, with a body, POST JSON; returns JSON. */
 export async function json(path, body, options = {}) {
   const sent = body === undefined ? {} : { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) };
-  return (await ask(path, { ...sent, ...options })).json();
+  return whole((await ask(path, { ...sent, ...options })).json());
 }
 
 /** POST a file as it is; returns JSON. */
 export async function upload(path, file, options = {}) {
   const sent = { method: "POST", headers: { "content-type": file.type || "application/octet-stream" }, body: file };
-  return (await ask(path, { ...sent, ...options })).json();
+  return whole((await ask(path, { ...sent, ...options })).json());
 }
 
 /** GET or POST; returns {header, bytes}: what the header x-foveal-array says, and an ArrayBuffer. */
 export async function binary(path, body, options = {}) {
   const sent = body === undefined ? {} : { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) };
   const answer = await ask(path, { ...sent, ...options });
-  return { header: JSON.parse(answer.headers.get("x-foveal-array") ?? "{}"), bytes: await answer.arrayBuffer() };
+  return { header: JSON.parse(answer.headers.get("x-foveal-array") ?? "{}"), bytes: await whole(answer.arrayBuffer()) };
 }
 
 /** Whether the same request may be answered later: no server, one of another start or project, or none that has room. */
 export function isPassing(error) {
-  return error instanceof ApiError && (["unreachable", "other_project"].includes(error.code) || [401, 408, 429, 503, 504].includes(error.status));
+  return error instanceof ApiError && (["unreachable", "other_project", "not_found"].includes(error.code) || [401, 408, 429, 503, 504].includes(error.status));
 }
 
 /** Call `again` until it is answered, once a second or so. */

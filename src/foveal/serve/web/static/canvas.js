@@ -13,15 +13,14 @@ export class MaskCanvas {
     element.addEventListener("pointerdown", (event) => this.down(event));
     element.addEventListener("pointermove", (event) => this.move(event));
     element.addEventListener("pointerup", (event) => this.up(event));
-    element.addEventListener("pointercancel", () => {
-      this.path = null;
-      this.draw();
-    });
+    element.addEventListener("pointercancel", () => this.leave());
+    for (const change of ["focus", "blur"]) element.addEventListener(change, () => this.draw()); // with the cross, or without
     element.addEventListener("contextmenu", (event) => event.preventDefault());
   }
 
-  /** Show a picture whose original has width x height pixels; size decides how strokes look. */
+  /** Show a picture whose original has width x height pixels; size decides how strokes look. @param {ImageBitmap|null} picture */
   show(picture, width, height) {
+    this.picture?.close();
     Object.assign(this, { picture, width, height, layers: [], prompts: [], preview: null, path: null });
     const scale = picture ? Math.max(1, LONGER_SIDE / Math.max(picture.width, picture.height)) : 1;
     this.element.width = Math.round((picture?.width ?? 640) * scale);
@@ -42,7 +41,7 @@ export class MaskCanvas {
   }
 
   down(event) {
-    if (!this.picture) return;
+    if (!this.picture || ![0, 2].includes(event.button)) return;
     this.element.focus();
     this.element.setPointerCapture(event.pointerId);
     this.path = { points: [this.place(event)], positive: this.positive !== (event.button === 2 || event.altKey) };
@@ -64,8 +63,14 @@ export class MaskCanvas {
     this.onPrompt({ kind: this.tool, points, positive, radius: this.tool === "stroke" ? this.radius : 0 });
   }
 
+  leave() {
+    this.path = null;
+    this.draw();
+  }
+
   /** Move the cross of the keyboard by steps of 1/50 of the picture, 1/200 when fine. */
   step(dx, dy, fine) {
+    if (!this.picture) return;
     const step = Math.max(1, Math.max(this.width, this.height) / (fine ? 200 : 50));
     this.cross.x = Math.min(Math.max(this.cross.x + dx * step, 0), this.width - 1);
     this.cross.y = Math.min(Math.max(this.cross.y + dy * step, 0), this.height - 1);

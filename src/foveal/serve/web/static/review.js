@@ -1,7 +1,6 @@
 // What was proposed, as a grid: accepted, rejected, corrected.
 
 import { drawMask } from "/static/canvas.js";
-import { isPassing, whenBack } from "/static/api.js";
 import { newName } from "/static/outbox.js";
 
 const COUNT = 24;
@@ -9,7 +8,7 @@ const COUNT = 24;
 export class ReviewMode {
   /** @param {(annotation: object) => Promise} open shows what is to be corrected */
   constructor(page, open) {
-    Object.assign(this, { page, open, start: 0, total: 0, items: [], summary: "" });
+    Object.assign(this, { page, open, start: 0, total: 0, items: [], tiles: new Map(), loads: 0, summary: "" });
     const { $ } = page;
     $("review-filter").addEventListener("change", () => {
       Object.assign(this, { start: 0, summary: "" });
@@ -36,23 +35,32 @@ export class ReviewMode {
   }
 
   async load() {
+    const number = ++this.loads;
     const found = await this.page.json(`annotations?state=${this.state}&start=${this.start}&count=${COUNT}`);
+    if (number !== this.loads) return undefined; // a later answer counts
     if (!found.annotations.length && this.start) {
       this.start = 0;
       return this.load();
     }
     this.total = found.total;
-    this.items = found.annotations;
-    const at = this.at();
-    this.page.$("tiles").replaceChildren(...this.items.map((one) => this.tile(one)));
+    this.show(found.annotations);
     this.page.$("review-words").textContent = found.total
       ? `Images ${this.start + 1} to ${Math.min(this.start + COUNT, found.total)} of ${found.total} ${this.state}. ${this.summary}`
       : `Nothing is ${this.state}. ${this.summary}`;
     this.page.$("accept-all").disabled = this.state === "accepted" || !this.items.length;
     this.page.$("page-back").disabled = this.start === 0;
     this.page.$("page-on").disabled = this.start + COUNT >= found.total;
-    if (at >= 0) this.focus(at);
     return undefined;
+  }
+
+  /** Show these; a tile that stays keeps the focus, wherever it is then. */
+  show(items) {
+    const [at, focused, known] = [this.at(), document.activeElement, this.tiles];
+    this.items = items;
+    this.tiles = new Map(items.map((one) => [nameOf(one), known.get(nameOf(one)) ?? this.tile(one)]));
+    this.page.$("tiles").replaceChildren(...this.tiles.values());
+    if (this.page.$("tiles").contains(focused)) focused.focus({ preventScroll: true });
+    else if (at >= 0) this.focus(at);
   }
 
   tile(one) {
@@ -111,18 +119,28 @@ export class ReviewMode {
   }
 
   judge(state, className = null) {
-    const one = this.items[Math.max(this.at(), 0)];
+    const one = this.focused();
     return one && this.send([one], state, className);
   }
 
   correct() {
-    const one = this.items[Math.max(this.at(), 0)];
-    return one && this.open(one);
+    const one = this.focused();
+    if (one?.kind === "mask") return this.open(one);
+    if (one) this.page.tell("Press the number of the right class; only masks are corrected by clicks.");
+    return undefined;
+  }
+
+  /** What the keys are for; the first one gets the focus where none has it, and is not decided about unseen. */
+  focused() {
+    const at = this.at();
+    if (at < 0) this.focus(0);
+    return this.items[at];
   }
 
   send(items, state, className = null) {
     if (!items.length) return undefined;
     const annotations = items.map((one) => [one.id, one.revision]);
+    this.show(this.items.filter((one) => !items.includes(one))); // the next key is for the next one
     return this.page.change({ act: "judge", annotations, state, class_name: className });
   }
 
@@ -136,14 +154,10 @@ export class ReviewMode {
   async propose(wanted) {
     if (this.looking) return;
     this.looking = true;
-    const asked = { client: this.page.client, request: newName(), wanted };
+    this.progress();
     try {
       await this.page.outbox.answered(); // a mask that was just kept teaches too
-      let found;
-      do {
-        this.progress(found?.looking);
-        found = await whenBack(() => this.page.json("propose", asked), isPassing);
-      } while ("looking" in found); // the same request waits on for what goes on without it
+      const found = await this.page.work("propose", { client: this.page.client, request: newName(), wanted }, (done) => this.progress(done));
       Object.assign(this, { start: 0, summary: found.summary });
       this.page.$("review-filter").value = found.num_proposed ? "proposed" : "unsure";
     } finally {
@@ -158,6 +172,8 @@ export class ReviewMode {
     this.shows = Boolean(done || this.looking);
     const words = done ? `: ${done[0]} of ${done[1]} …` : " …";
     if (this.shows) this.page.$("review-words").textContent = `Looking at the other images${words}`;
-    else if (was) this.page.run(() => this.load());
+    else if (was) this.page.attempt(() => this.load());
   }
 }
+
+const nameOf = (one) => `${one.id} ${one.revision} ${one.class_name}`;
