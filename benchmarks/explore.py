@@ -1,7 +1,8 @@
 """How long the explorer takes for what people see, on a store of 100,000 images, and what its small patches lose.
 
     python benchmarks/explore.py                                      # 1.8 GB of disk for the store
-    python benchmarks/explore.py --images FOLDER --model MODEL        # and the agreement with whole features
+    python benchmarks/explore.py --page                               # and the page itself, in Chromium
+    python benchmarks/explore.py --images FOLDER --model MODEL        # the agreement with whole features
 
 Features of 1,024 crops of the packaged photographs are made (cls and patches reduced to 64 channels, int8: 17 KB an
 image) by a network with random weights, and their shards repeated until the store has as many images as asked for;
@@ -9,7 +10,7 @@ their files are repeated with them. A server of its own is asked over a socket o
 
 - the first grid: what the set is, names of the first 120 images, and 60 thumbnails, by six requests at a time;
 - the heat map of a clicked patch over the visible images; and the best patch of every image. The first click measures
-  the length of every patch and reads what the disk has; its time stands apart.
+  the length of every patch and reads what the disk has, where the server has not done so yet: its time stands apart.
 
 Floor of a scan: the codes and the kept lengths pass through memory once; its time is that over the bandwidth that
 `--bandwidth` says (GB/s). Agreement: the share of the 100 most similar images that finding by the small patches has in
@@ -33,6 +34,7 @@ import httpx
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from explore_page import in_the_browser
 from extract import write_photographs
 from rich.console import Console
 from rich.table import Table
@@ -88,7 +90,9 @@ class Page:
             [*command, "--port", "0", "--out", str(out)], stdout=subprocess.PIPE, text=True, bufsize=1
         )
         assert self._process.stdout is not None
-        address = next(line.split()[-1] for line in self._process.stdout if line.startswith("explore at"))
+        self.address = address = next(
+            line.split()[-1] for line in self._process.stdout if line.startswith("explore at")
+        )
         self.client = httpx.Client(base_url=address.partition("/explore")[0], timeout=120)
         self.client.get(address)  # the token becomes a cookie
 
@@ -180,6 +184,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num-images", type=int, default=100_000)
     parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--page", action="store_true", help="open the page in Chromium too (needs Playwright)")
     parser.add_argument("--bandwidth", type=float, default=15.0, help="of memory, GB/s, for the floor")
     parser.add_argument("--images", help="real images for the agreement")
     parser.add_argument("--model", type=Path, help="trained model for the agreement")
@@ -203,6 +208,12 @@ def main() -> None:
             found = times(page, num_images, args.repeats)
         finally:
             page.end()
+        if args.page:
+            page = Page(store, model, folder / "out")  # another, which has no picture at hand
+            try:
+                found += in_the_browser(page.address)
+            finally:
+                page.end()
         num_bytes = num_images * 256 * (64 + 4 + 4)
         table = Table(
             "what", "took", title=f"{num_images:,} images; floor of a scan {num_bytes / 1e9 / args.bandwidth:.2f} s"
