@@ -30,6 +30,8 @@ def test_whatever_is_loaded_is_there(name: str) -> None:
 
 def test_explorer_finds_its_elements() -> None:
     ids = set(re.findall(r'\bid="([^"]+)"', TEXTS["explore.html"]))
-    wanted = {one for name in ("explore.js", "single.js") for one in re.findall(r'\$\("([^"]+)"\)', TEXTS[name])}
+    wanted = {
+        one for name in ("explore.js", "single.js", "files.js") for one in re.findall(r'\$\("([^"]+)"\)', TEXTS[name])
+    }
     assert len(wanted) > 20
     assert wanted <= ids

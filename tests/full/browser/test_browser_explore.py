@@ -2,6 +2,7 @@
 
 import base64
 import re
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from accessible import faint, unnamed, walked
 from page_server import PageServer
 from page_window import GONE, Window
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, Page, Route, expect
 
 from foveal.images.imageset import ImageSet
 
@@ -128,17 +129,116 @@ def test_pca_colours_follow_the_sliders(server: PageServer, windows: Open, pictu
     assert page.evaluate(one) != before
 
 
+def drop(page: Page, content: bytes, name: str) -> None:
+    page.evaluate(DROP, [base64.b64encode(content).decode(), name])
+
+
+SHOWN = """() => {
+  const one = document.getElementById("large");
+  return !one.hidden && one.complete && one.naturalWidth > 0;
+}"""
+
+
+def shows_its_picture(page: Page) -> bool:
+    """Whether the picture of the image that is open is there."""
+    return bool(page.evaluate(SHOWN))
+
+
+def until(condition: Callable[[], bool]) -> None:
+    ends = time.monotonic() + 15
+    while not condition():
+        assert time.monotonic() < ends
+        time.sleep(0.05)
+
+
 def test_a_dropped_file_finds_what_is_like_it(server: PageServer, windows: Open, pictures: Path) -> None:
     window = windows(server.address)
     page = ready(window)
-    content = (pictures / "coffee-4.jpg").read_bytes()
-    page.evaluate(DROP, [base64.b64encode(content).decode(), "mine.jpg"])
+    drop(page, (pictures / "coffee-4.jpg").read_bytes(), "mine.jpg")
     expect(page.get_by_text("like mine.jpg").first).to_be_visible()
     assert names(page)[0] == "coffee-4.jpg"
+    until(lambda: shows_its_picture(page))
+    page.get_by_role("application", name=re.compile("^Patches")).click()  # its patches can be searched for
+    expect(page.locator(".heated").first).to_be_visible()
+    page.get_by_role("button", name="Where else is this patch?").click()
+    expect(page.get_by_text("with a patch like the held one").first).to_be_visible()
+    assert names(page)[0] == "coffee-4.jpg"
+    page.get_by_role("button", name="Let go").click()
     window.expect("the server responded with a status of 4")
-    page.evaluate(DROP, [base64.b64encode(b"<svg onload='alert(1)'/>").decode(), "bad.jpg"])
+    drop(page, b"<svg onload='alert(1)'/>", "bad.jpg")
     expect(page.get_by_role("alert")).to_contain_text(re.compile(r"\w+ \w+"))
     assert names(page)[0] == "coffee-4.jpg"
+
+
+def test_a_file_that_is_too_large_is_said_and_not_sent(server: PageServer, windows: Open) -> None:
+    page = ready(windows(server.address))
+    page.evaluate(DROP.replace("new File([bytes]", "new File([new ArrayBuffer(40e6)]"), ["", "large.tif"])
+    expect(page.get_by_role("alert")).to_contain_text("large.tif has 40 MB")
+    expect(page.get_by_role("status")).to_contain_text("36 images")
+
+
+def test_what_is_gone_is_said_where_it_was(server: PageServer, windows: Open, pictures: Path) -> None:
+    window = windows(server.address)
+    page = ready(window)
+    window.expect("the server responded with a status of 410")
+    path = pictures / "flower-3.jpg"
+    kept = path.read_bytes()
+    path.unlink()
+    try:
+        page.get_by_role("option", name=re.compile("flower-3")).click()
+        expect(page.get_by_role("complementary")).to_contain_text(re.compile("flower-3.jpg cannot be read"))
+        path.write_bytes(kept[:-1])
+        page.get_by_role("option", name=re.compile("flower-3")).click()
+        expect(page.get_by_role("complementary")).to_contain_text("has changed since its features were made")
+    finally:
+        path.write_bytes(kept)
+    page.get_by_role("option", name=re.compile("flower-3")).click()
+    until(lambda: shows_its_picture(page))
+    expect(page.get_by_role("complementary")).not_to_contain_text("has changed")
+
+
+def test_late_answers_never_take_the_place_of_newer_ones(server: PageServer, windows: Open) -> None:
+    page = ready(windows(server.address))
+    page.get_by_role("option", name=re.compile("chelsea-4")).click()
+    until(lambda: shows_its_picture(page))
+    late: list[Route] = []
+    page.route("**/neighbours?*", lambda route: late.append(route))
+    page.get_by_role("button", name="Images like this").click()
+    until(lambda: bool(page.wait_for_timeout(50) or late))
+    page.get_by_role("button", name="Where else is this patch?").click()
+    found = page.get_by_text("with a patch like the held one").first
+    expect(found).to_be_visible()
+    with page.expect_response("**/neighbours?*"):
+        late.pop().continue_()
+    page.wait_for_timeout(300)
+    expect(found).to_be_visible()
+    page.get_by_role("button", name="Show all images").click()
+    page.route("**/picture/*", lambda route: late.append(route))
+    page.get_by_role("option", name=re.compile("coffee-4")).click()
+    expect(page.get_by_role("heading", name="coffee-4.jpg")).to_be_visible()
+    until(lambda: bool(page.wait_for_timeout(50) or late))
+    assert not shows_its_picture(page)  # least of all the one of before
+    late.pop().continue_()
+    until(lambda: bool(page.wait_for_timeout(50)) or shows_its_picture(page))
+
+
+def test_images_in_sight_stay_when_the_window_changes(server: PageServer, windows: Open) -> None:
+    page = ready(windows(server.address))
+    page.get_by_label("Size").fill("320")
+    box = page.get_by_role("listbox", name="Images")
+    box.evaluate("(box) => { box.scrollTop = 3000; }")
+    first = """() => {
+        const top = document.getElementById("grid").getBoundingClientRect().top;
+        const all = [...document.querySelectorAll("[role=option]")];
+        const cells = all.filter((one) => one.getBoundingClientRect().top > top - 9);
+        return Math.min(...cells.map((one) => Number(one.getAttribute("aria-posinset"))));
+    }"""
+    page.wait_for_timeout(300)
+    before = page.evaluate(first)
+    assert before > 9
+    page.set_viewport_size({"width": 800, "height": 800})
+    page.wait_for_timeout(300)
+    assert abs(page.evaluate(first) - before) <= 2  # in one line with it
 
 
 def test_a_selection_on_the_map_becomes_an_image_set(
@@ -229,6 +329,7 @@ def test_the_page_goes_on_when_a_killed_server_is_back(server: PageServer, windo
     server.start()
     assert server.address == address
     expect(page.get_by_role("alert")).to_be_hidden(timeout=20_000)
+    until(lambda: shows_its_picture(page))  # of what was opened meanwhile
     page.get_by_role("option", name=re.compile("coffee-4")).click()
     expect(page.get_by_role("complementary")).to_contain_text("cosine 1.00")
     page.reload()

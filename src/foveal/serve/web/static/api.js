@@ -8,46 +8,47 @@ export class ApiError extends Error {
   }
 }
 
-async function ask(path, options = {}) {
-  let answer;
+/** Return the answer with its bytes: a server may also end in the middle of them. */
+async function ask(path, options) {
+  let answer, bytes;
   try {
     answer = await fetch(path, { credentials: "same-origin", ...options });
-  } catch (error) {
-    if (error.name === "AbortError") throw error;
+    bytes = await answer.arrayBuffer();
+  } catch {
     throw new ApiError("unreachable", "The server does not answer. Start it again; this page goes on by itself.");
   }
-  if (answer.ok) return answer;
-  const said = (await whole(answer.json()))?.error;
-  throw new ApiError(said?.code ?? "failed", said?.message ?? `The server said ${answer.status}.`, answer.status, said?.field);
+  if (answer.ok) return { answer, bytes };
+  const said = parsed(bytes).error ?? {};
+  throw new ApiError(said.code ?? "failed", said.message ?? `The server said ${answer.status}.`, answer.status, said.field);
 }
 
-/** Wait for the rest of an answer; one that was cut short, or that something else gave, is none. */
-async function whole(body) {
+/** Read JSON; what was cut short, or what something else on this port gave, is no answer. */
+function parsed(bytes) {
   try {
-    return await body;
-  } catch (error) {
-    if (error.name === "AbortError") throw error;
+    return JSON.parse(new TextDecoder().decode(bytes));
+  } catch {
     throw new ApiError("unreachable", "The answer was cut short, or is not of this server. This page asks again by itself.");
   }
 }
 
+const posted = (body) =>
+  body === undefined ? {} : { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) };
+
 /** GET or, with a body, POST JSON; returns JSON. */
-export async function json(path, body, options = {}) {
-  const sent = body === undefined ? {} : { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) };
-  return whole((await ask(path, { ...sent, ...options })).json());
+export async function json(path, body) {
+  return parsed((await ask(path, posted(body))).bytes);
 }
 
-/** POST a file as it is; returns JSON. */
-export async function upload(path, file, options = {}) {
-  const sent = { method: "POST", headers: { "content-type": file.type || "application/octet-stream" }, body: file };
-  return whole((await ask(path, { ...sent, ...options })).json());
+/** POST the bytes of a file; returns JSON. */
+export async function upload(path, bytes) {
+  const headers = { "content-type": "application/octet-stream" };
+  return parsed((await ask(path, { method: "POST", headers, body: bytes })).bytes);
 }
 
 /** GET or POST; returns {header, bytes}: what the header x-foveal-array says, and an ArrayBuffer. */
 export async function binary(path, body, options = {}) {
-  const sent = body === undefined ? {} : { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) };
-  const answer = await ask(path, { ...sent, ...options });
-  return { header: JSON.parse(answer.headers.get("x-foveal-array") ?? "{}"), bytes: await whole(answer.arrayBuffer()) };
+  const { answer, bytes } = await ask(path, { ...posted(body), ...options });
+  return { header: JSON.parse(answer.headers.get("x-foveal-array") ?? "{}"), bytes };
 }
 
 /** Whether the same request may be answered later: no server, one of another start or project, or none that has room. */

@@ -7,14 +7,13 @@ const AT_ONCE = 4; // requests
 
 export class Colours {
   constructor(api, { onError, onColours }) {
-    Object.assign(this, { api, onError, onColours, first: 0, kept: new Map(), queue: [], running: 0 });
+    Object.assign(this, { api, onError, onColours, first: 0, kept: new Map(), queue: [], coming: new Set(), running: 0 });
   }
 
   /** Ask for images in sight; those asked for before and not in sight any more are dropped. */
   ask(rows, first) {
-    if (first !== this.first) this.kept.clear();
-    this.first = first;
-    this.queue = rows.filter((row) => !this.kept.has(row));
+    if (first !== this.first) Object.assign(this, { first, kept: new Map(), coming: new Set() });
+    this.queue = rows.filter((row) => !this.kept.has(row) && !this.coming.has(row));
     while (this.running < AT_ONCE && this.queue.length) this.run();
   }
 
@@ -22,10 +21,15 @@ export class Colours {
     this.running++;
     try {
       while (this.queue.length) {
-        const { first } = this;
+        const { first, coming } = this;
         const row = this.queue.shift();
-        const { header, bytes } = await binary(`${this.api}/pca/${row}?components=3&first=${first}`);
-        if (first === this.first) this.keep(row, header.shape, new Uint8Array(bytes));
+        coming.add(row);
+        try {
+          const { header, bytes } = await binary(`${this.api}/pca/${row}?first=${first}`);
+          if (first === this.first) this.keep(row, header.shape, new Uint8Array(bytes));
+        } finally {
+          coming.delete(row);
+        }
       }
     } catch (error) {
       this.queue = [];

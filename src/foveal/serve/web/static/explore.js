@@ -2,14 +2,15 @@
 
 import { binary, json, upload, whenBack } from "/static/api.js";
 import { Colours } from "/static/colours.js";
+import { acceptDrops, contentOf } from "/static/files.js";
 import { Grid } from "/static/grid.js";
 import { Heat, colourOf, cosineOf } from "/static/heat.js";
+import { Names } from "/static/names.js";
 import { Near } from "/static/near.js";
 import { COLOURS, Scatter } from "/static/scatter.js";
 import { Single, ringAround } from "/static/single.js";
 
 const API = "/explore/api";
-const CHUNK = 200; // images described at once
 const MOST_COLOURED = 20_000; // images of which the map shows classes
 const FOUND = 100; // images that a search shows
 const ALIVE = 4000; // milliseconds between two looks whether the server is there
@@ -20,22 +21,20 @@ let order = null; // rows shown, or null for all
 let scores = new Map(); // of what was found, by row
 let held = null; // the patch that stays: {row or upload, patch}
 let pointed = null; // the patch that the words are about: {row, patch}
+let met = null; // [row, left, top] of the map's point near the pointer
 let opened = null; // {row} or {upload, file} in the single view
+let searches = 0; // of which the last is shown
 let back = null; // a promise while the server is away
-const known = new Map(); // row -> what the server says of an image
-const asked = new Set(); // chunks
 
-const nameOf = (row) => known.get(row)?.uri.split("/").slice(-2).join("/") ?? `image ${row + 1}`;
 const thumbnailOf = (row) => `${API}/thumbnail/${row}?revision=${info.revision}`;
 const rowAt = (index) => (order ? order[index] : index);
-const hasPatches = () => Boolean(info?.patches?.grid);
+const hasPatches = () => Boolean(info?.patches);
 const plural = (count, word) => `${count.toLocaleString("en")} ${word}${count === 1 ? "" : "s"}`;
 
 /** Say something to those who do not see the page. */
 const say = (text) => { $("live").textContent = text; };
 
 function fail(error) {
-  if (error.name === "AbortError") return;
   $("error").textContent = error.message;
   if (error.code === "unreachable") back ??= comeBack();
 }
@@ -47,9 +46,10 @@ async function comeBack() {
   if (again.revision !== info?.revision) return location.reload();
   $("error").textContent = "";
   say("The server is there again.");
-  asked.clear();
+  names.forget();
   grid.clear();
   grid.layout();
+  single.again();
   return undefined;
 }
 
@@ -68,25 +68,28 @@ async function attempt(action) {
 const grid = new Grid($("grid"), {
   source(index) {
     const row = rowAt(index);
-    const image = known.get(row);
     const score = scores.get(row) === undefined ? "" : ` ${scores.get(row).toFixed(2)}`;
-    const label = [nameOf(row), image?.label, score && `cosine${score}`].filter(Boolean).join(", ");
-    return { row, src: thumbnailOf(row), label, caption: `${image?.label ?? ""}${score}`.trim() };
+    const label = [wordsFor(row), score && `cosine${score}`].filter(Boolean).join(", ");
+    const caption = `${names.labelOf(row) ?? ""}${score}`.trim();
+    return { row, src: thumbnailOf(row), label, caption };
   },
-  onVisible: (cells) => { describe(cells); cover(cells); },
+  onVisible: (cells) => { names.ask(cells.map(({ row }) => row)); cover(cells); },
   onHover: (index, x, y) => look({ row: rowAt(index), patch: patchAt(x, y) }),
   onLeave: () => leave(),
   onActive: (index) => say(grid.told.source(index).label),
   onOpen: (index, x, y) => open(rowAt(index), x === null ? null : patchAt(x, y)),
-  async onBroken(cell) {
-    try {
-      await binary(cell.image.src);
-    } catch (error) {
-      cell.node.title = error.message;
-      if (error.code === "unreachable") fail(error);
-    }
+  async onBroken(cell, src) {
+    const error = await whyNot(src);
+    if (error) grid.refuse(cell, error.status === 410 ? "gone or changed" : "not shown", error.message);
   },
 });
+
+/** Ask for a picture again that was not shown, and return the server's words; null where there are none. */
+async function whyNot(src) {
+  const error = await binary(src).then(() => null, (said) => said);
+  if (error?.code === "unreachable") fail(error); // it comes back, and pictures are loaded again
+  return error?.code === "unreachable" ? null : error;
+}
 
 function patchAt(x, y) {
   if (!hasPatches()) return null;
@@ -94,18 +97,16 @@ function patchAt(x, y) {
   return Math.floor(y * rows) * columns + Math.floor(x * columns);
 }
 
-/** Ask what the images in sight are called, by chunks. */
-function describe(cells) {
-  for (const start of new Set(cells.map(({ row }) => row - (row % CHUNK)))) {
-    if (asked.has(start)) continue;
-    asked.add(start);
-    json(`${API}/images?start=${start}&count=${CHUNK}`).then(({ images }) => {
-      for (const image of images) known.set(image.row, image);
-      for (const cell of grid.cells.values()) if (cell.row >= start && cell.row < start + CHUNK) grid.describe(cell);
-      if (opened?.row >= start && opened.row < start + CHUNK) $("single-name").textContent = nameOf(opened.row);
-    }, (error) => { asked.delete(start); fail(error); });
-  }
-}
+const names = new Names(API, {
+  onError: fail,
+  onNames(has) {
+    for (const cell of grid.cells.values()) if (has(cell.row)) grid.describe(cell);
+    if (opened?.row !== undefined && has(opened.row)) single.rename(names.of(opened.row));
+    if (met && has(met[0])) meet(...met);
+  },
+});
+
+const wordsFor = (row) => [names.of(row), names.labelOf(row)].filter(Boolean).join(", ");
 
 // --- what lies over the images
 
@@ -144,7 +145,8 @@ function paint({ row, node, over, ring }) {
 }
 
 function legend() {
-  $("legend").hidden = !(heat.query && $("over").value === "heat");
+  $("legend").hidden = !(heat.query && heat.maps.size && $("over").value === "heat");
+  if ($("legend").hidden) return;
   $("low").textContent = `≤ ${cosineOf(heat.low).toFixed(2)}`;
   $("high").textContent = cosineOf(heat.high).toFixed(2);
 }
@@ -159,7 +161,7 @@ function drawScale() {
 
 /** The pointer is over a patch: light up what is like it, or say how like the held one it is. */
 function look({ row, patch }) {
-  if (patch === null) return void ($("words").textContent = nameOf(row));
+  if (patch === null) return void ($("words").textContent = names.of(row));
   if (!held) askHeat({ row, patch });
   pointed = { row, patch };
   $("words").textContent = wordsOf(row, patch);
@@ -173,13 +175,13 @@ function tell() {
 
 function wordsOf(row, patch) {
   const columns = info.patches.grid[1];
-  const place = `${nameOf(row)}, patch ${Math.floor(patch / columns) + 1} down, ${(patch % columns) + 1} across`;
+  const place = `${names.of(row)}, patch ${Math.floor(patch / columns) + 1} down, ${(patch % columns) + 1} across`;
   const value = held ? heat.value(row, patch) : null;
   return value === null ? place : `${place}: cosine ${value.toFixed(2)}`;
 }
 
 function askHeat(query) {
-  if ($("over").value === "pca") return; // colours stay until something is held
+  if ($("over").value !== "heat") return; // what lies over the images stays until something is held
   const rows = [...grid.cells.values()].map(({ row }) => row);
   if (opened?.row !== undefined && !rows.includes(opened.row)) rows.push(opened.row);
   heat.ask(query, rows);
@@ -209,6 +211,7 @@ function hold(query) {
 
 function letGo() {
   held = null;
+  if (document.activeElement === $("let-go")) $("large-over").focus({ preventScroll: true });
   single.mark(null);
   $("like-patch").disabled = $("let-go").disabled = true;
   leave();
@@ -237,29 +240,49 @@ const single = new Single({
     if (!held) askHeat(query);
     return undefined;
   },
+  async onBroken(source) {
+    const error = await whyNot(source);
+    if (error && $("large").src === source) single.refuse(error.message);
+  },
 });
 
 function open(row, patch) {
   opened = { row };
   held = null;
   scatter.mark(row);
-  single.show(nameOf(row), `${API}/picture/${row}?side=640&revision=${info.revision}`, info.patches?.grid ?? null);
-  $("like-image").disabled = false;
+  single.show(names.of(row), `${API}/picture/${row}?side=640&revision=${info.revision}`, info.patches?.grid ?? null);
   if (patch === null) letGo();
   else hold({ row, patch });
   coverAll();
   if (patch === null) {
-    say(`${nameOf(row)} is open; Tab goes to its patches.`);
+    say(`${names.of(row)} is open.`);
     if (hasPatches()) $("large-over").focus({ preventScroll: true });
   }
 }
 
 // --- searches
 
+/** Ask, and say that something is looked for; returns null where it failed, or something else was asked for since. */
+async function search(words, ask) {
+  const number = ++searches;
+  $("status").textContent = words;
+  $("error").textContent = "";
+  try {
+    const answer = await ask();
+    if (number === searches) return answer;
+  } catch (error) {
+    if (number === searches) fail(error);
+  } finally {
+    if (number === searches) status();
+  }
+  return null;
+}
+
 /** Show images that were found, best first, in place of all. */
 function showFound(images, words) {
   order = images.map(({ row }) => row);
   scores = new Map(images.map(({ row, score }) => [row, score]));
+  names.add(images.filter(({ uri }) => uri !== undefined));
   $("found-words").textContent = words;
   showView("grid");
   grid.show(order.length);
@@ -267,6 +290,8 @@ function showFound(images, words) {
 }
 
 function showAll() {
+  searches++; // what is still looked for is not wanted any more
+  status();
   order = null;
   scores = new Map();
   $("found").hidden = true;
@@ -277,28 +302,24 @@ function showAll() {
 async function likeImage() {
   if (opened.upload !== undefined) return searchFile(opened.file);
   const { row } = opened;
-  const answer = await attempt(() => json(`${API}/neighbours?row=${row}&count=${FOUND}`));
-  if (answer) showFound(answer.images, `${plural(answer.images.length, "image")} like ${nameOf(row)}, the most alike first`);
+  const answer = await search("Searching …", () => json(`${API}/neighbours?row=${row}&count=${FOUND}`));
+  if (answer) showFound(answer.images, `${plural(answer.images.length, "image")} like ${names.of(row)}, the most alike first`);
   return undefined;
 }
 
 async function likePatch() {
   const query = held;
-  $("status").textContent = "Searching …";
-  const answer = await attempt(() => json(`${API}/find`, { ...query, count: FOUND }));
-  status();
+  const answer = await search("Searching …", () => json(`${API}/find`, { ...query, count: FOUND }));
   if (answer) showFound(answer.images, `${plural(answer.images.length, "image")} with a patch like the held one, the most alike first`);
 }
 
 async function searchFile(file) {
-  $("status").textContent = `Searching with ${file.name} …`;
-  const answer = await attempt(() => upload(`${API}/neighbours?count=${FOUND}`, file));
-  status();
+  const answer = await search(`Searching with ${file.name} …`, async () => upload(`${API}/neighbours?count=${FOUND}`, await contentOf(file, info.most_bytes)));
   if (!answer) return;
   opened = { upload: answer.upload, file };
   scatter.mark(null);
   letGo();
-  single.show(file.name, file, answer.heat ? answer.grid : null);
+  single.show(file.name, `${API}/upload/${answer.upload}`, answer.grid);
   $("hint").hidden = true;
   showFound(answer.images, `${plural(answer.images.length, "image")} like ${file.name}, the most alike first`);
 }
@@ -313,24 +334,31 @@ const scatter = new Scatter($("points"), {
 });
 const near = new Near($("near"), $("points"));
 let selected = [];
+let mapped = null; // the method of the map that is shown
+let laterMap = 0; // timer
 
 /** A point is near the pointer or the cross: show its image. */
 function meet(row, left, top) {
+  met = row === null ? null : [row, left, top];
   if (row === null) return near.hide();
   pointed = null;
-  describe([{ row }]);
-  const words = [nameOf(row), known.get(row)?.label].filter(Boolean).join(", ");
-  $("words").textContent = words;
-  return near.show(thumbnailOf(row), words, left, top);
+  names.ask([row]);
+  $("words").textContent = wordsFor(row);
+  return near.show(thumbnailOf(row), wordsFor(row), left, top);
 }
 
 async function loadMap() {
+  clearTimeout(laterMap);
   const method = $("method").value;
-  const answer = await attempt(() => fetchMap(method));
+  const answer = await fetchMap(method).catch((error) => void fail(error));
   if (method !== $("method").value) return;
   $("map-words").textContent = answer?.state ? "Computing the map …" : "";
-  if (answer?.state) setTimeout(loadMap, 1000);
-  if (!answer || answer.state) return;
+  if (answer?.state) {
+    laterMap = setTimeout(loadMap, 1000);
+    return;
+  }
+  if (!answer) return void ($("method").value = mapped ?? method); // the map in sight keeps its name
+  mapped = method;
   scatter.show(new Float32Array(answer.bytes));
   if (info.classes && !scatter.groups && info.images <= MOST_COLOURED) await attempt(colourMap);
 }
@@ -378,6 +406,7 @@ function pick(tool) {
 
 function select(rows) {
   selected = rows;
+  if (document.activeElement === $("select-none")) $($("map").hidden ? "grid" : "points").focus();
   $("selection").hidden = rows.length === 0;
   $("selected").textContent = `${plural(rows.length, "image")} selected`;
   $("saved").textContent = "";
@@ -397,26 +426,12 @@ async function save(event) {
 
 function status() {
   const bad = info.unreadable ? `, ${info.unreadable.toLocaleString("en")} unreadable left out` : "";
-  $("status").textContent = `${plural(info.images, "image")}${bad}, seen by ${info.model}`;
+  const unfinished = info.unfinished ? "; not all are extracted yet" : "";
+  $("status").textContent = `${plural(info.images, "image")}${bad}, seen by ${info.model}${unfinished}`;
 }
 
 function onKey(event) {
   if (event.key === "Escape" && held) letGo();
-}
-
-function acceptDrops() {
-  const holdsFile = (event) => event.dataTransfer?.types.includes("Files");
-  let depth = 0;
-  const shown = (on) => { depth = on ? depth : 0; $("drop").hidden = !on; };
-  addEventListener("dragenter", (event) => { if (holdsFile(event)) { depth++; shown(true); } });
-  addEventListener("dragleave", (event) => { if (holdsFile(event) && --depth <= 0) shown(false); });
-  addEventListener("dragover", (event) => { if (holdsFile(event)) event.preventDefault(); });
-  addEventListener("drop", (event) => {
-    if (!holdsFile(event)) return;
-    event.preventDefault();
-    shown(false);
-    if (event.dataTransfer.files.length) searchFile(event.dataTransfer.files[0]);
-  });
 }
 
 function listen() {
@@ -435,7 +450,7 @@ function listen() {
   $("opacity").addEventListener("input", setOpacity);
   $("method").addEventListener("change", loadMap);
   addEventListener("keydown", onKey);
-  acceptDrops();
+  acceptDrops(searchFile);
 }
 
 function setOpacity() {
@@ -447,15 +462,15 @@ function showSelected() {
 }
 
 async function start() {
-  listen();
   drawScale();
   setOpacity();
   info = await attempt(() => whenBack(() => json(`${API}/set`)));
   if (!info) return void ($("status").textContent = "");
+  listen();
   $("name").textContent = info.name;
   document.title = `${info.name} – foveal explore`;
   if (!hasPatches()) noPatches();
-  $("first").max = Math.max(0, (info.patches?.components ?? 3) - 3);
+  $("first").max = Math.max(0, (info.patches?.components ?? 0) - 3);
   $("method").replaceChildren(...info.maps.map((method) => new Option({ pca: "PCA", umap: "UMAP" }[method] ?? method, method)));
   if (hasPatches()) grid.aspect = info.patches.grid[1] / info.patches.grid[0];
   single.aspect(grid.aspect);
@@ -468,11 +483,8 @@ async function start() {
 function noPatches() {
   $("over").value = "none";
   $("over").disabled = true;
-  $("hint").replaceChildren(
-    info.patches
-      ? "These images have patches in different numbers: there is no similarity to show over them. Extract them with one size."
-      : "This store keeps no patches: there is no similarity to show over images. Make one with: foveal extract SET --model MODEL --tokens cls,patches --pca 64 --dtype int8 --out STORE",
-  );
+  $("hint").textContent =
+    "This store keeps no patches: there is no similarity to show over images. Make one with: foveal extract SET --model MODEL --tokens cls,patches --pca 64 --dtype int8 --out STORE";
 }
 
 async function alive() {

@@ -7,7 +7,7 @@ export class Grid {
   /**
    * @param {HTMLElement} box scrolls; becomes the list box
    * @param {object} told of what happens: onVisible(cells), onHover(index, x, y), onLeave(), onActive(index), onOpen(index, x, y),
-   *   onBroken(cell);
+   *   onBroken(cell, src);
    *   x and y are 0..1 within the image, null by keyboard; `source(index)` gives {row, src, label, caption}
    */
   constructor(box, told) {
@@ -34,16 +34,18 @@ export class Grid {
 
   /** Make all images again: their source says something else. */
   clear() {
-    for (const cell of this.cells.values()) cell.node.remove();
-    this.cells.clear();
+    for (const cell of this.cells.values()) this.drop(cell);
+  }
+
+  drop({ index, image, node }) {
+    image.removeAttribute("src"); // what nobody sees need not be loaded
+    node.remove();
+    this.cells.delete(index);
   }
 
   resize(side) {
-    const first = Math.floor(this.box.scrollTop / this.side) * this.columns;
     this.least = side;
-    this.clear();
     this.layout();
-    this.box.scrollTop = Math.floor(first / this.columns) * this.side;
   }
 
   soon() {
@@ -55,19 +57,18 @@ export class Grid {
     const width = this.space.clientWidth;
     const columns = Math.max(1, Math.floor(width / this.least));
     const side = Math.floor(width / columns);
-    if (columns !== this.columns || side !== this.side) this.clear();
+    const first = Math.floor(this.box.scrollTop / this.side) * this.columns;
+    const isOther = columns !== this.columns || side !== this.side;
     Object.assign(this, { columns, side });
-    this.space.style.height = `${Math.ceil(this.count / columns) * this.side}px`;
+    this.space.style.height = `${Math.ceil(this.count / columns) * side}px`;
+    if (isOther) {
+      this.clear();
+      this.box.scrollTop = Math.floor(first / columns) * side; // what was in sight stays
+    }
     const top = Math.max(0, Math.floor(this.box.scrollTop / this.side) - MARGIN) * columns;
     const lines = Math.ceil(this.box.clientHeight / this.side) + 2 * MARGIN + 1;
     const end = Math.min(this.count, top + lines * columns);
-    for (const [index, cell] of this.cells) {
-      if (index < top || index >= end) {
-        cell.image.removeAttribute("src"); // what nobody sees need not be loaded
-        cell.node.remove();
-        this.cells.delete(index);
-      }
-    }
+    for (const [index, cell] of this.cells) if (index < top || index >= end) this.drop(cell);
     for (let index = top; index < end; index++) if (!this.cells.has(index)) this.cells.set(index, this.make(index));
     this.mark();
     this.told.onVisible([...this.cells.values()]);
@@ -96,19 +97,28 @@ export class Grid {
     const caption = node.appendChild(document.createElement("span"));
     const { row, src } = this.told.source(index);
     const cell = { index, row, node, image, over, ring, caption };
-    image.addEventListener("error", () => { node.classList.add("gone"); this.told.onBroken(cell); });
+    image.addEventListener("error", () => this.told.onBroken(cell, src));
     image.src = src;
     this.space.append(node);
     this.describe(cell);
     return cell;
   }
 
-  /** Say again what the images are: more is known of them. */
+  /** Say again what an image is: more is known of it. */
   describe(cell) {
     const { label, caption } = this.told.source(cell.index);
-    cell.node.setAttribute("aria-label", label);
-    cell.node.title = label;
+    const words = cell.refused ? `${label}: ${cell.refused}` : label;
+    cell.node.setAttribute("aria-label", words);
+    cell.node.title = words;
     cell.caption.textContent = caption;
+  }
+
+  /** Say in the place of an image, shortly and at length, why it is not shown. */
+  refuse(cell, short, words) {
+    cell.refused = words;
+    cell.node.classList.add("gone");
+    cell.node.dataset.words = short;
+    this.describe(cell);
   }
 
   mark() {

@@ -5,6 +5,9 @@ import { binary } from "/static/api.js";
 // Dark blue over violet and orange to light yellow: lightness grows with the value, so it also reads without colour.
 const STOPS = [[18, 12, 60], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]];
 
+const AT_ONCE = 1000; // images
+const KEPT = 4000; // maps: more than any window shows
+
 export const cosineOf = (byte) => byte / 127.5 - 1;
 
 /** Return red, green and blue of a share of the range, 0..1. */
@@ -20,7 +23,7 @@ export class Heat {
    * @param {() => void} onHeat there is more to paint
    */
   constructor(api, { onError, onHeat }) {
-    Object.assign(this, { api, onError, onHeat, query: null, maps: new Map(), low: 0, high: 1, wanted: null, busy: false });
+    Object.assign(this, { api, onError, onHeat, query: null, maps: new Map(), wanted: null, busy: false });
   }
 
   /** Ask for the similarity of {row or upload, patch} to the images `rows`; the latest question wins. */
@@ -37,8 +40,9 @@ export class Heat {
     try {
       while (this.wanted) {
         const { key, query, next } = this;
-        const rows = this.wanted.filter((row) => !next.has(row)).slice(0, 1000);
-        this.wanted = null;
+        const missing = this.wanted.filter((row) => !next.has(row));
+        const rows = missing.slice(0, AT_ONCE);
+        this.wanted = missing.length > rows.length ? missing : null;
         if (rows.length === 0) continue;
         const { header, bytes } = await binary(`${this.api}/heat`, { ...query, rows });
         if (this.key !== key) continue;
@@ -56,6 +60,10 @@ export class Heat {
   take(next, rows, [, height, width], values) {
     const size = height * width;
     rows.forEach((row, index) => next.set(row, { height, width, values: values.subarray(index * size, (index + 1) * size) }));
+    for (const row of next.keys()) {
+      if (next.size <= KEPT) break;
+      next.delete(row); // the oldest: somebody scrolls through the set with a patch held
+    }
     if (!this.ranged) this.range(values);
     this.maps = next;
     this.onHeat();
@@ -67,9 +75,11 @@ export class Heat {
     for (const value of values) counts[value]++;
     let low = 0;
     for (let seen = counts[0]; seen < values.length / 2; seen += counts[low]) low++;
+    low = Math.min(low, 254);
     let high = 255;
     while (high > low + 1 && counts[high] === 0) high--;
-    Object.assign(this, { low: Math.min(low, 254), high: Math.max(high, low + 1), ranged: true });
+    const shares = Array.from(counts, (_, value) => Math.max(0, Math.min(1, (value - low) / (high - low))));
+    Object.assign(this, { low, high, ranged: true, colours: shares.map((share) => [...colourOf(share), 150 + 105 * share]) });
   }
 
   /** Return the cosine at a patch of an image, or null. */
@@ -83,10 +93,7 @@ export class Heat {
     const map = this.maps.get(row);
     if (!map) return null;
     const picture = new ImageData(map.width, map.height);
-    map.values.forEach((value, index) => {
-      const share = (value - this.low) / (this.high - this.low);
-      picture.data.set([...colourOf(share), 150 + 105 * Math.max(0, Math.min(1, share))], index * 4);
-    });
+    map.values.forEach((value, index) => picture.data.set(this.colours[value], 4 * index));
     return Object.assign(picture, { isHeat: true });
   }
 }

@@ -3,28 +3,48 @@
 const $ = (id) => document.getElementById(id);
 
 export class Single {
-  /** @param {object} told onPatch(patch, held) */
+  /** @param {object} told onPatch(patch, held), onBroken(source) */
   constructor(told) {
-    Object.assign(this, { told, grid: null, patch: null, address: null });
+    Object.assign(this, { told, grid: null, patch: null });
     const over = $("large-over");
     over.addEventListener("pointermove", (event) => this.onPointer(event, false));
     over.addEventListener("click", (event) => this.onPointer(event, true));
     over.addEventListener("pointerleave", () => this.told.onPatch(null, false));
     over.addEventListener("keydown", (event) => this.onKey(event));
-    $("large").addEventListener("error", () => $("large").removeAttribute("src"));
+    $("large").addEventListener("load", () => { $("large").hidden = false; });
+    $("large").addEventListener("error", () => this.told.onBroken($("large").src));
   }
 
-  /** Show a picture; a file is shown from the browser itself. @param {[number, number]|null} grid patches down and across */
+  /** Show a picture. @param {[number, number]|null} grid patches down and across */
   show(name, source, grid) {
-    if (this.address) URL.revokeObjectURL(this.address);
-    this.address = source instanceof Blob ? URL.createObjectURL(source) : null;
-    $("single").hidden = false;
-    $("single-name").textContent = name;
-    $("large").src = this.address ?? source;
-    $("large").alt = name;
     Object.assign(this, { grid, patch: null });
+    $("single").hidden = false;
+    $("large-over").hidden = $("like-patch").hidden = $("let-go").hidden = grid === null;
+    this.rename(name);
+    this.load(source);
     this.paint(null);
     this.mark(null);
+  }
+
+  rename(name) {
+    $("single-name").textContent = $("large").alt = name;
+  }
+
+  /** Load a picture, also again; until it is there none is shown, least of all the one of before. */
+  load(source) {
+    $("large").hidden = true;
+    $("large-words").textContent = "";
+    $("large").src = source;
+  }
+
+  /** Load the picture once more where it did not come. */
+  again() {
+    if ($("large").hidden && $("large").hasAttribute("src")) this.load($("large").src);
+  }
+
+  /** Say in place of the picture why it is not shown. */
+  refuse(words) {
+    $("large-words").textContent = words;
   }
 
   /** Say how wide pictures are, in heights. */
