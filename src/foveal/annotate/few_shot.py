@@ -22,6 +22,7 @@ from foveal.features.store import FeatureStore
 _PENALTIES = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # shares of the largest eigenvalue
 _DRAWN_EVERY = 5  # of the offered images one in so many is drawn at random: these measure the accuracy
 _MOST_OFFERED = 4096  # images of a large set among which the next one is looked for
+_LABELS_AT_ONCE = 1024  # of their similarities to those images: 16 MiB
 _ROWS_AT_ONCE = 64  # of their similarities: 1 MiB, which stays in the cache of a core
 
 
@@ -175,13 +176,13 @@ class FewShot:
 
     def _gains(self, known: np.ndarray, free: np.ndarray, fit: FewShotFit | None) -> np.ndarray:
         """Return what a label of each free candidate would gain; `known` is (N,), `free` one for each candidate."""
+        among = self.features[self._candidates]
         if self._similarities is None:
-            among = self.features[self._candidates]
             self._similarities = among @ among.T
         reached = torch.full((len(self._candidates),), -1.0)
-        if known.any():
-            among, labelled = self.features[self._candidates], self.features[np.flatnonzero(known)]
-            reached = (among @ labelled.T).amax(dim=1)
+        rows = torch.from_numpy(np.flatnonzero(known))
+        for some in rows.split(_LABELS_AT_ONCE) if len(rows) else ():
+            reached = torch.maximum(reached, (among @ self.features[some].T).amax(dim=1))
         unsure = torch.ones(len(self._candidates))
         if fit is not None:
             unsure = torch.from_numpy(1 - fit.probabilities[self._candidates]).float()

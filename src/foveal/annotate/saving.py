@@ -93,7 +93,8 @@ def _write_masks(project: "ProjectReader", folder: Path, notes: list[str]) -> di
     for record in project.annotations(states=("accepted", "proposed", "unsure")):
         if record.annotation.mask is not None or record.annotation.box is not None:
             marks[record.index].append(record)
-    done = {project.index(uri) for uri in project.done()}
+    places = {uri: row for row, uri in enumerate(project.image_set.rows.column("uri").to_pylist())}
+    done = {places[uri] for uri in project.done()}
     accepted = {index for index, here in marks.items() if any(one.annotation.state == "accepted" for one in here)}
     used = {one.annotation.class_name for here in marks.values() for one in here if one.annotation.state == "accepted"}
     classes = [one.name for one in project.classes() if one.name in used]
