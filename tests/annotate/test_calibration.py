@@ -76,9 +76,7 @@ def test_too_few_held_out_answers_make_everything_unsure() -> None:
     assert few.threshold is None
     assert few.precision is None
     assert not few.accepts(np.array([1e9])).any()
-    assert "48 held-out answers, and a precision of 90 % can be shown by 49 at least; every answer is unsure" in (
-        few.summary
-    )
+    assert "48 held-out answers are too few to show a precision of 90 %, which takes 49; every answer is" in few.summary
     assert calibrate(np.arange(49.0), np.ones(49, bool)).num_answered == 49
     assert calibrate(np.empty(0), np.empty(0, bool)).probabilities(np.array([3.0])) == 0.5
 

@@ -113,7 +113,7 @@ async def test_sure_answers_are_given_and_unsure_ones_are_a_low_score(
         (unsure,) = await predictions(client, "red/19.png")
         assert unsure["result"] == []
         assert 0 < unsure["score"] < 1
-        assert "labels: 38 held-out answers, and a precision of 95 % can be shown by 99 at least" in caplog.text
+        assert "labels: 38 held-out answers are too few to show a precision of 95 %, which takes 99" in caplog.text
     async with backend(project, model) as client:  # a class that the interface does not have
         (other,) = await predictions(client, "red/19.png", config=label_config(("green",)).decode())
         assert other["result"] == []

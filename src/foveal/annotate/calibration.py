@@ -77,12 +77,12 @@ class Calibration:
             )
         if self.num_held_out < least:
             return (
-                f"{self.num_held_out} held-out answers, and {wanted} can be shown by {least} at least; "
-                "every answer is unsure: label more, or want less"
+                f"{self.num_held_out} held-out answers are too few to show {wanted}, which takes {least}; "
+                "every answer is unsure: label more, or ask for less"
             )
         return (
             f"no threshold reaches {wanted} for sure on {self.num_held_out} held-out answers; "
-            "every answer is unsure: label more, or want less"
+            "every answer is unsure: label more, or ask for less"
         )
 
 

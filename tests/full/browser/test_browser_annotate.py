@@ -67,7 +67,7 @@ def test_labels_propagate_are_corrected_undone_and_exported(
     picture_of(page, "annotate_classes")
     button(page, "^Review").click()
     button(page, "Propose labels").click()
-    expect(page.get_by_text("held-out labels measure")).to_be_visible()
+    expect(page.get_by_text("are too few to show")).to_be_visible()
     tiles = page.locator("#tiles li")
     expect(tiles.first).to_be_visible()
     picture_of(page, "annotate_review")
@@ -93,6 +93,7 @@ def test_labels_propagate_are_corrected_undone_and_exported(
     page.get_by_label("Format").select_option("coco")
     page.get_by_label("Name of the folder").fill("mine")
     page.get_by_role("dialog").get_by_role("button", name="Export").click()
+    page.wait_for_timeout(3000)  # longer than the page takes to say again that all is saved
     expect(page.get_by_text("Exported to")).to_be_visible()
     assert any((project / "exports/mine").rglob("*.json"))
 
@@ -113,7 +114,7 @@ def test_a_mask_is_clicked_kept_corrected_and_undone(
     page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     expect(button(page, "Keep the mask")).to_be_enabled()
     page.mouse.click(box["x"] + 5, box["y"] + 5, button="right")
-    expect(page.get_by_text("2 shown")).to_be_visible()
+    expect(page.get_by_text("2 given")).to_be_visible()
     picture_of(page, "annotate_masks")
     page.keyboard.press("Enter")
     expect(page.get_by_text("mask cat, accepted")).to_be_visible()

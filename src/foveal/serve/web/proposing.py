@@ -108,5 +108,4 @@ def _labels(annotator: Annotator, count: int) -> Spread:
     found = annotator.label_proposals(count)
     if not found:
         raise ProjectError("nothing is proposed: label images of two classes first, and leave some without a label")
-    learnt = annotator.learner.summary()
-    return Spread(found, f"{learnt['num_held_out']} held-out labels measure: {learnt['calibration']}.")
+    return Spread(found, f"{annotator.learner.summary()['calibration'].capitalize()}.")

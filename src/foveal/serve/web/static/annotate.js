@@ -155,6 +155,8 @@ function drawClasses() {
     return row;
   });
   page.fill($("classes"), rows);
+  $("first-steps").hidden = rows.length > 0;
+  $("label-hint").hidden = rows.length === 0;
 }
 
 let drawn = "[]"; // conflicts
@@ -402,6 +404,7 @@ async function begin() {
     },
   });
   await setMode("classes");
+  if (page.project.classes.length === 0) $("new-class").focus();
   follow();
 }
 

@@ -18,7 +18,7 @@ async function ask(path, options) {
     throw new ApiError("unreachable", "The server does not answer. Start it again; this page goes on by itself.");
   }
   if (answer.ok) return { answer, bytes };
-  const said = parsed(bytes).error ?? {};
+  const said = parsed(bytes)?.error ?? {};
   throw new ApiError(said.code ?? "failed", said.message ?? `The server said ${answer.status}.`, answer.status, said.field);
 }
 

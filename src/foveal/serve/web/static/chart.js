@@ -12,8 +12,9 @@ function element(name, attributes, text = "") {
 export function drawChart(svg, words, { num_labels, num_held_out, num_images, history }) {
   const last = history.at(-1);
   words.textContent = last
-    ? `${Math.round((100 * last.right) / last.held_out)} %: ${last.right} of ${last.held_out} held-out labels are right, after ${num_labels} labels, of ${num_images.toLocaleString("en")} images.`
-    : `${num_labels} labels, and ${num_held_out} of them measure. Label two classes for the head to learn; every fifth image measures it.`;
+    ? `${Math.round((100 * last.right) / last.held_out)} %: the head is right on ${last.right} of ${last.held_out} held-out labels. ${num_labels} of ${num_images.toLocaleString("en")} images are labelled.`
+    : `${num_labels} of ${num_images.toLocaleString("en")} images are labelled, ${num_held_out} of them held out. Label images of two classes: then a head learns, and one image in five is held out to measure it.`;
+  svg.toggleAttribute("hidden", !last);
   const most = Math.max(...history.map((one) => one.num_labels), 1);
   const places = history.map(({ num_labels: at, right, held_out }) => [LEFT + ((RIGHT - LEFT) * at) / most, BOTTOM - ((BOTTOM - TOP) * right) / held_out]);
   const parts = [0, 0.5, 1].flatMap((share) => {

@@ -182,8 +182,9 @@ export class MaskMode {
     const none = this.page.project.classes.length ? "No class is chosen: press the number of one. " : "Add a class first. ";
     const what = className ? `Class: ${className}. ` : none;
     const nothing = preview === false ? "Nothing is found so. " : "";
-    const next = preview ? "Enter keeps the mask; more clicks improve it." : `${nothing}Click on what it is.`;
-    $("mask-words").textContent = `${what}${prompts.length} shown. ${next}${positive ? "" : " Clicks say what does not belong to it."}`;
+    const given = prompts.length ? `${prompts.length} given. ` : "";
+    const next = preview ? "Enter keeps the mask; more clicks improve it." : `${nothing}Click on ${className ?? "a thing"} in the image.`;
+    $("mask-words").textContent = `${what}${given}${next}${positive ? "" : " Clicks say what does not belong to it."}`;
   }
 
   /** Keep the mask, with all that was clicked. */

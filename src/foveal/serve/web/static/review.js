@@ -71,7 +71,8 @@ export class ReviewMode {
       pictures.append(this.overlay(one));
     }
     const sure = one.score === null ? "" : `, ${Math.round(100 * one.score)} %`;
-    const words = Object.assign(document.createElement("p"), { className: "words", textContent: `${one.class_name}${sure}, ${one.state}. ${one.uri}` });
+    const words = Object.assign(document.createElement("p"), { className: "words", textContent: `${one.class_name}${sure}, ${one.state}` });
+    words.append(Object.assign(document.createElement("span"), { textContent: one.uri }));
     tile.append(pictures, words);
     const buttons = [["Accept", () => this.send([one], "accepted")], ["Reject", () => this.send([one], "rejected")]];
     if (one.kind === "mask") buttons.push(["Correct", () => this.open(one)]);
@@ -80,7 +81,7 @@ export class ReviewMode {
       button.addEventListener("click", () => this.page.run(act));
       tile.append(button, " ");
     }
-    tile.setAttribute("aria-label", words.textContent);
+    tile.setAttribute("aria-label", `${one.class_name}${sure}, ${one.state}. ${one.uri}`);
     return tile;
   }
 
