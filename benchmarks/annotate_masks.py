@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=SIDE)
     parser.add_argument("--sets", nargs="+", default=["camvid", "davis"], help="where clicks are counted")
     parser.add_argument("--peers", action="store_true", help="count the clicks of the other libraries too")
-    parser.add_argument("--plain", action="store_true", help="leave masks of videos as smooth as patches are")
+    parser.add_argument("--sharpened", action="store_true", help="let masks of videos follow edges")
     parser.add_argument("--trust", type=float, default=PromptSettings().sharpness.trust)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -323,7 +323,7 @@ def track(arguments: argparse.Namespace) -> None:
     ]
     methods.append(("raw colour", lambda video: lambda index: colour_of(video.frame(index), arguments.side)))
     for name, frames in methods:
-        show_track(name, videos, Following(sharpness=None) if arguments.plain else Following(), frames)
+        show_track(name, videos, Following(sharpness=Sharpness() if arguments.sharpened else None), frames)
 
 
 def frames_of(model: Model, side: int) -> Callable[[Video], Callable[[int], SeenImage]]:

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from hand_made import iou, picture, things
 
+from foveal.annotate.cells import Sharpness
 from foveal.annotate.track import Following, follow
 from foveal.errors import FovealError
 from foveal.evaluate.video import Tracking
@@ -19,7 +20,7 @@ def _frame(index: int) -> SeenImage:
     return picture(_truth(index), seed=index)
 
 
-@pytest.mark.parametrize("following", [Following(), Following(sharpness=None)])
+@pytest.mark.parametrize("following", [Following(), Following(sharpness=Sharpness())])
 def test_a_mask_follows_the_thing_to_the_end(following: Following) -> None:
     found = list(follow(_frame, NUM_FRAMES, {0: _truth(0)}, following=following))
     assert [index for index, _ in found] == [1, 2, 3, 4, 5]

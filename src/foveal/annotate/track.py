@@ -27,11 +27,12 @@ class Following:
 
     Attributes:
         tracking: how labels are carried; its `short_side` is not used, since the frames come as they were seen.
-        sharpness: how masks follow the edges of a frame; None leaves them as smooth as patches are.
+        sharpness: how masks follow the edges of a frame; None leaves them as smooth as patches are, which had the
+            better J&F on DAVIS by 4 points, with features and with raw colour: see benchmarks/RESULTS.md.
     """
 
     tracking: Tracking = field(default_factory=Tracking)
-    sharpness: Sharpness | None = field(default_factory=Sharpness)
+    sharpness: Sharpness | None = None
 
 
 def follow(
