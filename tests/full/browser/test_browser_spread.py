@@ -151,9 +151,9 @@ def test_masks_found_in_similar_images_are_accepted_rejected_corrected_and_teach
     tile(page, nearly).focus()
     page.keyboard.press("c")
     expect(page.get_by_text(re.compile(f"^\\d+ of 36: .*{nearly}"))).to_be_visible()
-    expect(page.get_by_text("1 shown")).to_be_visible()  # the box around what was found
+    expect(page.get_by_text("1 given")).to_be_visible()  # the box around what was found
     click(page, 0.4, 0.45)
-    expect(page.get_by_text("2 shown")).to_be_visible()
+    expect(page.get_by_text("2 given")).to_be_visible()
     page.keyboard.press("Enter")
     expect(tile(page, others[0])).to_be_visible()  # the review again
     saved(page)
@@ -214,10 +214,10 @@ def test_a_mask_is_followed_through_the_frames_of_a_folder_and_one_is_corrected(
     tile(page, "walk/4.png").get_by_role("button", name="Correct").click()
     expect(page.get_by_text("6 of 6: walk/4.png")).to_be_visible()
     page.keyboard.press("Escape")  # away with the box around what was found
-    expect(page.get_by_text("0 shown")).to_be_visible()
+    expect(page.get_by_text("Class: disc. Click on disc in the image.")).to_be_visible()
     page.keyboard.press("r")
     box_around(page, disc(4))
-    expect(page.get_by_text("1 shown. Nothing is found so")).to_be_visible()  # by a network that has learnt nothing
+    expect(page.get_by_text("1 given. Nothing is found so")).to_be_visible()  # by a network that has learnt nothing
     expect(button(page, "Keep the mask")).to_be_disabled()
     page.keyboard.press("p")
     click(page, (30 + 14 * 4) / WIDTH, 60 / HEIGHT)
