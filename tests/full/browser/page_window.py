@@ -38,6 +38,8 @@ def opened(page: Page, address: str) -> Window:
         if message.type in ("error", "warning"):
             window.complain(f"{message.type}: {message.text} ({message.location.get('url', '')})")
 
+    # Requests are intercepted from the start on: some that follow the first route of a page at once escape it.
+    page.route("**/no-such-address", lambda route: route.continue_())
     page.on("console", said)
     page.on("pageerror", lambda error: window.complain(f"error: {error}"))
     page.goto(address)
