@@ -34,6 +34,7 @@ import httpx
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from explore_page import in_the_browser
 from extract import write_photographs
 from rich.console import Console
@@ -58,7 +59,8 @@ SHARD = SMALL.shard_size
 def write_model(folder: Path) -> Path:
     """Save a small network with random weights that has the patches of ViT-S/14: 16 x 16 at 224 pixels."""
     config = backbone_config("vit_micro", patch_size=14, image_size=224, layerscale_init=1.0)
-    save_model(folder, VisionTransformer(config), Card(name="random", backbone=config, licence=OWN))
+    backbone = VisionTransformer(config).init_weights(torch.Generator().manual_seed(0))
+    save_model(folder, backbone, Card(name="random", backbone=config, licence=OWN))
     return folder
 
 
