@@ -31,8 +31,9 @@ def labels_when(project: Path, said: dict[str, str]) -> dict[str, str]:
 
 
 def offered(page: Page) -> str:
-    """The file that the page asks about."""
-    shown = page.get_by_role("img", name="to be labelled")
+    """The file that the page asks about, once its picture is there: before that no key labels it."""
+    shown = page.locator("#offered:not(.waiting)")
+    expect(shown).to_be_visible()
     name = shown.get_attribute("alt")
     assert name is not None
     return re.search(r"[\w-]+\.jpg", name)[0]  # type: ignore[index]
@@ -185,6 +186,7 @@ def test_two_windows_follow_each_other(server: PageServer, windows: Open) -> Non
     expect(button(two, "coffee")).to_be_visible()
     add_classes(two, "flower")
     expect(button(one, "flower")).to_be_visible()
+    offered(one)
     one.keyboard.press("1")
     expect(button(two, "chelsea")).to_contain_text("1")
 
@@ -193,6 +195,7 @@ def test_everybody_can_use_it(server: PageServer, windows: Open) -> None:
     page = windows(server.address).page
     saved(page)
     add_classes(page, "chelsea", "coffee")
+    offered(page)
     page.keyboard.press("1")
     expect(button(page, "chelsea")).to_contain_text("1")
     saved(page)

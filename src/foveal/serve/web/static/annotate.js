@@ -224,13 +224,14 @@ async function offer() {
   isMissed = false;
   setFace(found, picture, failure);
   await $("offered").decode().catch(() => {}); // it is gone, or another one came
-  if (number === asked && found.image) offered = { ...found.image, isShown: Boolean(picture) };
+  if (number !== asked) return;
+  if (found.image) offered = { ...found.image, isShown: Boolean(picture) };
+  $("offered").classList.remove("waiting");
 }
 
 function setFace({ image, guess, why, learning }, picture, failure) {
   URL.revokeObjectURL($("offered").src);
   $("offered").hidden = !picture;
-  $("offered").classList.remove("waiting");
   $("offered").alt = picture ? `Image ${image.uri}, to be labelled` : "";
   if (picture) $("offered").src = URL.createObjectURL(picture);
   page.guess = picture ? guess : null;
